@@ -1,0 +1,62 @@
+# Everything a newcomer needs is two commands: `make demo` and `make test`.
+# VENV may name another environment, PYTEST_ARGS more arguments of pytest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# uv is installed into the environment itself: nothing outside this folder is touched.
+UV := UV_PROJECT_ENVIRONMENT=$(abspath $(VENV)) VIRTUAL_ENV= $(abspath $(BIN))/uv
+
+.PHONY: help install demo test check lint format types imports lock wheel clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## Make .venv with the locked dependencies (5 GB, mostly torch)
+
+$(STAMP): pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, got " + sys.version.split()[0] + "; say which with make PYTHON=python3.12")'
+	@echo "== environment $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install "uv>=0.9,<1"
+	@echo "== dependencies from uv.lock (torch is large: minutes where nothing is cached)"
+	$(UV) sync --frozen --inexact
+	@touch $@
+
+demo: $(STAMP)  ## Search a small texture task with two workers, on any machine, in minutes
+	$(BIN)/nbtl-search demo
+
+test: $(STAMP)  ## Run all tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: lint types imports test  ## Run what CI runs: ruff, mypy, import-linter, pytest
+
+lint: $(STAMP)  ## Run ruff's linter and look at the format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP)  ## Let ruff mend and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(STAMP)  ## Run mypy (strict)
+	$(BIN)/mypy
+
+imports: $(STAMP)  ## Check the floors and the two columns
+	$(BIN)/lint-imports
+
+lock: $(STAMP)  ## Write uv.lock anew from pyproject.toml, with PyPI as the only index
+	$(UV) lock --default-index https://pypi.org/simple
+
+wheel: $(STAMP)  ## Build the wheel into dist/
+	$(UV) build --wheel
+
+clean:  ## Remove the environment, caches and builds
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

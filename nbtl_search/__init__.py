@@ -1,0 +1,55 @@
+"""Hyperparameter search for non-binary transfer learning.
+
+    import nbtl_search as nbtl
+
+    nbtl.create("textures")
+    nbtl.launch("textures", workers=2)
+    recipe, trial = nbtl.best("textures")
+
+Names are imported when first used, so that `import nbtl_search` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbtl_search.api import (
+        best,
+        create,
+        dashboard,
+        delete,
+        launch,
+        prepare,
+        status,
+        steer,
+        studies,
+        train,
+    )
+    from nbtl_search.spec import Recipe, StudySpec
+
+__all__ = [
+    "Recipe",
+    "StudySpec",
+    "best",
+    "create",
+    "dashboard",
+    "delete",
+    "launch",
+    "prepare",
+    "status",
+    "steer",
+    "studies",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    module = "nbtl_search.spec" if name in {"Recipe", "StudySpec"} else "nbtl_search.api"
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,79 @@
+"""The group of all commands; a command's module is imported when that command is used."""
+
+from importlib import import_module
+
+import click
+
+_PLACES = {
+    "create": "search",
+    "prepare": "search",
+    "launch": "search",
+    "worker": "search",
+    "status": "watch",
+    "list": "watch",
+    "best": "watch",
+    "dashboard": "watch",
+    "pause": "steer",
+    "resume": "steer",
+    "stop": "steer",
+    "delete": "steer",
+    "train": "single",
+    "demo": "single",
+    "db": "database",
+    "completion": "shell",
+}
+_SHORT = {
+    "create": "Create a study: what to search, on which images.",
+    "prepare": "Decode a dataset once, for all workers of this machine.",
+    "launch": "Run workers on this machine until the study is over.",
+    "worker": "Be one worker: train trials until the study is over.",
+    "status": "Show where a study stands.",
+    "list": "List all studies.",
+    "best": "Print the best recipe as TOML, for `train`.",
+    "dashboard": "Show all studies in a browser.",
+    "pause": "Checkpoint all trials and wait.",
+    "resume": "Go on with a paused or stopped study.",
+    "stop": "Checkpoint all trials and end the workers.",
+    "delete": "Delete a study and its trials.",
+    "train": "Train one recipe, without a study.",
+    "demo": "Search a small task from start to end, in minutes.",
+    "db": "Start, stop, inspect or upgrade the database.",
+    "completion": "Print the completion script of a shell.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose help needs no command's module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names in the order of use."""
+        return list(_PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command."""
+        if cmd_name not in _PLACES:
+            return None
+        module = import_module(f"nbtl_search.cli.{_PLACES[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_SHORT.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="nbtl-search", message="%(prog)s %(version)s")
+def app() -> None:
+    """Find out how to fine-tune a pre-trained network on your images.
+
+    \b
+    nbtl-search create --dataset ./my-folder
+    nbtl-search launch my-folder
+    nbtl-search status my-folder
+    nbtl-search dashboard
+    """

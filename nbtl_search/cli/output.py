@@ -1,0 +1,90 @@
+"""What commands print besides plain lines: JSON, progress bars, a picture that stays."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nbtl_search.study.store import Study
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return the terminal."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(stderr=stderr, highlight=False)
+
+
+@contextmanager
+def decoding_progress() -> Iterator[Callable[[int, int], None]]:
+    """Give a callback (done, total) whose bar appears on stderr at its first call."""
+    from rich.progress import Progress  # noqa: PLC0415
+
+    with Progress(console=console(stderr=True), transient=True) as bar:
+        tasks: list[Any] = []
+
+        def tick(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("decoding images", total=total))
+            bar.update(tasks[0], completed=done, total=total)
+
+        yield tick
+
+
+@contextmanager
+def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"]:
+    """Give a callback that shows how far a study is; None if quiet."""
+    if quiet:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
+    from rich.progress import TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tick(study: "Study") -> None:
+            from nbtl_search.errors import StorageLostError  # noqa: PLC0415
+            from nbtl_search.report.status import status_of  # noqa: PLC0415
+
+            try:
+                report = status_of(study)
+            except StorageLostError:
+                bar.update(task, description="waiting for the database")
+                return
+            best = f"best {report.best['value']:.2f} %" if report.best else "no result yet"
+            bar.update(
+                task,
+                total=report.n_trials,
+                completed=report.complete + report.pruned + report.failed,
+                description=f"{report.running} running, {report.pruned} pruned, {best}",
+            )
+
+        yield tick
+
+
+def live(picture: Callable[[], tuple[Any, bool]], *, every_s: float) -> None:
+    """Show a picture anew every so many seconds, until it says it is the last or Ctrl-C."""
+    from rich.live import Live  # noqa: PLC0415
+
+    drawn, last = picture()
+    with Live(drawn, console=console(), auto_refresh=False) as screen:
+        try:
+            while not last:
+                time.sleep(every_s)
+                drawn, last = picture()
+                screen.update(drawn, refresh=True)
+        except KeyboardInterrupt:
+            return

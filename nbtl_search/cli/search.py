@@ -1,0 +1,201 @@
+"""Commands that make and run a search."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nbtl_search.cli.options import home_option, json_option, settings_option, storage_option
+from nbtl_search.cli.output import decoding_progress, echo_json, search_progress
+
+if TYPE_CHECKING:
+    from nbtl_search.spec import StudySpec
+
+
+@click.command("create")
+@click.option("--dataset", help="dtd, caltech256, cars, aircraft, textures, or a folder of images.")
+@click.option(
+    "--study",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A study's TOML file instead.",
+)
+@click.option("--name", help="Of the study; by default the dataset's.")
+@click.option("--model", help="A timm model; by default inception_v4.")
+@click.option("--weights", help="timm, a .safetensors or .pth file, or a Hugging Face folder.")
+@click.option("--root", help="Where a registered dataset's images lie already.")
+@click.option("--image-px", type=int, help="Side of the network's input.")
+@click.option("--epochs", type=int, help="Epochs of one trial.")
+@click.option("--trials", type=int, help="Trials in all.")
+@settings_option
+@storage_option
+@json_option
+def create_command(  # noqa: PLR0913
+    *,
+    dataset: str | None,
+    study: Path | None,
+    name: str | None,
+    settings: Sequence[str],
+    home: Path | None,
+    storage: str | None,
+    as_json: bool,
+    **shortcuts: str | int | None,
+) -> None:
+    """Create a study: check images and weights, and store what is to be searched.
+
+    \b
+    nbtl-search create --dataset dtd
+    nbtl-search create --dataset ./photos --model mobilenetv2_100 --image-px 224 --trials 24
+    """
+    from nbtl_search import api  # noqa: PLC0415
+
+    with decoding_progress() as progress:
+        spec = api.create(
+            dataset,
+            study=study,
+            name=name,
+            settings=[*_assignments(shortcuts), *settings],
+            home=home,
+            storage=storage,
+            progress=progress,
+        )
+    if as_json:
+        echo_json(spec.plain())
+    else:
+        _say_created(spec)
+
+
+_KEYS = {
+    "model": "model.name",
+    "weights": "model.weights",
+    "root": "data.root",
+    "image_px": "data.image_px",
+    "epochs": "train.epochs",
+    "trials": "budget.n_trials",
+}
+
+
+def _assignments(shortcuts: dict[str, str | int | None]) -> list[str]:
+    """Return shortcuts as assignments; texts are quoted, lest a path be read as TOML."""
+    return [
+        f"{_KEYS[key]}='''{value}'''" if isinstance(value, str) else f"{_KEYS[key]}={value}"
+        for key, value in shortcuts.items()
+        if value is not None
+    ]
+
+
+def _say_created(spec: "StudySpec") -> None:
+    from nbtl_search.study.pruning import rungs  # noqa: PLC0415
+
+    facts = spec.facts
+    assert facts is not None  # noqa: S101
+    n_updates = max(1, facts.n_train // spec.train.batch_size)
+    stops = rungs(spec.search.pruning, epochs=spec.train.epochs, n_updates=n_updates)
+    where = f"after epoch {' and '.join(map(str, stops))}" if stops else "never (too few updates)"
+    click.echo(
+        f"study {spec.name!r}: {spec.budget.n_trials} trials of {spec.train.epochs} epochs, "
+        f"space {spec.search.space!r}\n"
+        f"  images   {facts.n_train} to train, {facts.n_val} to validate, {facts.n_test} to test, "
+        f"{facts.n_classes} classes\n"
+        f"  network  {spec.model.name}, {facts.n_blocks} blocks, weights {spec.model.weights}\n"
+        f"  pruning  {where}\n"
+        f"next: nbtl-search launch {spec.name}"
+    )
+
+
+@click.command("prepare")
+@click.argument("dataset")
+@click.option("--skip-corrupt", is_flag=True, help="Leave damaged images out, and record which.")
+@settings_option
+@home_option
+@json_option
+def prepare_command(
+    *, dataset: str, skip_corrupt: bool, settings: Sequence[str], home: Path | None, as_json: bool
+) -> None:
+    """Decode DATASET (a name or a folder) once, for all workers of this machine.
+
+    \b
+    nbtl-search prepare dtd
+    nbtl-search prepare ./photos --set data.image_px=224 --skip-corrupt
+    """
+    from nbtl_search import api  # noqa: PLC0415
+
+    with decoding_progress() as progress:
+        prepared = api.prepare(
+            dataset, settings=settings, skip_corrupt=skip_corrupt, home=home, progress=progress
+        )
+    counts = {
+        "train": prepared.n_train,
+        "val": prepared.n_val,
+        "test": prepared.n_test,
+        "classes": len(prepared.classes),
+        "digest": prepared.digest,
+    }
+    if as_json:
+        echo_json(counts)
+    else:
+        click.echo("  ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+@click.command("launch")
+@click.argument("study")
+@click.option("--workers", type=click.IntRange(min=1), help="By default one per GPU or core.")
+@click.option("--gpus", help="Ids of the GPUs to use, such as 0,1; by default all.")
+@click.option("--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@storage_option
+def launch_command(  # noqa: PLR0913
+    *,
+    study: str,
+    workers: int | None,
+    gpus: str | None,
+    beat_s: float | None,
+    quiet: bool,
+    home: Path | None,
+    storage: str | None,
+) -> None:
+    """Run workers for STUDY on this machine until it is over; Ctrl-C checkpoints and ends them.
+
+    \b
+    nbtl-search launch dtd
+    nbtl-search launch dtd --workers 2
+    """
+    from nbtl_search import api  # noqa: PLC0415
+
+    with search_progress(quiet=quiet) as tick:
+        api.launch(
+            study,
+            workers=workers,
+            gpus=None if gpus is None else gpus.split(","),
+            home=home,
+            storage=storage,
+            options=[] if beat_s is None else ["--beat-s", str(beat_s)],
+            on_tick=tick,
+        )
+
+
+@click.command("worker")
+@click.argument("study")
+@click.option(
+    "--beat-s",
+    type=click.FloatRange(min=0.05),
+    default=10.0,
+    show_default=True,
+    help="Seconds between heartbeats; a trial is taken over after six without one.",
+)
+@storage_option
+def worker_command(*, study: str, beat_s: float, home: Path | None, storage: str | None) -> None:
+    """Be one worker for STUDY: one trial after the other, until the study is over.
+
+    SIGTERM checkpoints, gives the trial back and exits 0.
+
+    \b
+    nbtl-search worker dtd
+    """
+    from nbtl_search import api  # noqa: PLC0415
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    api.work(study, home=home, storage=storage, beat_s=beat_s)

@@ -1,0 +1,1 @@
+"""Images in: split manifests, a decoded cache that processes share, and training batches."""

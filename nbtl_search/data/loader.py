@@ -1,0 +1,184 @@
+"""Batches that arrive on the device, augmented. Every random number belongs to its place.
+
+The order is a function of (seed, epoch), an image of (seed, epoch, its index), a batch of (seed,
+epoch, update). So an epoch can start at any update, in any process, with the same bits.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nbtl_search.data import seeding
+from nbtl_search.data.augment import BatchAugment, ImageAugment, crops, normalise
+from nbtl_search.data.cache import Prepared
+from nbtl_search.data.images import ImageFormat, Pixels
+from nbtl_search.errors import DataError
+from nbtl_search.spec import AugmentSettings
+
+Raw = tuple[UInt8[Tensor, "batch 3 h w"], Int[Tensor, " batch"]]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one update learns from."""
+
+    images: Float[Tensor, "batch 3 h w"]
+    targets: Float[Tensor, "batch classes"]
+
+
+@final
+class TrainBatches:
+    """Shuffled, augmented batches of training images; the last incomplete one is dropped."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        augment: AugmentSettings,
+        format: ImageFormat,  # noqa: A002  (the word of the contract; nothing here formats text)
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        n_workers: int = 0,
+        splits: Sequence[str] = ("train",),
+    ) -> None:
+        self.seed = seed
+        self.device = torch.device(device)
+        self.images = _AugmentedImages(
+            prepared, augment=augment, image_format=format, seed=seed, splits=splits
+        )
+        self.batch_size = min(batch_size, len(self.images.places))
+        self.finish = BatchAugment(augment, format, n_classes=len(prepared.classes))
+        self._plan: list[tuple[int, int, NDArray[np.int64]]] = []
+        self._workers = _workers(self.images, self._plan, n_workers, self.device)
+
+    @property
+    def n_updates(self) -> int:
+        """Return the number of batches of an epoch; one short batch if there are few images."""
+        return len(self.images.places) // self.batch_size
+
+    def epoch(self, e: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `e` (from 0), from update `start` on."""
+        order = seeding.generator(self.seed, seeding.ORDER, e).permutation(len(self.images.places))
+        self._plan[:] = [
+            (e, update, order[update * self.batch_size : (update + 1) * self.batch_size])
+            for update in range(start, self.n_updates)
+        ]
+        raw = map(self.images.__getitem__, self._plan) if self._workers is None else self._workers
+        for update, (images, labels) in enumerate(raw, start=start):
+            yield self._finished(e, update, images, labels)
+
+    def _finished(self, e: int, update: int, images: Tensor, labels: Tensor) -> Batch:
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        with seeding.global_state_kept():
+            seeding.reseed_global(self.seed, seeding.BATCH, e, update)
+            mixed, targets = self.finish(images, labels)
+        return Batch(images=mixed, targets=targets)
+
+
+@final
+class _AugmentedImages(Dataset[Raw]):
+    """The images of a batch, augmented one by one, as uint8; what a loader process works on."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        augment: AugmentSettings,
+        image_format: ImageFormat,
+        seed: int,
+        splits: Sequence[str],
+    ) -> None:
+        self.prepared = prepared
+        self.image_format = image_format
+        self.seed = seed
+        self.crops = crops(augment)
+        self.augmented = ImageAugment(augment, image_format)
+        labels = [prepared.labels(split) for split in splits]
+        self.labels = np.concatenate(labels)
+        self.places = [
+            (s, i) for s, n in zip(splits, map(len, labels), strict=True) for i in range(n)
+        ]
+        if not self.places:
+            message = f"training needs images, got none in {tuple(splits)}; name other splits"
+            raise DataError(message)
+
+    def __getitem__(self, planned: tuple[int, int, NDArray[np.int64]]) -> Raw:
+        """Return the images and labels of one planned batch (epoch, update, indexes)."""
+        e, _, indexes = planned
+        images = []
+        with seeding.global_state_kept():
+            for index in indexes.tolist():
+                seeding.reseed_global(self.seed, seeding.IMAGE, e, index)
+                images.append(self.augmented(self._pixels(index)))
+        return torch.stack(images), torch.from_numpy(self.labels[indexes])
+
+    def _pixels(self, index: int) -> Pixels:
+        split, i = self.places[index]
+        if self.crops:
+            return self.prepared.pixels(split, i)
+        pixels: Pixels = self.prepared.evaluation(split, self.image_format)[i]
+        return pixels
+
+
+def _workers(
+    images: _AugmentedImages,
+    plan: list[tuple[int, int, NDArray[np.int64]]],
+    n_workers: int,
+    device: torch.device,
+) -> DataLoader[Raw] | None:
+    if n_workers == 0:
+        return None
+    return DataLoader(
+        images,
+        sampler=plan,
+        batch_size=None,
+        num_workers=n_workers,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+        # A fork of a process with threads and CUDA may hang; a server forked early does not.
+        multiprocessing_context="forkserver",
+    )
+
+
+@final
+class EvalBatches:
+    """The images of a split under timm's evaluation transform, in order, the last one too."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        split: str,
+        *,
+        format: ImageFormat,  # noqa: A002  (as TrainBatches)
+        batch_size: int,
+        device: torch.device | str,
+    ) -> None:
+        self.pixels = prepared.evaluation(split, format)
+        self.labels = prepared.labels(split)
+        self.image_format = format
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "batch 3 h w"], Int[Tensor, " batch"]]]:
+        for start in range(0, len(self.labels), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            pixels = torch.from_numpy(np.ascontiguousarray(self.pixels[part].transpose(0, 3, 1, 2)))
+            images = pixels.to(self.device, non_blocking=True).float()
+            yield (
+                normalise(images, self.image_format),
+                torch.from_numpy(self.labels[part]).to(self.device),
+            )

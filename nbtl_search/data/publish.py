@@ -1,0 +1,125 @@
+"""Directories that appear whole or not at all, however many processes make them at once."""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nbtl_search.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+DAY_S = 86400
+
+
+def publish(target: Path, fill: Callable[[Path], None], *, n_bytes: int) -> Path:
+    """Make the directory `target` exist, filled by one call of `fill`.
+
+    Processes that come second wait for the first. A killed one leaves a temporary directory,
+    which the next one removes.
+
+    Args:
+        target: the directory to make; if it exists, nothing happens.
+        fill: writes the content into the temporary directory it is given.
+        n_bytes: the space it will need.
+
+    Raises:
+        DataError: the disk has not enough space for it, or cannot be written.
+    """
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target) as alone:
+            _clear(target, alone=alone)
+            if not target.exists():
+                _require_space(target.parent, n_bytes)
+                _fill(target, fill)
+    except OSError as error:
+        message = (
+            f"{target.parent} must be a folder with room that can be written, got "
+            f"{error.strerror or error}; make room, or set NBTL_HOME to another disk"
+        )
+        raise DataError(message) from error
+    return target
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}-tmp-"
+
+
+def _fill(target: Path, fill: Callable[[Path], None]) -> None:
+    temporary = target.with_name(f"{_prefix(target)}{socket.gethostname()}-{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        _flush(temporary)
+        temporary.rename(target)
+    except OSError as error:
+        # Without working locks another process may have been quicker: then its directory is ours.
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or not target.exists():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _flush_directory(target.parent)
+    logger.info("published", extra={"action": "publish", "path": str(target)})
+
+
+def _flush(directory: Path) -> None:
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_directory(directory)
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[bool]:
+    """Hold the lock of `target`; yield False where the file system has no locks.
+
+    The kernel drops the lock of a process that dies. The rename is what keeps the result whole;
+    the lock only spares work done twice.
+    """
+    with target.with_name(f".{target.name}-lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _clear(target: Path, *, alone: bool) -> None:
+    """Remove what killed processes left: ours if nobody else is at work here, others' if old."""
+    ours = _prefix(target) + socket.gethostname() + "-"
+    for left in target.parent.glob(_prefix(target) + "*"):
+        try:
+            old = time.time() - left.stat().st_mtime > DAY_S
+        except FileNotFoundError:
+            continue
+        if old or (alone and left.name.startswith(ours)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _require_space(directory: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < n_bytes * 1.02:
+        message = (
+            f"free space in {directory} >= {n_bytes / 1e9:.2f} GB, got {free / 1e9:.2f} GB; "
+            "make room, or set NBTL_HOME to another disk"
+        )
+        raise DataError(message)

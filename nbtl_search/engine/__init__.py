@@ -1,0 +1,1 @@
+"""A recipe in, epochs out: the network, its training loop, its checkpoints."""

@@ -1,0 +1,121 @@
+"""The gradient of one batch, in as many pieces as the memory asks for."""
+
+import gc
+import logging
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nbtl_search.data.loader import Batch
+from nbtl_search.engine.device import Placement
+from nbtl_search.engine.randomness import seeded
+from nbtl_search.errors import DivergedError, OutOfMemoryError
+
+logger = logging.getLogger(__name__)
+
+# What the CPU's allocator says; only CUDA's has a class of its own.
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]
+) -> Float[Tensor, ""]:
+    """Return the mean over the batch of -sum_c targets_c log softmax(logits)_c, in float32."""
+    return -(targets * functional.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
+
+
+class Gradient:
+    """Computes batch gradients, with micro-batches halved whenever memory runs out.
+
+    The loss of each piece is weighted by its share of the batch, so the effective batch stays
+    the same. Batch norm does not: it sees the statistics of a piece, which no accumulation can
+    mend. A batch that is tried again starts from the same random and running statistics.
+    """
+
+    def __init__(self, model: nn.Module, placement: Placement, *, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
+        self._model = model
+        self._placement = placement
+        self._buffers = list(model.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    def compute(self, batch: Batch, *, seed: int) -> float:
+        """Set every parameter's gradient to the batch loss's, and return that loss.
+
+        Raises:
+            DivergedError: the loss is not finite.
+            OutOfMemoryError: not even one image at a time fits.
+        """
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+        while True:
+            try:
+                with seeded(seed, device=self._placement.device):
+                    return self._accumulate(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+            # Outside the clause: the exception holds the failed pass and all its activations.
+            self._make_room(len(batch.targets))
+
+    def _accumulate(self, batch: Batch) -> float:
+        self._model.zero_grad(set_to_none=True)
+        n_images = len(batch.targets)
+        n_pieces = math.ceil(n_images / self.micro_batch)
+        total = 0.0
+        for images, targets in zip(
+            batch.images.tensor_split(n_pieces), batch.targets.tensor_split(n_pieces), strict=True
+        ):
+            with self._placement.autocast():
+                logits = self._model(images.to(memory_format=self._placement.memory_format))
+            share = len(targets) / n_images
+            loss = soft_cross_entropy(logits, targets) * share
+            total += finite(loss.item(), "training loss")
+            loss.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    def _make_room(self, n_images: int) -> None:
+        before = min(self.micro_batch, n_images)
+        if before <= 1:
+            message = (
+                f"micro_batch >= 1 image must fit in the memory of {self._placement.device}, got "
+                "out of memory with 1; use smaller images, a smaller model or another device"
+            )
+            raise OutOfMemoryError(message)
+        self.micro_batch = before // 2
+        self._model.zero_grad(set_to_none=True)
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._kept)
+        gc.collect()
+        if self._placement.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory with %d images at once; now %d, the batch stays %d",
+            before,
+            self.micro_batch,
+            n_images,
+            extra={"action": "halve_micro_batch", "micro_batch": self.micro_batch},
+        )
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return any(part in text for part in OUT_OF_MEMORY_TEXTS)
+
+
+def finite(loss: float, what: str) -> float:
+    """Return the loss.
+
+    Raises:
+        DivergedError: it is not finite.
+    """
+    if not math.isfinite(loss):
+        message = f"{what} must be finite, got {loss}; use lower learning rates or a weaker pull"
+        raise DivergedError(message)
+    return loss

@@ -1,0 +1,170 @@
+"""The network of a recipe: built, loaded, reinitialised, and anchored, in this order."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
+from torch import nn
+
+from nbtl_search.data.cache import Prepared
+from nbtl_search.data.images import ImageFormat
+from nbtl_search.engine.device import Placement
+from nbtl_search.engine.randomness import derive_seed, seeded
+from nbtl_search.engine.weights import load_weights, read_weights
+from nbtl_search.errors import SpecError
+from nbtl_search.spec import ModelSettings, Recipe
+from nbtl_search.transfer.layers import Layers, layers_of
+from nbtl_search.transfer.penalties import Anchors
+from nbtl_search.transfer.reinit import reinitialise
+
+Triple = tuple[float, float, float]
+Statistics = tuple[Triple, Triple]
+
+ON_CPU = Placement(device=torch.device("cpu"), bf16=False)
+KNOWN_STATISTICS: dict[str, Statistics] = {
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "inception": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network ready to train, and what it needs to know about itself."""
+
+    model: nn.Module
+    layers: Layers
+    anchors: Anchors
+    """Copies of the pre-trained values w0, by name; empty where the weights are random."""
+    image_format: ImageFormat
+    weights_digest: str
+
+
+def build(
+    recipe: Recipe,
+    *,
+    n_classes: int,
+    home: Path,
+    placement: Placement = ON_CPU,
+    prepared: Prepared | None = None,
+) -> Network:
+    """Build a recipe's network.
+
+    Load the pre-trained weights, replace the classifier, reset the last blocks, and only then
+    copy w0 of what is still pre-trained. The classifier is always fresh, for 1000 classes too.
+    Random numbers come from train.seed, and the global random state is untouched.
+
+    Args:
+        recipe: all settings of the run.
+        n_classes: of the classifier.
+        home: below it downloads are cached.
+        placement: where the network goes.
+        prepared: the data, needed only where their own statistics normalise them.
+
+    Raises:
+        SpecError: an unknown model, or dials that do not fit it.
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    seed = recipe.train.seed
+    config = pretrained_config(recipe.model)
+    weights = read_weights(recipe.model, home=home)
+    image_format = _image_format(recipe, {**config, **weights.config}, prepared)
+    with seeded(derive_seed("initialise", seed)):
+        model: nn.Module = timm.create_model(recipe.model.name, num_classes=n_classes)
+    if weights.pretrained:
+        load_weights(model, weights, model_name=recipe.model.name)
+    generator = torch.Generator().manual_seed(derive_seed("reinitialise", seed))
+    reinitialise(layers_of(model), recipe.dials.reinit_layers, generator=generator)
+    model = model.to(device=placement.device)
+    model = model.to(memory_format=placement.memory_format)
+    layers = layers_of(model)
+    return Network(
+        model=model,
+        layers=layers,
+        anchors=_anchors(layers, recipe.dials.reinit_layers) if weights.pretrained else {},
+        image_format=image_format,
+        weights_digest=weights.digest,
+    )
+
+
+def pretrained_config(settings: ModelSettings) -> dict[str, Any]:
+    """Return what timm knows about a model's weights: mean, interpolation, input size.
+
+    Raises:
+        SpecError: timm has no model of this name.
+    """
+    name = settings.name
+    if ":" in name or not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "timm.list_models() names them"
+        message = f"model.name must be a timm model, got {name!r}; {hint}"
+        raise SpecError(message)
+    config: Any = timm.get_pretrained_cfg(name)
+    return dict(config.to_dict()) if config is not None else {}
+
+
+def _image_format(
+    recipe: Recipe, config: Mapping[str, Any], prepared: Prepared | None
+) -> ImageFormat:
+    size_px = int(config.get("input_size", (3, recipe.data.image_px))[-1])
+    if config.get("fixed_input_size", False) and size_px != recipe.data.image_px:
+        message = (
+            f"data.image_px == {size_px} for model {recipe.model.name!r}, which takes no other "
+            f"size, got {recipe.data.image_px}; set it, or choose another model"
+        )
+        raise SpecError(message)
+    mean = config.get("mean", IMAGENET_DEFAULT_MEAN)
+    std = config.get("std", IMAGENET_DEFAULT_STD)
+    image_format = ImageFormat(
+        image_px=recipe.data.image_px,
+        crop_pct=float(config.get("crop_pct") or 0.875),
+        interpolation=str(config.get("interpolation") or "bicubic"),
+        mean=_triple(mean),
+        std=_triple(std),
+    )
+    return _normalised(recipe, image_format, prepared)
+
+
+def _normalised(
+    recipe: Recipe, image_format: ImageFormat, prepared: Prepared | None
+) -> ImageFormat:
+    """Apply data.normalisation; the authors' code has ImageNet's where nothing else is set."""
+    choice = recipe.data.normalisation
+    if recipe.compat == "authors" and choice == "weights":
+        choice = "imagenet"
+    if choice == "weights":
+        return image_format
+    if choice == "dataset":
+        if prepared is None:
+            message = (
+                "normalisation = 'dataset' needs the prepared data, got none; pass `prepared`, or "
+                "set data.normalisation to 'weights', 'imagenet' or 'inception'"
+            )
+            raise SpecError(message)
+        measured = prepared.statistics()
+        mean, std = measured.mean, measured.std
+    else:
+        mean, std = KNOWN_STATISTICS[choice]
+    return replace(image_format, mean=mean, std=std)
+
+
+def _anchors(layers: Layers, reinit_layers: int) -> Anchors:
+    return {
+        name: parameter.detach().clone()
+        for block in layers.pretrained(reinit_layers)
+        for name, parameter in block.parameters
+    }
+
+
+def _triple(values: Any) -> Triple:
+    first, second, third = (float(value) for value in values)
+    return first, second, third

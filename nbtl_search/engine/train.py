@@ -1,0 +1,227 @@
+"""The training loop: a recipe in, steps and epochs out.
+
+The caller iterates, and stops iterating whenever it likes; every `Step` is a place where
+`Run.state_dict` can be taken, and a run that loads it goes on as if it had never stopped.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from nbtl_search.data.cache import Prepared
+from nbtl_search.data.loader import Batch, EvalBatches, TrainBatches
+from nbtl_search.engine import state
+from nbtl_search.engine.device import place
+from nbtl_search.engine.evaluate import Score, running_score
+from nbtl_search.engine.gradients import Gradient, finite
+from nbtl_search.engine.model import build
+from nbtl_search.engine.optim import set_rates, sgd
+from nbtl_search.engine.randomness import derive_seed
+from nbtl_search.engine.schedule import learning_rate
+from nbtl_search.spec import Epoch, Recipe
+from nbtl_search.transfer.penalties import l2sp
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """How far a run is: inside the epoch (from 1), updates done, validation images scored."""
+
+    epoch: int
+    update: int
+    n_updates: int
+    n_validated: int = 0
+
+
+class Run:
+    """One training run: its network, optimiser, position and history."""
+
+    def __init__(self, recipe: Recipe, *, prepared: Prepared, home: Path) -> None:
+        """Build everything from the recipe.
+
+        Raises:
+            SpecError: the recipe does not fit the model or this machine.
+            WeightsError: the weights cannot be had or do not fit.
+            DataError: the data cannot be read.
+        """
+        train = recipe.train
+        self.recipe = recipe
+        self.data_digest = prepared.digest
+        self.placement = place(train)
+        with self.placement.numerics():
+            self.network = build(
+                recipe,
+                n_classes=len(prepared.classes),
+                home=home,
+                placement=self.placement,
+                prepared=prepared,
+            )
+            self._batches = TrainBatches(
+                prepared,
+                augment=recipe.augment,
+                format=self.network.image_format,
+                batch_size=train.batch_size,
+                seed=train.seed,
+                device=self.placement.device,
+            )
+            self._validation = EvalBatches(
+                prepared,
+                "val",
+                format=self.network.image_format,
+                batch_size=train.batch_size,
+                device=self.placement.device,
+            )
+        self.n_updates = self._batches.n_updates
+        self.optimiser = sgd(recipe, self.network.layers)
+        self.penalty = l2sp(
+            self.network.layers,
+            recipe.dials,
+            anchors=self.network.anchors,
+            scope=train.penalty_scope,
+            compat=recipe.compat,
+        )
+        self.gradient = Gradient(
+            self.network.model,
+            self.placement,
+            micro_batch=min(train.micro_batch or train.batch_size, train.batch_size),
+        )
+        self.progress = state.Progress()
+        self.history: tuple[Epoch, ...] = ()
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Return (epochs finished, updates done in the epoch after them)."""
+        return self.progress.epoch, self.progress.update
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether every epoch of the schedule is done."""
+        return self.progress.epoch >= self.recipe.train.epochs
+
+    @property
+    def best(self) -> Epoch | None:
+        """Return the epoch with the highest validation top-1, the first of equals."""
+        return max(self.history, key=lambda epoch: epoch.val_top1, default=None)
+
+    def begin_epoch(self) -> None:
+        """Set the epoch's learning rates; also where an epoch is resumed half-way."""
+        set_rates(self.optimiser, epoch=self.progress.epoch, train=self.recipe.train)
+        self.network.model.train()
+
+    def batches(self) -> Iterator[Batch]:
+        """Return the epoch's batches from the current update on."""
+        return self._working(self._batches.epoch(self.progress.epoch, self.progress.update))
+
+    def update(self, batch: Batch) -> Step:
+        """Do one update of the weights.
+
+        Raises:
+            DivergedError: the loss is not finite; the weights are as before.
+            OutOfMemoryError: not even one image at a time fits.
+        """
+        seed = derive_seed("update", self.recipe.train.seed, *self.position)
+        with self._clock(), self.placement.numerics():
+            loss = self.gradient.compute(batch, seed=seed)
+            self.penalty.add_gradient_()
+            self.optimiser.step()
+        self.progress = self.progress.after(loss=loss, n_images=len(batch.targets))
+        return self.step()
+
+    def scores(self) -> Iterator[Score]:
+        """Return the running score on the validation split."""
+        return self._working(
+            running_score(
+                self.network.model,
+                self._validation,
+                placement=self.placement,
+                micro_batch=self.gradient.micro_batch,
+            )
+        )
+
+    def step(self, *, n_validated: int = 0) -> Step:
+        """Return where the run is."""
+        return Step(
+            epoch=self.progress.epoch + 1,
+            update=self.progress.update,
+            n_updates=self.n_updates,
+            n_validated=n_validated,
+        )
+
+    def end_epoch(self, score: Score) -> Epoch:
+        """Record the epoch, and move to the start of the next one.
+
+        Raises:
+            DivergedError: the validation loss is not finite.
+        """
+        progress, train = self.progress, self.recipe.train
+        epoch = Epoch(
+            epoch=progress.epoch + 1,
+            train_loss=progress.loss_sum / progress.n_images,
+            val_loss=finite(score.loss, "validation loss"),
+            val_top1=score.top1,
+            val_top5=score.top5,
+            lr=learning_rate(self.recipe.dials.lr_high, epoch=progress.epoch, train=train),
+            n_images=progress.n_images,
+            seconds=progress.seconds,
+            micro_batch=self.gradient.micro_batch,
+        )
+        self.history = (*self.history, epoch)
+        self.progress = state.Progress(epoch=progress.epoch + 1)
+        return epoch
+
+    def state_dict(self) -> state.RunState:
+        """Return all that a run needs to go on from here, but not what it starts from.
+
+        The anchors of L2-SP are the pre-trained weights, not the current ones: the state holds
+        their file's digest, and a run that loads it has made them from that file.
+        """
+        return state.capture(self)
+
+    def load_state_dict(self, saved: state.RunState) -> None:
+        """Go to where a state was taken.
+
+        Raises:
+            SpecError: it is of another recipe or version.
+            WeightsError: the pre-trained weights are others now.
+            DataError: the data are others now.
+        """
+        state.restore(self, saved)
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.progress = self.progress.later(seconds=time.perf_counter() - started)
+
+    def _working(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Draw the items under the run's numerics and on its clock; the caller has neither."""
+        while True:
+            with self._clock(), self.placement.numerics():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+def train(run: Run) -> Iterator[Step | Epoch]:
+    """Train to the end of the schedule, from wherever the run is.
+
+    Yields a Step after every update and every validation batch, and an Epoch at each epoch's
+    end. The random state of the caller, its threads and its switches are as before at each yield.
+
+    Raises:
+        DivergedError: a loss is not finite.
+        OutOfMemoryError: not even one image at a time fits.
+    """
+    while not run.finished:
+        run.begin_epoch()
+        for batch in run.batches():
+            yield run.update(batch)
+        score = Score()
+        for score in run.scores():
+            yield run.step(n_validated=score.n_images)
+        yield run.end_epoch(score)

@@ -1,0 +1,1 @@
+"""What a study has found, for people: the terminal, the figures, the dashboard."""

@@ -1,0 +1,169 @@
+"""Figures of a study, as pure functions from its rows. Accuracies are validation top-1."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Final
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from nbtl_search.report import traces
+from nbtl_search.report.status import best_of, default_of
+from nbtl_search.report.traces import BLUE, FAINT, GREEN, ORANGE, TOP1
+from nbtl_search.spec import Epoch
+from nbtl_search.study.records import TrialRecord
+
+NEW_LAYERS: Final = ("#440154", "#31688e", "#35b779", "#e0a000", "#d1495b")  # the last: or more
+_SYMBOLS: Final = {"no L2-SP": "circle", "L2-SP on some": "diamond", "L2-SP on all": "square"}
+_DIALS: Final = {  # what an axis says, and whether it is logarithmic
+    "reinit_layers": ("new layers", False),
+    "lr_high": ("rate, high blocks", True),
+    "lr_head_ratio": ("head rate / high", True),
+    "n_low": ("blocks at low rate", False),
+    "lr_low_ratio": ("low rate / high", True),
+    "n_l2sp": ("L2-SP blocks", False),
+    "alpha": ("L2-SP strength", True),
+    "beta": ("L2 strength", True),
+}
+_NEEDS: Final = {"lr_low_ratio": "n_low", "alpha": "n_l2sp"}
+
+
+def history(trials: Sequence[TrialRecord]) -> go.Figure:
+    """Draw each trial's accuracy in the order they started, and the best so far."""
+    figure = traces.empty("Search history", x="trial", y=TOP1)
+    shown = [trial for trial in trials if traces.value(trial) is not None]
+    pruned = [trial for trial in shown if trial.state == "pruned"]
+    complete = [trial for trial in shown if trial.state == "complete"]
+    running = [trial for trial in shown if trial.finished_at is None]
+    figure.add_traces(
+        [
+            traces.dots(pruned, name="pruned", color=FAINT, symbol="x-thin-open"),
+            traces.dots(running, name="not ended", color=ORANGE, symbol="circle-open"),
+            traces.dots(complete, name="complete", color=BLUE, symbol="circle"),
+            _best_so_far(complete),
+        ]
+    )
+    default = default_of(complete)
+    if default is not None and default.value is not None:
+        name = f"default ({default.value:.2f} %)"
+        figure.add_trace(traces.level(trials, default.value, name=name))
+    return traces.without_empty(figure)
+
+
+def learning_curves(
+    trials: Sequence[TrialRecord], curves: Mapping[int, Sequence[Epoch]]
+) -> go.Figure:
+    """Draw every trial's accuracy over its epochs; the best and the default stand out."""
+    figure = traces.empty("Learning curves of all trials", x="epoch", y=TOP1)
+    best, default = best_of(trials), default_of(trials)
+    special = {trial.number for trial in (best, default) if trial is not None}
+    others = [trial for trial in trials if trial.number not in special]
+    pruned = [trial for trial in others if trial.state == "pruned"]
+    rest = [trial for trial in others if trial.state != "pruned"]
+    figure.add_traces(
+        [
+            traces.lines(pruned, curves, name="pruned", color="#d5d5d5", width=1),
+            traces.lines(rest, curves, name="other trials", color="#a9c7e0", width=1),
+        ]
+    )
+    if default is not None and default != best:
+        figure.add_trace(traces.lines([default], curves, name="default", color=ORANGE, width=2.5))
+    if best is not None:
+        name = f"best: {traces.label(best)}"
+        figure.add_trace(traces.lines([best], curves, name=name, color=GREEN, width=2.5))
+    return traces.without_empty(figure)
+
+
+def non_binary(trials: Sequence[TrialRecord], *, n_blocks: int) -> go.Figure:
+    """Draw accuracy over the learning rate, by the number of new layers and of L2-SP blocks.
+
+    Usual practice is one colour (one new layer) and the symbols for none or all: what lies
+    between is what a binary choice never tries. Trials that are not complete are faint and count
+    as far as they got.
+    """
+    figure = traces.empty(
+        "Not binary: rate, new layers, L2-SP", x="learning rate of the high blocks", y=TOP1
+    )
+    figure.update_xaxes(type="log", dtick="D1", exponentformat="e")
+    shown = [trial for trial in trials if traces.value(trial) is not None]
+    for n_new in sorted({_new_layers(trial) for trial in shown}):
+        group = [trial for trial in shown if _new_layers(trial) == n_new]
+        figure.add_trace(
+            traces.cloud(
+                group,
+                name=_new_layers_name(n_new),
+                color=NEW_LAYERS[n_new - 1],
+                symbols=[_SYMBOLS[_l2sp(trial, n_blocks)] for trial in group],
+            )
+        )
+    if shown:
+        figure.add_traces([traces.key(name, symbol) for name, symbol in _SYMBOLS.items()])
+    complete = [trial for trial in shown if trial.state == "complete"]
+    for name, trial, color in (
+        ("default", default_of(complete), ORANGE),
+        ("best", best_of(complete), GREEN),
+    ):
+        if trial is not None:
+            figure.add_trace(traces.ring(trial, name, color))
+    return figure
+
+
+def dials(trials: Sequence[TrialRecord]) -> go.Figure:
+    """Draw accuracy over each dial that differs between trials, one small panel each."""
+    shown = [trial for trial in trials if traces.value(trial) is not None]
+    varied = [name for name in _DIALS if len({getattr(trial.dials, name) for trial in shown}) > 1]
+    names = varied or ["lr_high"]
+    n_columns = min(4, len(names))
+    figure = make_subplots(
+        rows=-(-len(names) // n_columns),
+        cols=n_columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        vertical_spacing=0.22,
+    )
+    figure.update_layout(traces.layout("Each dial alone (pruned trials faint)"), showlegend=False)
+    figure.update_yaxes(**traces.AXIS)
+    figure.update_yaxes(title={"text": "top-1 / %"}, col=1)
+    for index, name in enumerate(names):
+        place = {"row": index // n_columns + 1, "col": index % n_columns + 1}
+        active = [trial for trial in shown if _is_active(trial, name)]
+        pruned = [trial for trial in active if trial.state == "pruned"]
+        others = [trial for trial in active if trial.state != "pruned"]
+        figure.add_trace(traces.panel(pruned, name, color=FAINT), **place)
+        figure.add_trace(traces.panel(others, name, color=BLUE), **place)
+        title, is_log = _DIALS[name]
+        scale = {"type": "log", "dtick": 1, "exponentformat": "e"} if is_log else {}
+        figure.update_xaxes(title={"text": title, "standoff": 5}, **scale, **traces.AXIS, **place)
+    return traces.without_empty(figure)
+
+
+def _best_so_far(complete: Sequence[TrialRecord]) -> go.Scatter:
+    return go.Scatter(
+        x=[trial.number for trial in complete],
+        y=list(accumulate((traces.value(trial) or 0.0 for trial in complete), max)),
+        mode="lines",
+        name="best so far",
+        line={"shape": "hv", "color": BLUE, "width": 1.5},
+    )
+
+
+def _is_active(trial: TrialRecord, dial: str) -> bool:
+    """Tell whether a dial had any effect in this trial."""
+    return bool(dial not in _NEEDS or getattr(trial.dials, _NEEDS[dial]) > 0)
+
+
+def _new_layers(trial: TrialRecord) -> int:
+    return min(trial.dials.reinit_layers, len(NEW_LAYERS))
+
+
+def _new_layers_name(n_new: int) -> str:
+    if n_new == len(NEW_LAYERS):
+        return f"{n_new} or more new layers"
+    return f"{n_new} new layer{'s' if n_new > 1 else ''}"
+
+
+def _l2sp(trial: TrialRecord, n_blocks: int) -> str:
+    n_pretrained = n_blocks - (trial.dials.reinit_layers - 1)
+    if trial.dials.n_l2sp == 0:
+        return "no L2-SP"
+    return "L2-SP on all" if trial.dials.n_l2sp >= n_pretrained else "L2-SP on some"

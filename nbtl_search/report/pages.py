@@ -1,0 +1,208 @@
+"""What we add to the pages of the dashboard: our figures, and a note with each trial's curve.
+
+They are kept in this process and laid over what the database holds whenever a page asks, so that
+a dashboard writes nothing: several may run at once, with the rights of a reader. Optuna's own way
+(`save_plotly_graph_object`) would cut each figure into attributes of 2,045 characters, written one
+after the other and read with every poll; a poll in between gets half of the old and half of the new.
+"""
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import plotly.graph_objects as go
+from optuna.storages import _CachedStorage
+from optuna.study._frozen import FrozenStudy
+from sqlalchemy import distinct, func, select
+
+from nbtl_search.errors import NbtlError, StudyNotFoundError
+from nbtl_search.report import curve, figures
+from nbtl_search.report.status import default_of
+from nbtl_search.spec import Epoch
+from nbtl_search.study import records, schema, store
+from nbtl_search.study.records import TrialRecord
+from nbtl_search.study.storage import Storage, storage_errors
+from nbtl_search.study.store import Study
+
+logger = logging.getLogger(__name__)
+
+REFRESH_S: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Page:
+    """What one study gets: attributes as Optuna's dashboard reads them, and a curve per trial."""
+
+    stamp: tuple[Any, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    curves: Mapping[int, "_Curve"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curve:
+    title: str
+    epochs: Sequence[Epoch]
+    reference: Sequence[Epoch]
+    n_epochs: int
+
+
+@final
+class Pages:
+    """The additions of all studies, as old as the last `refresh`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._pages: dict[int, _Page] = {}
+
+    def refresh(self) -> list[str]:
+        """Make the additions of those studies anew that have changed; return their names.
+
+        Raises:
+            StorageError: the database refuses or does not answer.
+        """
+        stamps = self._stamps()
+        fresh = {key: page for key, page in self._pages.items() if key in stamps}
+        changed = [key for key, (_, *stamp) in stamps.items() if _is_old(fresh.get(key), stamp)]
+        for key in changed:
+            name, *stamp = stamps[key]
+            try:
+                study = store.open_study(self._storage, name)
+            except StudyNotFoundError:
+                continue
+            fresh[key] = _page(study, tuple(stamp))
+            self._pages = dict(fresh)  # one after the other: the first need not wait for the last
+        self._pages = fresh
+        return [stamps[key][0] for key in changed]
+
+    def run(self, stopped: threading.Event) -> None:
+        """Refresh every `REFRESH_S` seconds; a failure is logged and tried again."""
+        while not stopped.is_set():
+            try:
+                self.refresh()
+            except NbtlError as error:
+                logger.warning("no fresh figures: %s", error, extra={"action": "refresh"})
+            except Exception:
+                logger.exception("no fresh figures", extra={"action": "refresh"})
+            stopped.wait(REFRESH_S)
+
+    def attributes(self, study_id: int) -> Mapping[str, Any]:
+        """Return what is laid over the study's attributes."""
+        return self._pages.get(study_id, _Page()).attributes
+
+    def curve(self, trial_id: int) -> str | None:
+        """Return the picture of a trial's learning curve, or None for a trial not known."""
+        for page in list(self._pages.values()):
+            found = page.curves.get(trial_id)
+            if found is not None:
+                return curve.draw(
+                    found.epochs,
+                    title=found.title,
+                    n_epochs=found.n_epochs,
+                    reference=found.reference,
+                )
+        return None
+
+    def _stamps(self) -> dict[int, tuple[Any, ...]]:
+        """Return each study's name and some counts that differ when its trials do."""
+        study, trial, epoch = schema.study, schema.trial, schema.epoch
+        query = (
+            select(
+                study.c.study_id,
+                study.c.name,
+                study.c.uid,
+                func.count(epoch.c.epoch),
+                func.count(distinct(trial.c.trial_id)),
+                func.count(distinct(trial.c.finished_at)),
+                func.count(distinct(trial.c.worker)),
+                func.max(trial.c.token),
+            )
+            .select_from(study.outerjoin(trial).outerjoin(epoch))
+            .group_by(study.c.study_id)
+            .order_by(study.c.study_id.desc())
+        )
+        with storage_errors(), self._storage.engine.connect() as connection:
+            return {row[0]: tuple(row[1:]) for row in connection.execute(query)}
+
+
+@final
+class AnnotatedStorage(_CachedStorage):
+    """Optuna's cached storage, with our additions laid over what it reads of studies.
+
+    What a person wrote into a note goes before ours.
+    """
+
+    def __init__(self, storage: Storage, pages: Pages) -> None:
+        super().__init__(storage.optuna._backend)  # type: ignore[attr-defined]  # noqa: SLF001
+        self._pages = pages
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Return all studies with our additions."""
+        studies = super().get_all_studies()
+        for study in studies:
+            ours = self._pages.attributes(study._study_id)  # noqa: SLF001
+            study.system_attrs = {**ours, **study.system_attrs}
+        return studies
+
+
+def _is_old(page: _Page | None, stamp: Sequence[Any]) -> bool:
+    return page is None or page.stamp != tuple(stamp)
+
+
+def _page(study: Study, stamp: tuple[Any, ...]) -> _Page:
+    trials = records.trials(study.storage.engine, study.id)
+    curves = records.curves(study.storage.engine, study.id)
+    default = default_of(trials)
+    n_epochs = study.spec.train.epochs
+    attributes = _figures(study, trials, curves)
+    pictures = {}
+    for trial in trials:
+        attributes |= _note(trial, n_epochs)
+        is_default = default is None or trial == default
+        pictures[trial.trial_id] = _Curve(
+            title=_heading(trial),
+            epochs=curves.get(trial.number, ()),
+            reference=() if default is None or is_default else curves.get(default.number, ()),
+            n_epochs=n_epochs,
+        )
+    return _Page(stamp=stamp, attributes=attributes, curves=pictures)
+
+
+def _figures(
+    study: Study, trials: Sequence[TrialRecord], curves: Mapping[int, Sequence[Epoch]]
+) -> dict[str, Any]:
+    drawn: dict[str, go.Figure] = {
+        "nbtl-history": figures.history(trials),
+        "nbtl-learning-curves": figures.learning_curves(trials, curves),
+        "nbtl-non-binary": figures.non_binary(trials, n_blocks=study.facts.n_blocks),
+        "nbtl-dials": figures.dials(trials),
+    }
+    if not trials:
+        return {}
+    return {f"dashboard:plot_data:{key}:0": figure.to_json() for key, figure in drawn.items()}
+
+
+def _note(trial: TrialRecord, n_epochs: int) -> dict[str, Any]:
+    """Return a trial's note, which is where its page has room for a picture."""
+    picture = f"![learning curve](/learning-curve/{trial.trial_id}.svg?epochs={trial.n_epochs})"
+    lines = [picture, "", f"{trial.n_epochs} of {n_epochs} epochs, {trial.state}"]
+    if trial.best_epoch is not None:
+        lines[-1] += f"; the value is epoch {trial.best_epoch}'s"
+    if trial.n_attempts > 1:
+        lines[-1] += f"; {trial.n_attempts} attempts"
+    if trial.cause or trial.message:
+        lines += ["", _escaped(": ".join(filter(None, [trial.cause, trial.message]))[:500])]
+    prefix = f"dashboard:{trial.trial_id}"
+    return {f"{prefix}:note_ver": 0, f"{prefix}:note_str:0": "\n".join(lines)}
+
+
+def _heading(trial: TrialRecord) -> str:
+    return f"Trial {trial.number}{f' ({trial.name})' if trial.name else ''}"
+
+
+def _escaped(text: str) -> str:
+    """Escape every character that Markdown could take for its own, and keep it in one line."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))

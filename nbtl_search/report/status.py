@@ -1,0 +1,174 @@
+"""Where a study stands: counts, the best trial against the default one, and when it may end."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, Final
+
+from nbtl_search.spec import Budget
+from nbtl_search.study import records
+from nbtl_search.study.records import Totals, TrialRecord, WorkerRecord
+from nbtl_search.study.store import Study
+
+DEFAULT: Final = "default"  # the name of the baseline among the known recipes
+ENDED: Final = ("complete", "pruned", "failed")
+MIN_IMAGES: Final = 6  # 2 * 0.5**6 < 0.05 <= 2 * 0.5**5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """How far the best trial is ahead of the default one, on one run each.
+
+    It is a tie unless a two-sided sign test over the validation images could tell the two apart
+    in the best of cases, where every image on which they differ speaks for the same one. Then k
+    images give p = 2 * 0.5**k (Dietterich 1998, section 3.1, exact), so that fewer than
+    `MIN_IMAGES` never reach 5 %. More images are no proof: seeds differ as well.
+    """
+
+    points: float
+    n_images: int
+    is_tie: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusReport:
+    """Where a study stands. Values are validation top-1 accuracies in percent."""
+
+    study: str
+    totals: Totals
+    best: TrialRecord | None
+    default: TrialRecord | None
+    workers: tuple[WorkerRecord, ...]
+    n_epochs: int
+    n_blocks: int
+    n_val: int
+    eta_s: float | None
+
+    @property
+    def n_finished(self) -> int:
+        """Return the number of trials that ended, in whatever way."""
+        return self.totals.complete + self.totals.pruned + self.totals.failed
+
+    @property
+    def image_points(self) -> float:
+        """Return what one validation image is worth, in points."""
+        return 100 / self.n_val
+
+    @property
+    def default_value(self) -> float | None:
+        """Return the default recipe's accuracy, once its trial is complete."""
+        if self.default is None or self.default.state != "complete":
+            return None
+        return self.default.value
+
+    @property
+    def gain(self) -> Gain | None:
+        """Return how far the best is ahead of the default, where both are known and differ."""
+        if self.best is None or self.best.value is None or self.default_value is None:
+            return None
+        if self.best == self.default:
+            return None
+        points = self.best.value - self.default_value
+        n_images = round(points / self.image_points)
+        return Gain(points=points, n_images=n_images, is_tie=n_images < MIN_IMAGES)
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain data for JSON; what is not known yet is None."""
+        best, default, gain = self.best, self.default, self.gain
+        return {
+            "study": self.study,
+            **asdict(self.totals),
+            "best": None
+            if best is None
+            else {"trial": best.number, "value": best.value, "params": best.dials.plain()},
+            "default": {
+                "trial": None if default is None else default.number,
+                "value": self.default_value,
+            },
+            "gain": None if gain is None else asdict(gain),
+            "image_points": self.image_points,
+            "workers": [asdict(worker) for worker in self.workers],
+            "eta_s": self.eta_s,
+        }
+
+
+def status_of(study: Study) -> StatusReport:
+    """Read from the ledger where the study stands.
+
+    Raises:
+        StorageError: the database refuses or does not answer.
+    """
+    engine, spec = study.storage.engine, study.spec
+    trials = records.trials(engine, study.id)
+    workers = records.workers(engine, study.id)
+    totals = records.totals(engine, study.id, n_workers=len(workers))
+    return StatusReport(
+        study=study.name,
+        totals=totals,
+        best=best_of(trials),
+        default=default_of(trials),
+        workers=tuple(workers),
+        n_epochs=spec.train.epochs,
+        n_blocks=study.facts.n_blocks,
+        n_val=study.facts.n_val,
+        eta_s=time_left_s(
+            totals, trials, n_workers=len(workers), n_epochs=spec.train.epochs, budget=spec.budget
+        ),
+    )
+
+
+def best_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the complete trial with the highest accuracy; of equal ones, the earliest."""
+    complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+    return min(complete, key=_rank, default=None)
+
+
+def _rank(trial: TrialRecord) -> tuple[float, int]:
+    return (-(trial.value or 0.0), trial.number)
+
+
+def default_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the trial of the usual binary practice, if it has started."""
+    return next((trial for trial in trials if trial.name == DEFAULT), None)
+
+
+def time_left_s(
+    totals: Totals,
+    trials: Sequence[TrialRecord],
+    *,
+    n_workers: int,
+    n_epochs: int,
+    budget: Budget,
+) -> float | None:
+    """Estimate when the study ends, from what its epochs and trials have cost so far.
+
+    A trial is expected to take as many epochs as those that ended took on average; before any
+    ended, the whole schedule. A budget in epochs or slot-hours may end the study earlier.
+
+    Returns:
+        0 for a finished study; None where nothing runs, or nothing has been measured yet.
+    """
+    if totals.state == "finished":
+        return 0.0
+    if totals.state != "running" or n_workers == 0 or totals.epochs_spent == 0:
+        return None
+    ended = [trial.n_epochs for trial in trials if trial.state in ENDED]
+    usual = fmean(ended) if ended else float(n_epochs)
+    begun = [trial for trial in trials if trial.state not in ENDED]
+    n_unborn = max(0, totals.waiting + totals.running - len(begun))
+    open_epochs = sum(_left(trial.n_epochs, usual, n_epochs) for trial in begun)
+    epoch_s = totals.seconds_spent / totals.epochs_spent
+    work_s = (open_epochs + _allowed(n_unborn * usual, totals.epochs_spent, budget)) * epoch_s
+    if budget.gpu_h is not None:
+        slot_s = max(0.0, budget.gpu_h * 3600 - totals.seconds_spent)
+        work_s = min(work_s, slot_s + open_epochs * epoch_s)
+    return work_s / max(1, min(n_workers, len(begun) + n_unborn))
+
+
+def _left(done: int, usual: float, n_epochs: int) -> float:
+    """Return the epochs a begun trial still has: one that outlived the usual goes to the end."""
+    return usual - done if done < usual else float(max(0, n_epochs - done))
+
+
+def _allowed(epochs: float, spent: int, budget: Budget) -> float:
+    return epochs if budget.epochs is None else min(epochs, max(0, budget.epochs - spent))

@@ -1,0 +1,139 @@
+"""A recipe: every setting of one training run, and what a run gives back."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from nbtl_search.spec.values import Value
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class DataSettings(Value):
+    """Which images, in which split."""
+
+    dataset: str = Field(description="a registered name, or the path of a folder of images")
+    root: str | None = Field(None, description="where the images lie, for a registered name")
+    partition: int = Field(1, ge=1, le=10, description="the official partition, for dtd")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="for a folder without val/")
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="for a folder without test/")
+    split_seed: Count = Field(0, description="of the folder's own split, and of textures")
+    image_px: int = Field(299, ge=16, le=2048, description="side of the network's input")
+    normalisation: Literal["weights", "imagenet", "dataset", "inception"] = Field(
+        "weights", description="mean and standard deviation; 'weights' = what the weights expect"
+    )
+
+
+class ModelSettings(Value):
+    """Which network, and where its pre-trained weights come from."""
+
+    name: str = Field("inception_v4", description="a timm model name")
+    weights: str = Field(
+        "timm",
+        description="'timm' (hub, cached), 'shipped' (the demo's), a .safetensors or .pth file, "
+        "a local Hugging Face directory, or 'random' (no transfer, said in words)",
+    )
+
+
+class AugmentSettings(Value):
+    """Training augmentation; each part is switched off by its zero or empty value."""
+
+    crop_scale: tuple[Positive, Positive] = Field(
+        (0.08, 1.0), description="area of the random resized crop; (1, 1) = the evaluation crop"
+    )
+    crop_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="its aspect ratio")
+    hflip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    randaugment: str = Field("rand-m9-mstd0.5-inc1", description="timm's policy text; '' = off")
+    mixup: NonNegative = Field(0.2, description="alpha of the Beta distribution; 0 = off")
+    erasing: Fraction = Field(0.5, description="probability of random erasing (pixel mode)")
+    label_smoothing: Fraction = Field(0.1, description="0 = off")
+
+
+class TrainSettings(Value):
+    """How long and how a run trains; what is searched is in `Dials`."""
+
+    epochs: AtLeastOne = Field(30, description="length of the schedule")
+    batch_size: int = Field(32, ge=2, description="images per update")
+    micro_batch: int | None = Field(
+        None, ge=1, description="images per forward; None = as many as the memory holds"
+    )
+    schedule: Literal["step", "cosine"] = Field("step", description="of the learning rates")
+    warmup_epochs: Count = Field(3, description="epochs from `warmup_lr` to each group's rate")
+    warmup_lr: Positive = Field(1e-4, description="where the warm-up starts, for every group")
+    decay_epochs: Positive = Field(10.0, description="epochs between steps (step schedule)")
+    decay_rate: Fraction = Field(0.9, description="factor of each step (step schedule)")
+    nesterov: bool = Field(True, description="Nesterov's form of momentum")
+    weight_decay: float | None = Field(
+        None, ge=0, description="the optimiser's own; None = 0, or 5e-4 where compat = 'authors'"
+    )
+    penalty_scope: Literal["no_norm", "weights", "all"] = Field(
+        "no_norm", description="which parameters L2 and L2-SP cover"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the forward pass")
+    n_threads: int | None = Field(
+        None, ge=1, description="CPU threads of a slot; part of the result (bit for bit)"
+    )
+    seed: Count = Field(0, description="of initialisation, data order and augmentation")
+
+
+class Dials(Value):
+    """The non-binary settings: one point of the search space. A layer is a block or the head."""
+
+    reinit_layers: AtLeastOne = Field(1, description="layers to reinitialise, head first")
+    lr_high: Positive = Field(0.0025, description="learning rate of the blocks from n_low up")
+    n_low: Count = Field(0, description="blocks, from the input, with the low rate")
+    lr_low_ratio: Positive = Field(1.0, description="low rate = this x lr_high")
+    lr_head_ratio: Positive = Field(1.0, description="rate of the classifier = this x lr_high")
+    n_l2sp: Count = Field(0, description="blocks, from the input, pulled to pre-trained weights")
+    alpha: NonNegative = Field(0.0, description="strength of that pull (L2-SP)")
+    beta: NonNegative = Field(0.0, description="strength of the pull to zero (L2) elsewhere")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+
+
+class Recipe(Value):
+    """Every setting of one run: the same recipe gives the same result, bit for bit on a CPU."""
+
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    augment: AugmentSettings = AugmentSettings()
+    train: TrainSettings = TrainSettings()
+    dials: Dials = Dials()
+    compat: Literal["paper", "authors"] = Field(
+        "paper", description="'authors' reproduces the released code where it departs"
+    )
+
+
+class Facts(Value):
+    """What was measured of a study's data and weights when it was created; workers compare."""
+
+    n_blocks: AtLeastOne
+    n_classes: int = Field(ge=2)
+    n_train: AtLeastOne
+    n_val: AtLeastOne
+    n_test: Count
+    data_digest: str = Field(description="of the manifest: names, labels, splits and contents")
+    weights_digest: str = Field(description="of the weights file; 'random' where there is none")
+
+
+class Epoch(Value):
+    """What one epoch gave. Accuracies are percentages of the validation set."""
+
+    epoch: AtLeastOne
+    train_loss: float
+    val_loss: float
+    val_top1: float = Field(ge=0, le=100)
+    val_top5: float = Field(ge=0, le=100)
+    lr: float = Field(description="of the high group, during this epoch")
+    n_images: AtLeastOne = Field(description="training images seen in this epoch")
+    seconds: NonNegative = Field(description="wall clock of training and validation")
+    micro_batch: AtLeastOne = Field(description="images per forward that the memory held")
+
+    def same_result(self, other: Self) -> bool:
+        """Tell whether two epochs agree in everything but the time they took."""
+        hidden = {"seconds", "micro_batch"}
+        return self.model_dump(exclude=hidden) == other.model_dump(exclude=hidden)

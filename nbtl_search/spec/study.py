@@ -1,0 +1,151 @@
+"""A study: what to search, how long, and from which recipes to start."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from nbtl_search.spec.recipe import (
+    AtLeastOne,
+    AugmentSettings,
+    Count,
+    DataSettings,
+    Dials,
+    Facts,
+    Fraction,
+    ModelSettings,
+    Positive,
+    Recipe,
+    TrainSettings,
+)
+from nbtl_search.spec.values import Value
+
+SettingValue = bool | int | float | str
+
+
+class Budget(Value):
+    """When a study ends: at the first of these that is reached."""
+
+    n_trials: AtLeastOne = Field(40, description="finished trials, pruned ones included")
+    epochs: int | None = Field(None, ge=1, description="no new trial after this many epochs")
+    gpu_h: Positive | None = Field(None, description="no new trial after this many slot-hours")
+    wall_clock_h: Positive | None = Field(None, description="no new trial after this many hours")
+
+
+class KnownRecipe(Value):
+    """A recipe worth trying before the sampler has learnt anything. It is never pruned."""
+
+    name: str = Field(description="a short name, shown beside the trial")
+    reason: str = Field("", description="why it is here, with its source")
+    dials: dict[str, SettingValue] = Field(
+        default_factory=dict,
+        description="as Dials; n_low and n_l2sp may be 'all' or a fraction such as '14/22'",
+    )
+
+
+class Row(Value):
+    """A change to one row of the search space: new bounds, options, or one fixed value."""
+
+    low: float | None = None
+    high: float | str | None = None
+    options: tuple[SettingValue, ...] | None = None
+    fixed: SettingValue | None = None
+
+
+class Pruning(Value):
+    """Asynchronous successive halving (stopping type), at fixed fractions of the schedule."""
+
+    rungs: tuple[Fraction, ...] = Field((0.25, 0.5), description="fractions of the epochs; () = off")
+    reduction: float = Field(3.0, gt=1, description="one in so many goes on at each rung")
+    min_epochs: Count = Field(3, description="no rung before this epoch")
+    min_updates: Count = Field(60, description="no rung before this many updates")
+    min_peers: int = Field(3, ge=1, description="nothing is stopped among fewer trials at a rung")
+
+
+class SearchSettings(Value):
+    """What is searched, and how."""
+
+    space: Literal["binary", "paper"] = Field("paper", description="a named search space")
+    rows: dict[str, Row] = Field(default_factory=dict, description="changes to its rows")
+    seed: Count = Field(0, description="of the sampler; each ask adds its trial's number")
+    n_startup: Count = Field(8, description="space-filling trials before the sampler's model")
+    pruning: Pruning = Pruning()
+    known: tuple[KnownRecipe, ...] = Field(
+        (KnownRecipe(name="default"),), description="enqueued first; the first is the baseline"
+    )
+
+    @field_validator("known")
+    @classmethod
+    def _distinct(cls, known: tuple[KnownRecipe, ...]) -> tuple[KnownRecipe, ...]:
+        names = [recipe.name for recipe in known]
+        if len(set(names)) < len(names):
+            message = f"the names of known recipes must differ, got {names}"
+            raise ValueError(message)
+        if names[:1] != ["default"]:
+            message = f"the first known recipe must be named 'default', got {names}"
+            raise ValueError(message)
+        return known
+
+
+class StudySpec(Value):
+    """Everything that defines a study; one TOML file, one JSON text in the database."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="letters, digits, '.', '_', '-'; at most 100 of them",
+    )
+    description: str = Field("", description="shown in the dashboard")
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    augment: AugmentSettings = AugmentSettings()
+    train: TrainSettings = TrainSettings()
+    compat: Literal["paper", "authors"] = "paper"
+    search: SearchSettings = SearchSettings()
+    budget: Budget = Budget()
+    facts: Facts | None = Field(None, description="filled in by `create`")
+
+    def recipe(self, dials: Dials) -> Recipe:
+        """Return the whole recipe of a trial with these dials."""
+        return Recipe(
+            data=self.data,
+            model=self.model,
+            augment=self.augment,
+            train=self.train,
+            dials=dials,
+            compat=self.compat,
+        )
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that differ where the result can differ.
+
+        Name, description, reasons and budget do not count. Where the facts are known, the
+        contents of data and weights count, and the places they were read from do not.
+        """
+        plain = self.model_dump(mode="json", exclude={"name", "description", "budget"})
+        for known in plain["search"]["known"]:
+            del known["reason"]
+        if self.facts is not None:
+            for key in ("dataset", "root"):
+                del plain["data"][key]
+            del plain["model"]["weights"]
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def differences(self, other: "StudySpec") -> list[str]:
+        """Name the settings in which two specifications differ, as dotted paths with values."""
+        ours, theirs = _flat(self.plain()), _flat(other.plain())
+        return [
+            f"{key}: {ours.get(key)!r} != {theirs.get(key)!r}"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

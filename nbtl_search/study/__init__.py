@@ -1,0 +1,1 @@
+"""The search column: studies in a database, and what is known of their trials."""

@@ -1,0 +1,79 @@
+"""The note beside a study in the dashboard: what is searched, on what, how long, how to read it."""
+
+import html
+
+from nbtl_search import space
+from nbtl_search.spec import Budget, Facts, StudySpec
+
+_READING = """\
+**How to read this.** The value of a trial is its best validation top-1 accuracy in percent, over
+the epochs it trained; higher is better. A trial's own page shows its learning curve. *Pruned*
+trials were stopped early, ran out of memory or diverged (`nbtl:cause`). The first trial,
+`default`, is the usual binary practice: every other trial is to be compared with it, and a
+difference smaller than that between two seeds is none. The test set has not been looked at."""
+
+
+def write_note(spec: StudySpec, facts: Facts) -> str:
+    """Return the note as Markdown; what a user wrote is escaped.
+
+    Raises:
+        SpecError: the study's search space is not valid.
+    """
+    parts = [
+        f"## {_text(spec.name)}",
+        _text(spec.description),
+        _data(spec, facts),
+        _searched(spec, facts),
+        _known(spec),
+        f"**Budget:** {_budget(spec.budget)}.",
+        _READING,
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _data(spec: StudySpec, facts: Facts) -> str:
+    return (
+        f"**Data:** {_text(spec.data.dataset)}, {facts.n_classes} classes, "
+        f"{facts.n_train} training, {facts.n_val} validation and {facts.n_test} test images. "
+        f"**Network:** {_text(spec.model.name)} ({facts.n_blocks} blocks and the head)."
+    )
+
+
+def _searched(spec: StudySpec, facts: Facts) -> str:
+    built = space.build(spec.search, n_blocks=facts.n_blocks)
+    rows = [
+        f"| `{row.name}` | {_text(_domain(row.domain))} | "
+        f"{f'`{row.when.dial}` > 0' if row.when else ''} |"
+        for row in built.rows
+    ]
+    rows += [f"| `{name}` | fixed: {_text(str(value))} | |" for name, value in built.fixed.items()]
+    head = f"**Searched** (space `{spec.search.space}`):\n\n| dial | values | only if |\n|---|---|---|"
+    return "\n".join([head, *rows])
+
+
+def _domain(domain: space.Domain) -> str:
+    if isinstance(domain, space.Choice):
+        return ", ".join(str(option) for option in domain.options)
+    scale = ", logarithmic" if isinstance(domain, space.Float) and domain.log else ""
+    return f"{domain.low:g} .. {domain.high:g}{scale}"
+
+
+def _known(spec: StudySpec) -> str:
+    recipes = [
+        f"* {_text(known.name)}{': ' if known.reason else ''}{_text(known.reason)}"
+        for known in spec.search.known
+    ]
+    return "\n".join(["**Tried first, never pruned:**", "", *recipes])
+
+
+def _budget(budget: Budget) -> str:
+    limits = [f"{budget.n_trials} trials"]
+    limits += [f"{budget.epochs} epochs"] if budget.epochs is not None else []
+    limits += [f"{budget.gpu_h:g} slot-hours"] if budget.gpu_h is not None else []
+    limits += [f"{budget.wall_clock_h:g} hours"] if budget.wall_clock_h is not None else []
+    return " or ".join(limits)
+
+
+def _text(value: str) -> str:
+    """Escape what HTML and a Markdown table would take for their own, and keep it in one line."""
+    return html.escape(" ".join(value.split()), quote=False).replace("|", "\\|")

@@ -1,0 +1,101 @@
+"""Ask Optuna for the next trial of a study, and tell it how one ended."""
+
+import hashlib
+import logging
+import warnings
+from typing import Final
+
+import optuna
+from optuna.trial import TrialState
+
+from nbtl_search import space
+from nbtl_search.spec import Dials, Epoch, StudySpec
+from nbtl_search.study.leases import Asked
+from nbtl_search.study.ledger import Ended
+from nbtl_search.study.store import DIALS, NAME, PROTECTED, Study
+
+logger = logging.getLogger(__name__)
+
+CAUSE: Final = "nbtl:cause"
+MAX_REPORTS: Final = 50
+_INFEASIBLE: Final = ("oom", "diverged")
+
+
+def sampler(spec: StudySpec, *, slot: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler of one ask, seeded from the study's seed and the slot of its budget."""
+    digest = hashlib.sha256(f"{spec.search.seed}/{slot}".encode()).digest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            n_startup_trials=max(1, spec.search.n_startup),
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            seed=int.from_bytes(digest[:4], "big"),
+        )
+
+
+def ask(study: Study, *, slot: int, known_ids: set[int]) -> Asked:
+    """Propose a trial: one whose asker died before it was entered in the ledger, else a new one.
+
+    Call it inside `Leases.reserve`, which lets only one at a time in.
+    """
+    study.optuna.sampler = sampler(study.spec, slot=slot)
+    trial = _orphan(study.optuna, known_ids) or study.optuna.ask()
+    searched = space.build(study.spec.search, n_blocks=study.facts.n_blocks)
+    known = trial.user_attrs.get(DIALS)
+    if known is None:
+        dials = space.suggest(searched, trial)
+    else:
+        dials = Dials.parse_json(known)
+        for name in space.params_of(searched, dials):
+            space.suggest_row(searched, name, trial)
+    return Asked(
+        trial_id=trial._trial_id,  # noqa: SLF001
+        number=trial.number,
+        name=trial.user_attrs.get(NAME, ""),
+        protected=bool(trial.user_attrs.get(PROTECTED, False)),
+        recipe_json=study.spec.recipe(dials).model_dump_json(),
+    )
+
+
+def _orphan(study: optuna.Study, known_ids: set[int]) -> optuna.Trial | None:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial._trial_id not in known_ids:  # noqa: SLF001
+            logger.info("adopting", extra={"action": "adopt", "trial": trial.number})
+            return optuna.Trial(study, trial._trial_id)  # noqa: SLF001
+    return None
+
+
+def report(study: Study, trial_id: int, epochs: list[Epoch], *, n_epochs: int) -> None:
+    """Report accuracies to Optuna, thinned to at most `MAX_REPORTS` evenly spread epochs."""
+    stride = -(-n_epochs // MAX_REPORTS)
+    trial = optuna.Trial(study.optuna, trial_id)
+    there = trial.storage.get_trial(trial_id).intermediate_values
+    for epoch in epochs:
+        if (epoch.epoch % stride == 0 or epoch.epoch == n_epochs) and epoch.epoch not in there:
+            trial.report(epoch.val_top1, step=epoch.epoch)
+
+
+def tell(study: Study, ended: Ended) -> None:
+    """Tell Optuna how a trial ended; telling again changes nothing.
+
+    Out of memory and divergence are told as pruned and infeasible: samplers ignore failed
+    trials, and would propose the same point again.
+    """
+    trial = optuna.Trial(study.optuna, ended.trial_id)
+    if trial.storage.get_trial(ended.trial_id).state.is_finished():
+        return
+    if ended.cause:
+        trial.set_user_attr(CAUSE, ended.cause)
+    if ended.cause in _INFEASIBLE:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # told again: the constraint is there
+            trial.set_constraint("trainable", 1.0)
+    state = {
+        "complete": TrialState.COMPLETE,
+        "pruned": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+    }[ended.state]
+    value = ended.value if state is TrialState.COMPLETE else None
+    study.optuna.tell(trial.number, value, state=state, skip_if_finished=True)

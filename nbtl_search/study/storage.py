@@ -1,0 +1,224 @@
+"""The database of the studies: from a URL, or the embedded one, to engines with few connections."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import URL, Engine, create_engine, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError
+
+from nbtl_search.errors import SchemaError, StorageError
+from nbtl_search.study import embedded, schema
+from nbtl_search.study.faults import storage_errors, wait_for
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage, RDBStorage
+
+__all__ = ["Storage", "check", "connect", "create_or_upgrade", "storage_errors", "wait_for"]
+
+OLDEST_POSTGRES: Final = 13
+_OPTUNA_LOCK: Final = 6031770  # any number, the same for all who create or upgrade tables
+_SESSION: Final = "-c timezone=UTC -c idle_in_transaction_session_timeout=60s"
+_CONNECTION: Final[dict[str, Any]] = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Storage:
+    """A database that answers: ours through `engine`, Optuna's through `optuna`.
+
+    Three connections at most: two for the ledger (a reservation holds one while it asks Optuna,
+    and the heart beats on the other), one for Optuna. Neither repr shows the password.
+    """
+
+    url: URL
+    engine: Engine
+    application: str
+
+    @cached_property
+    def optuna(self) -> "BaseStorage":
+        """Optuna's storage, cached; opened at first use, when its tables must be there.
+
+        Raises:
+            SchemaError: they are missing or of another version; the message has the command.
+            StorageError: the database refuses.
+        """
+        from optuna.storages import get_storage  # noqa: PLC0415  (half a second, not always used)
+
+        with storage_errors():
+            return get_storage(_open_optuna(self))
+
+    def close(self) -> None:
+        """Close all connections; a later use opens them again."""
+        self.engine.dispose()
+        opened = self.__dict__.get("optuna")
+        if opened is not None:
+            opened.remove_session()
+            opened._backend.engine.dispose()  # noqa: SLF001  (Optuna has no other way)
+
+
+def connect(url: str | None, *, home: Path, application: str = "nbtl-search") -> Storage:
+    """Connect to the database at this URL, or start and use the embedded one.
+
+    Args:
+        url: of a PostgreSQL server; None for the embedded one.
+        home: the folder of the embedded one.
+        application: a name that the server shows for our connections.
+
+    Raises:
+        StorageError: no PostgreSQL, too old, or it refuses; one line, never with the password.
+        StorageLostError: it does not answer.
+    """
+    parsed = embedded.start(home) if url is None else parse_url(url)
+    engine = create_engine(parsed, **_pool(parsed, application, size=1, overflow=1))
+    storage = Storage(url=parsed, engine=engine, application=application)
+    try:
+        with storage_errors(), engine.connect() as connection:
+            version = connection.execute(text("SHOW server_version_num")).scalar_one()
+        if int(version) < OLDEST_POSTGRES * 10_000:
+            message = (
+                f"the database must be PostgreSQL {OLDEST_POSTGRES} or newer, got version "
+                f"{int(version) // 10_000}; upgrade the server or give another by --storage"
+            )
+            raise StorageError(message)
+    except BaseException:
+        engine.dispose()
+        raise
+    return storage
+
+
+def parse_url(url: str) -> URL:
+    """Return the URL of a PostgreSQL database, with our driver and the password out of sight.
+
+    Raises:
+        StorageError: it is no such URL; the message quotes nothing that may be secret.
+    """
+    hint = "give postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    try:
+        parsed = make_url(url.strip())
+    except (ArgumentError, ValueError):
+        message = f"the storage must be the URL of a PostgreSQL database, got something else; {hint}"
+        raise StorageError(message) from None
+    scheme = parsed.drivername.partition("+")[0]
+    if scheme not in {"postgres", "postgresql"}:
+        message = f"the storage must be a PostgreSQL database, got a URL of {scheme!r}; {hint}"
+        raise StorageError(message)
+    if "@" in (parsed.host or ""):
+        message = f"the storage URL must have one '@', got more; write '@' in a password as %40; {hint}"
+        raise StorageError(message)
+    secret = parsed.query.get("password")
+    if isinstance(secret, str):
+        parsed = parsed.difference_update_query(["password"]).set(password=secret)
+    return parsed.set(drivername="postgresql+psycopg2")
+
+
+def create_or_upgrade(storage: Storage) -> None:
+    """Make Optuna's tables and ours, or bring them to the versions this code needs.
+
+    Raises:
+        SchemaError: they are newer than this code.
+        StorageError: the database refuses.
+    """
+    with storage_errors(), storage.engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _OPTUNA_LOCK})
+        opened = _rdb(storage, overflow=1)
+        try:
+            if opened.get_current_version() != opened.get_head_version():
+                _refuse_newer(opened)
+                with _logging_left_alone():
+                    opened.upgrade()
+        finally:
+            opened.remove_session()
+            opened.engine.dispose()
+    with storage_errors():
+        schema.create_or_upgrade(storage.engine)
+
+
+def check(storage: Storage) -> None:
+    """Make sure that the tables are of the versions this code needs, and change nothing.
+
+    Raises:
+        SchemaError: they are missing, older or newer; the message has the command to run.
+        StorageError: the database refuses.
+    """
+    with storage_errors():
+        schema.check(storage.engine)
+    storage.optuna  # noqa: B018  (opening it checks)
+
+
+def _open_optuna(storage: Storage) -> "RDBStorage":
+    # Optuna would fill missing version tables with its own guess, so look first.
+    found = inspect(storage.engine)
+    for table in ("studies", "version_info", "alembic_version"):
+        if not found.has_table(table):
+            message = f"the database has no Optuna tables; run: {schema.UPGRADE_COMMAND}"
+            raise SchemaError(message)
+    opened = _rdb(storage, overflow=0, skip_table_creation=True)
+    current, needed = opened.get_current_version(), opened.get_head_version()
+    if current != needed:
+        _refuse_newer(opened)
+        message = (
+            f"Optuna's tables must be of version {needed!r}, got {current!r}; "
+            f"run: {schema.UPGRADE_COMMAND}"
+        )
+        raise SchemaError(message)
+    return opened
+
+
+def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "RDBStorage":
+    from optuna.storages import RDBStorage  # noqa: PLC0415  (half a second, not always used)
+
+    return RDBStorage(
+        storage.url.render_as_string(hide_password=False),
+        engine_kwargs=_pool(storage.url, storage.application, size=1, overflow=overflow),
+        skip_compatibility_check=True,  # it needs a second connection, and names another command
+        **options,
+    )
+
+
+def _refuse_newer(opened: "RDBStorage") -> None:
+    current = opened.get_current_version()
+    if current not in opened.get_all_versions():
+        message = (
+            f"Optuna's tables must be of version {opened.get_head_version()!r} or older, got the "
+            f"unknown {current!r}; upgrade nbtl-search on this machine"
+        )
+        raise SchemaError(message)
+
+
+@contextlib.contextmanager
+def _logging_left_alone() -> Iterator[None]:
+    """Keep Optuna's migrations from configuring logging, as they do where no handler is set."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+def _pool(url: URL, application: str, *, size: int, overflow: int) -> dict[str, Any]:
+    """Return the arguments of `create_engine`; what the URL says of the connection goes first."""
+    ours = _CONNECTION | {"application_name": application, "options": _SESSION}
+    given = url.query.get("options")
+    if isinstance(given, str):
+        ours["options"] = f"{_SESSION} {given}"
+    arguments = {key: ours[key] for key in ours if key == "options" or key not in url.query}
+    return {
+        "pool_size": size,
+        "max_overflow": overflow,
+        "pool_pre_ping": True,
+        "pool_timeout": 30,
+        "pool_recycle": 1800,
+        "connect_args": arguments,
+    }

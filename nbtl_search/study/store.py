@@ -1,0 +1,272 @@
+"""The studies in a database: create, open, list, delete.
+
+A study exists from the moment its row stands in our ledger, which is inserted last and deleted
+first. An Optuna study without that row is half-made: nobody sees it, the next `create` clears it.
+"""
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import optuna
+from optuna.study import StudyDirection
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy import delete as delete_from
+
+from nbtl_search import space
+from nbtl_search.errors import SpecError, StorageError, StudyExistsError, StudyNotFoundError
+from nbtl_search.spec import Facts, StudySpec
+from nbtl_search.study import ledger, schema
+from nbtl_search.study.note import write_note
+from nbtl_search.study.storage import Storage, storage_errors
+
+logger = logging.getLogger(__name__)
+
+SPEC: Final = "nbtl:spec"
+NAME: Final = "nbtl:name"
+REASON: Final = "nbtl:reason"
+PROTECTED: Final = "nbtl:protected"
+DIALS: Final = "nbtl:dials"
+_NAME_LOCK: Final = 6031771  # any number, the same for all who create or delete studies
+_DELETIONS: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study that exists; `id` is Optuna's and the ledger's, `uid` is never used again."""
+
+    name: str
+    id: int
+    uid: str
+    spec: StudySpec
+    optuna: optuna.Study
+    storage: Storage
+
+    @property
+    def facts(self) -> Facts:
+        """What was measured of the data and weights when the study was created."""
+        assert self.spec.facts is not None, "create() wants them"  # noqa: S101
+        return self.spec.facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """A line in the list of studies."""
+
+    name: str
+    desired: str
+    n_trials: int
+    n_finished: int
+    created_at: datetime
+
+
+def create(storage: Storage, spec: StudySpec) -> Study:
+    """Create the study; where it exists with the same fingerprint, return it as it is.
+
+    Raises:
+        StudyExistsError: the name is taken by another specification.
+        SpecError: the facts are missing, or a known recipe or the space is not valid.
+        SchemaError: the tables are missing or of another version.
+        StorageError: the database refuses.
+    """
+    facts = _facts(spec)
+    searched = space.build(spec.search, n_blocks=facts.n_blocks)
+    trials = [*_known_trials(spec, searched), *_design_trials(spec, searched)]
+    note = write_note(spec, facts)  # before anything is written: it may find the spec wrong
+    with storage_errors(), _only_one(storage, spec.name) as connection:
+        if _row(connection, spec.name) is not None:
+            return _same(open_study(storage, spec.name), spec)
+        _clear_half_made(storage, spec.name)
+        study_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], spec.name)
+        storage.optuna.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
+        for trial in trials:
+            storage.optuna.create_new_trial(study_id, trial)
+        _attach_note(_optuna_study(storage, spec.name), note)
+        connection.execute(text("SELECT 1"))  # fails if the lock was lost meanwhile
+        ledger.register(storage.engine, study_id, spec)
+    logger.info("study created", extra={"action": "create", "study": spec.name})
+    return open_study(storage, spec.name)
+
+
+def open_study(storage: Storage, name: str) -> Study:
+    """Open a study that exists.
+
+    Raises:
+        StudyNotFoundError: it does not; the message lists those that do, nearest first.
+        SchemaError: the tables are missing or of another version.
+        StorageError: the database refuses, or Optuna's part of the study is gone.
+    """
+    with storage_errors():
+        with storage.engine.connect() as connection:
+            row = _row(connection, name)
+        if row is None:
+            raise StudyNotFoundError(_not_found(storage, name))
+        spec = _spec_of(storage, row.study_id)
+        if spec is None:
+            message = (
+                f"study {name!r} must have its Optuna part, and it was deleted from outside; "
+                f"run: nbtl-search delete {name}"
+            )
+            raise StorageError(message)
+        return Study(
+            name=name,
+            id=row.study_id,
+            uid=row.uid,
+            spec=spec,
+            optuna=_optuna_study(storage, name),
+            storage=storage,
+        )
+
+
+def names(storage: Storage) -> list[StudySummary]:
+    """Return all studies, the newest first.
+
+    Raises:
+        StorageError: the database refuses.
+    """
+    study, trial = schema.study.c, schema.trial.c
+    n_finished = (
+        select(func.count())
+        .where(trial.study_id == study.study_id, trial.finished_at.is_not(None))
+        .scalar_subquery()
+    )
+    query = select(
+        study.name, study.desired, study.n_trials, n_finished.label("n_finished"), study.created_at
+    ).order_by(study.created_at.desc())
+    with storage_errors(), storage.engine.connect() as connection:
+        return [StudySummary(**row) for row in connection.execute(query).mappings()]
+
+
+def delete(storage: Storage, name: str) -> None:
+    """Delete the study, or what is left of one that was half made or half deleted.
+
+    Raises:
+        StudyNotFoundError: there is none; the message lists those that are.
+        StorageError: the database refuses, or workers keep writing.
+    """
+    with storage_errors(), _only_one(storage, name) as connection:
+        with storage.engine.begin() as ours:
+            gone = ours.execute(delete_from(schema.study).where(schema.study.c.name == name))
+        if not _clear_half_made(storage, name) and gone.rowcount == 0:
+            raise StudyNotFoundError(_not_found(storage, name))
+        connection.execute(text("SELECT 1"))
+    logger.info("study deleted", extra={"action": "delete", "study": name})
+
+
+def _facts(spec: StudySpec) -> Facts:
+    if spec.facts is None:
+        message = f"study {spec.name!r} must have its facts (classes, sizes, digests), got none"
+        raise SpecError(f"{message}; probe the data and weights first")
+    return spec.facts
+
+
+def _known_trials(spec: StudySpec, searched: space.Space) -> Iterator[optuna.trial.FrozenTrial]:
+    for known in spec.search.known:
+        dials = space.known_dials(known, space=searched)
+        attributes = {
+            NAME: known.name,
+            REASON: known.reason,
+            PROTECTED: True,
+            DIALS: dials.model_dump_json(),
+        }
+        yield _waiting(space.params_of(searched, dials), attributes)
+
+
+def _design_trials(spec: StudySpec, searched: space.Space) -> Iterator[optuna.trial.FrozenTrial]:
+    for point in space.design(searched, n=spec.search.n_startup, seed=spec.search.seed):
+        yield _waiting(point, {})
+
+
+def _waiting(params: dict[str, object], attributes: dict[str, object]) -> optuna.trial.FrozenTrial:
+    """Return a trial as `Study.enqueue_trial` would add it."""
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.WAITING,
+        system_attrs={"fixed_params": params},
+        user_attrs=attributes,
+    )
+
+
+def _optuna_study(storage: Storage, name: str) -> optuna.Study:
+    return optuna.load_study(
+        study_name=name, storage=storage.optuna, pruner=optuna.pruners.NopPruner()
+    )
+
+
+def _same(existing: Study, spec: StudySpec) -> Study:
+    if existing.spec.fingerprint() == spec.fingerprint():
+        return existing
+    differences = existing.spec.differences(spec)
+    counting = [line for line in differences if not line.startswith(("budget", "description"))]
+    first = "; ".join((counting or differences)[:3])
+    message = (
+        f"study {spec.name!r} exists with another specification ({first}); give the new one "
+        "another name, or delete the old one"
+    )
+    raise StudyExistsError(message)
+
+
+def _clear_half_made(storage: Storage, name: str) -> bool:
+    """Delete the Optuna study of this name, of which our ledger does not know; tell if any was.
+
+    Raises:
+        StudyExistsError: it is not one that we began.
+    """
+    for deletion in range(_DELETIONS):  # Optuna ignores it when a late writer gets in between
+        try:
+            study_id = storage.optuna.get_study_id_from_name(name)
+        except KeyError:
+            return deletion > 0
+        began_here = SPEC in storage.optuna.get_study_user_attrs(study_id)
+        if not began_here and storage.optuna.get_n_trials(study_id) > 0:
+            message = (
+                f"the name {name!r} is taken by an Optuna study that nbtl-search did not make; "
+                "give another name"
+            )
+            raise StudyExistsError(message)
+        storage.optuna.delete_study(study_id)
+    message = f"study {name!r} must be left alone while it is deleted; stop its workers, try again"
+    raise StorageError(message)
+
+
+def _spec_of(storage: Storage, study_id: int) -> StudySpec | None:
+    try:
+        attributes = storage.optuna.get_study_user_attrs(study_id)
+    except KeyError:
+        return None
+    return StudySpec.parse_json(attributes[SPEC]) if SPEC in attributes else None
+
+
+def _row(connection: Connection, name: str) -> Any:
+    query = select(schema.study.c.study_id, schema.study.c.uid).where(schema.study.c.name == name)
+    return connection.execute(query).one_or_none()
+
+
+def _not_found(storage: Storage, name: str) -> str:
+    known = [summary.name for summary in names(storage)]
+    near = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.0)
+    if not near:
+        return f"no study {name!r}: the database has none yet; make one with: nbtl-search create"
+    more = f" and {len(near) - 10} more" if len(near) > 10 else ""
+    return f"no study {name!r} in this database; it has: {', '.join(near[:10])}{more}"
+
+
+@contextlib.contextmanager
+def _only_one(storage: Storage, name: str) -> Iterator[Connection]:
+    """Let one process at a time create or delete the study of this name."""
+    with storage.engine.begin() as connection:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, :salt))"),
+            {"name": name, "salt": _NAME_LOCK},
+        )
+        yield connection
+
+
+def _attach_note(study: optuna.Study, note: str) -> None:
+    from optuna_dashboard import save_note  # noqa: PLC0415  (a web application, for one function)
+
+    save_note(study, note)

@@ -1,0 +1,101 @@
+"""Reinitialise the last layers of a pre-trained network.
+
+With `reinit_layers = n` the classifier and the last n - 1 blocks start from fresh values
+(Plested, Shen and Gedeon 2021, "Non-binary deep transfer learning for image classification",
+arXiv 2107.08585, section 4.3). Unlike the authors' code, a block keeps its type, so n may go up
+to every block and the classifier.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from nbtl_search.errors import SpecError
+from nbtl_search.transfer.layers import Block, Layers, kind_of
+
+
+def reset_layers(layers: Layers, n: int) -> tuple[Block, ...]:
+    """Return the layers that `reinit_layers = n` resets: head first, then the last blocks.
+
+    Raises:
+        SpecError: n is not between 1 and the number of layers.
+    """
+    if not 1 <= n <= layers.n_blocks + 1:
+        message = (
+            f"1 <= reinit_layers <= {layers.n_blocks + 1} (blocks and classifier), got {n}; "
+            "choose a value in this range"
+        )
+        raise SpecError(message)
+    return (layers.head, *reversed(layers.blocks[layers.n_blocks - (n - 1) :]))
+
+
+def reinitialise(layers: Layers, n: int, *, generator: torch.Generator) -> None:
+    """Reset the classifier and the last n - 1 blocks to PyTorch's defaults, in place.
+
+    Kernels of convolutions and linear layers, and their biases, are drawn from
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is kaiming_uniform with a = sqrt(5). Normalisations
+    get weight 1, bias 0 and fresh running statistics. The head is drawn first and blocks from
+    the last one down, so a layer's values do not depend on how many are reset beyond it.
+
+    Args:
+        layers: of the network to change.
+        n: number of layers, head first.
+        generator: a CPU generator; the global random state is not touched.
+
+    Raises:
+        SpecError: n is out of range, or a module is of no known kind. Nothing is changed then.
+    """
+    blocks = reset_layers(layers, n)
+    for block in blocks:
+        for name, module in block.modules:
+            _check_known(name, module)
+    with torch.no_grad():
+        for block in blocks:
+            for _, module in block.modules:
+                _reset(module, generator)
+
+
+def _check_known(name: str, module: nn.Module) -> None:
+    simple = isinstance(module, _ConvNd | nn.Linear)
+    own = {parameter for parameter, _ in module.named_parameters(recurse=False)}
+    if own <= {"weight", "bias"} and (simple or kind_of(module, "weight") == "norm"):
+        return
+    if hasattr(module, "reset_parameters"):
+        return
+    message = (
+        f"a layer to reinitialise must have known parts, got {type(module).__name__} at {name!r} "
+        f"with parameters {sorted(own)}; use a smaller reinit_layers or another model"
+    )
+    raise SpecError(message)
+
+
+def _reset(module: nn.Module, generator: torch.Generator) -> None:
+    own = dict(module.named_parameters(recurse=False))
+    if isinstance(module, _ConvNd | nn.Linear) and own.keys() <= {"weight", "bias"}:
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        for parameter in own.values():
+            _draw(parameter, bound, generator)
+    elif kind_of(module, "weight") == "norm" and own.keys() <= {"weight", "bias"}:
+        if isinstance(module, _NormBase):
+            module.reset_running_stats()
+        for name, parameter in own.items():
+            parameter.fill_(1.0 if name == "weight" else 0.0)
+    else:
+        _reset_itself(module, generator)
+
+
+def _draw(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+    """Fill from U(-bound, bound), on the CPU, so that every device gets the same numbers."""
+    drawn = torch.empty(parameter.shape, dtype=torch.float32)
+    parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+
+def _reset_itself(module: nn.Module, generator: torch.Generator) -> None:
+    """Call the module's own reset_parameters under a random state drawn from the generator."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module.reset_parameters()  # type: ignore[operator]

@@ -1,0 +1,253 @@
+"""One attempt at a trial: from its lease until it ends, is given back, or is taken away."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+from nbtl_search.errors import FencedError, StorageLostError
+from nbtl_search.spec import Epoch, Recipe
+from nbtl_search.study import pruning, sampling
+from nbtl_search.study.leases import Lease, Leases, Outcome
+from nbtl_search.study.ledger import Ledger
+from nbtl_search.study.storage import storage_errors
+from nbtl_search.study.store import Study
+from nbtl_search.worker import protocol
+from nbtl_search.worker.child import Child, ChildDiedError
+
+logger = logging.getLogger(__name__)
+
+HaltReason = Literal["pruned", "preempted", "cancelled", "fenced"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Every interval of a worker, in seconds."""
+
+    beat_s: float = 10.0
+    lease_s: float = 60.0
+    poll_s: float = 2.0
+    halt_s: float = 7.0
+    hang_s: float = 1800.0
+    retry_s: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What a worker has at hand for all its trials."""
+
+    study: Study
+    leases: Leases
+    ledger: Ledger
+    child: Child
+    rungs: tuple[int, ...]
+    timing: Timing
+    stopping: Callable[[], bool]
+    beat: Callable[[str, int | None], None]
+
+
+@final
+class Attempt:
+    """The attempt. A lost database is waited for while training goes on."""
+
+    def __init__(self, lease: Lease, desk: Desk, *, checkpoints: Path) -> None:
+        self._lease = lease
+        self._desk = desk
+        self._checkpoints = checkpoints
+        self._recipe = Recipe.parse_json(lease.recipe_json)
+        self._history: list[Epoch] = []
+        self._n_sent = 0
+        self._halting: HaltReason | None = None
+        self._halt_by = float("inf")
+        self._beat_at = 0.0
+        self._retry_at = 0.0
+        self._heard_at = time.monotonic()
+        self.rss_mb: float | None = None
+        self._over = False
+
+    def run(self) -> None:
+        """See the attempt through.
+
+        Raises:
+            ChildDiedError: the trainer died, or was killed here because it hung or would not
+                halt; the ledger knows already.
+        """
+        order = protocol.Train(recipe=self._recipe, checkpoints=str(self._checkpoints))
+        try:
+            self._desk.child.send(order)
+            while not self._over:
+                self.step(time.monotonic())
+        except ChildDiedError as death:
+            self._child_died(str(death))
+            raise
+
+    def step(self, now: float) -> None:
+        """Beat if it is time, look whether to stop, and handle the trainer's next message."""
+        if now >= self._beat_at:
+            self._beat_at = now + self._desk.timing.beat_s
+            self._online(now, self._beat)
+        if self._desk.stopping():
+            self._halt("preempted", keep=True)
+        if now > self._halt_by or now - self._heard_at > self._desk.timing.hang_s:
+            self._desk.child.kill()
+            message = "the trainer gave no sign of life and was killed"
+            raise ChildDiedError(message)
+        report = self._desk.child.poll(min(0.25, self._desk.timing.beat_s))
+        if report is not None:
+            self._heard_at = time.monotonic()
+            self._handle(report)
+
+    def _handle(self, report: protocol.Report) -> None:
+        match report:
+            case protocol.Started(history=history):
+                self._history = list(history)
+                self._judge()
+            case protocol.Trained(epoch=epoch):
+                self._history.append(epoch)
+                self._judge()
+                if self._halting is None:
+                    self._desk.child.send(protocol.GoOn())
+            case protocol.Ended(rss_mb=rss_mb):
+                self.rss_mb = rss_mb
+                self._finish("complete")
+            case protocol.Halted(rss_mb=rss_mb):
+                self.rss_mb = rss_mb
+                self._halted()
+            case protocol.Failed(cause=cause, message=message):
+                self._failed(cause, message)
+
+    # -- with the database ------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        wanted = self._desk.leases.renew(self._lease)
+        self._desk.beat("training", self._lease.number)
+        if wanted != "run":
+            self._halt("cancelled", keep=True)
+
+    def _judge(self) -> None:
+        """Record what was trained; at a rung, stop the trial if it is weak."""
+        self._online(time.monotonic(), self._send_epochs)
+        if not self._history or self._n_sent < len(self._history) or self._lease.protected:
+            return
+        rung = self._history[-1].epoch
+        if rung in self._desk.rungs:
+            self._online(time.monotonic(), lambda: self._compare(rung))
+
+    def _send_epochs(self) -> None:
+        unsent = self._history[self._n_sent :]
+        self._desk.leases.record(self._lease, unsent)
+        with storage_errors():
+            sampling.report(
+                self._desk.study,
+                self._lease.trial_id,
+                unsent,
+                n_epochs=self._recipe.train.epochs,
+            )
+        self._n_sent = len(self._history)
+
+    def _compare(self, rung: int) -> None:
+        values = self._desk.ledger.best_at(rung)
+        mine = values[self._lease.trial_id]
+        if not pruning.goes_on(mine, values.values(), pruning=self._desk.study.spec.search.pruning):
+            self._halt("pruned", keep=False)
+
+    def _online(self, now: float, action: Callable[[], None]) -> None:
+        """Do it if the database answers; if not, leave it for a later beat."""
+        if now < self._retry_at or self._halting == "fenced":
+            return
+        try:
+            action()
+        except StorageLostError as error:
+            logger.warning("database lost: %s", error, extra={"action": "wait"})
+            self._retry_at = time.monotonic() + self._desk.timing.retry_s
+        except FencedError as error:
+            logger.warning("%s", error, extra={"action": "fenced", "trial": self._lease.number})
+            self._halt("fenced", keep=False)
+
+    def _insist(self, action: Callable[[], Any]) -> None:
+        """Do it, waiting for the database as long as need be, unless told to stop meanwhile."""
+        while True:
+            try:
+                action()
+            except StorageLostError as error:
+                logger.warning("database lost: %s", error, extra={"action": "wait"})
+                if self._desk.stopping():
+                    return
+                time.sleep(self._desk.timing.retry_s)
+            except FencedError as error:
+                logger.warning("%s", error, extra={"action": "fenced"})
+                return
+            else:
+                return
+
+    # -- ending -----------------------------------------------------------------------------
+
+    def _halt(self, reason: HaltReason, *, keep: bool) -> None:
+        if self._halting is not None:
+            return
+        self._halting = reason
+        if reason == "preempted":
+            self._halt_by = time.monotonic() + self._desk.timing.halt_s
+        self._desk.child.send(protocol.Halt(keep=keep))
+
+    def _halted(self) -> None:
+        match self._halting:
+            case "pruned":
+                self._finish("pruned")
+            case "preempted" | "cancelled":
+                self._give_back(self._halting)
+            case _:
+                self._over = True
+
+    def _finish(
+        self,
+        state: Literal["complete", "pruned"],
+        *,
+        cause: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        best = max(self._history, key=lambda epoch: epoch.val_top1, default=None)
+        outcome = Outcome(
+            state=state,
+            value=None if best is None else best.val_top1,
+            best_epoch=None if best is None else best.epoch,
+            cause=cause,
+            message=message,
+        )
+        self._over = True
+        if self._halting == "fenced":
+            return
+
+        def end() -> None:
+            self._send_epochs()
+            self._desk.leases.finish(self._lease, outcome)
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+        self._insist(end)
+
+    def _give_back(self, cause: str) -> None:
+        self._over = True
+        if self._halting == "fenced":
+            return
+        self._insist(lambda: self._desk.leases.release(self._lease, cause=cause))
+
+    def _failed(self, cause: str, message: str) -> None:
+        if cause in {"diverged", "oom"}:
+            self._finish("pruned", cause=cause, message=message)
+            return
+        self._over = True
+        if self._halting != "fenced":
+            self._insist(
+                lambda: self._desk.leases.fail_attempt(self._lease, cause=cause, message=message)
+            )
+
+    def _child_died(self, message: str) -> None:
+        """Give a preempted trial back; count any other death as a failure of the machine."""
+        logger.warning("%s", message, extra={"action": "died", "trial": self._lease.number})
+        if self._halting in {"preempted", "cancelled"}:
+            self._give_back(self._halting or "")
+        else:
+            self._failed("infra", message)

@@ -1,0 +1,133 @@
+"""What supervisor and trainer say to each other: frozen messages, as JSON over a socket pair."""
+
+from multiprocessing.connection import Connection
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from nbtl_search.spec import Epoch, Facts, Recipe, Value
+
+
+class Open(Value):
+    """Open data and weights of a study, and check that they are the ones it was created with."""
+
+    kind: Literal["open"] = "open"
+    recipe: Recipe
+    facts: Facts
+    home: str
+
+
+class Train(Value):
+    """Train this recipe, from its last checkpoint where there is one."""
+
+    kind: Literal["train"] = "train"
+    recipe: Recipe
+    checkpoints: str
+
+
+class GoOn(Value):
+    """Train the next epoch."""
+
+    kind: Literal["go_on"] = "go_on"
+
+
+class Halt(Value):
+    """Stop at the next update; write a checkpoint first if `keep`."""
+
+    kind: Literal["halt"] = "halt"
+    keep: bool
+
+
+class Ready(Value):
+    """Data and weights are as the study says."""
+
+    kind: Literal["ready"] = "ready"
+    device: str
+    n_updates: int
+
+
+class Refused(Value):
+    """Data or weights cannot be had here, or are not those of the study."""
+
+    kind: Literal["refused"] = "refused"
+    message: str
+
+
+class Started(Value):
+    """Training begins, after the epochs that the checkpoint holds."""
+
+    kind: Literal["started"] = "started"
+    history: tuple[Epoch, ...]
+
+
+class Progress(Value):
+    """A sign of life, at most once a second."""
+
+    kind: Literal["progress"] = "progress"
+    epoch: int
+    update: int
+
+
+class Trained(Value):
+    """An epoch is done and in the checkpoint; the trainer waits for GoOn or Halt."""
+
+    kind: Literal["trained"] = "trained"
+    epoch: Epoch
+
+
+class Ended(Value):
+    """The schedule is done."""
+
+    kind: Literal["ended"] = "ended"
+    rss_mb: float
+
+
+class Halted(Value):
+    """Training has stopped as told."""
+
+    kind: Literal["halted"] = "halted"
+    rss_mb: float
+
+
+class Failed(Value):
+    """Training cannot go on."""
+
+    kind: Literal["failed"] = "failed"
+    cause: Literal["diverged", "oom", "infra", "user_error"]
+    message: str
+
+
+Order = Annotated[Open | Train | GoOn | Halt, Field(discriminator="kind")]
+Report = Annotated[
+    Ready | Refused | Started | Progress | Trained | Ended | Halted | Failed,
+    Field(discriminator="kind"),
+]
+_ORDER: TypeAdapter[Order] = TypeAdapter(Order)
+_REPORT: TypeAdapter[Report] = TypeAdapter(Report)
+
+
+def send(connection: "Connection[bytes, bytes]", message: Value) -> None:
+    """Send one message.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    connection.send_bytes(message.model_dump_json().encode())
+
+
+def receive_order(connection: "Connection[bytes, bytes]") -> Order:
+    """Wait for the supervisor's next message.
+
+    Raises:
+        EOFError: the supervisor is gone.
+    """
+    return _ORDER.validate_json(connection.recv_bytes())
+
+
+def receive_report(connection: "Connection[bytes, bytes]") -> Report:
+    """Wait for the trainer's next message.
+
+    Raises:
+        EOFError: the trainer is gone.
+    """
+    return _REPORT.validate_json(connection.recv_bytes())

@@ -1,0 +1,46 @@
+"""SIGTERM and SIGINT as a request that the main loop looks at; the old handlers come back."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import final
+
+
+@final
+class Stop:
+    """A request to stop, which only ever goes from no to yes."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was requested."""
+        return self._event.is_set()
+
+    def request(self) -> None:
+        """Request a stop."""
+        self._event.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or until a stop is requested."""
+        self._event.wait(seconds)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn SIGTERM and SIGINT into a request to stop while the block runs."""
+    stop = Stop()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop.request()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    old = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,201 @@
+"""The supervisor: one slot's process beside its trainer. It knows the database and no torch."""
+
+import logging
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Final, final
+
+from nbtl_search.errors import NbtlError, StorageLostError
+from nbtl_search.spec import Dials
+from nbtl_search.study import pruning, sampling
+from nbtl_search.study.leases import Lease, Leases
+from nbtl_search.study.ledger import Ledger
+from nbtl_search.study.storage import storage_errors
+from nbtl_search.study.store import Study
+from nbtl_search.worker import protocol
+from nbtl_search.worker.attempt import Attempt, Desk, Timing
+from nbtl_search.worker.child import Child, ChildDiedError
+from nbtl_search.worker.signals import Stop
+
+logger = logging.getLogger(__name__)
+
+_BLOAT: Final = 1.5
+_BLOAT_MB: Final = 1024.0
+_MAX_DEATHS: Final = 8
+
+
+@final
+class Supervisor:
+    """Take trials of one study, one after the other, until the study is over or told to stop."""
+
+    def __init__(self, study: Study, *, home: Path, stop: Stop, timing: Timing) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._study = study
+        self._home = home
+        self._stop = stop
+        self._timing = timing
+        self._leases = Leases(study.storage.engine, study.id, lease_s=timing.lease_s)
+        self._ledger = Ledger(study.storage.engine, study.id)
+        self._child: Child | None = None
+        self._ready: protocol.Ready | None = None
+        self._baseline_mb: float | None = None
+        self._n_deaths = 0
+
+    def run(self) -> None:
+        """Work until the study is over, is stopped, or this process is told to stop.
+
+        Raises:
+            NbtlError: data or weights of the study cannot be had on this machine.
+        """
+        try:
+            while not self._stop.requested and self.step():
+                pass
+        finally:
+            self._replace_child()
+            self._show("gone", None)
+
+    def step(self) -> bool:
+        """Train one trial, or wait a moment; return whether there may be more to do."""
+        try:
+            return self._next()
+        except StorageLostError as error:
+            logger.warning("database lost: %s", error, extra={"action": "wait"})
+            self._stop.wait(self._timing.retry_s)
+            return True
+
+    def _next(self) -> bool:
+        if not self._open():
+            return True  # the trainer died, or a stop was requested, which run() sees
+        self._reconcile()
+        desired = self._ledger.desired()
+        if desired == "stop":
+            return False
+        lease = self._acquire() if desired == "run" else None
+        if lease is not None:
+            self._train(lease)
+            return True
+        if desired == "run" and self._ledger.is_over():
+            return False
+        self._show("paused" if desired == "pause" else "idle", None)
+        self._stop.wait(self._timing.poll_s)
+        return True
+
+    def _acquire(self) -> Lease | None:
+        def ask(slot: int) -> sampling.Asked:
+            return sampling.ask(self._study, slot=slot, known_ids=self._ledger.trial_ids())
+
+        return self._leases.take_over(self.name) or self._leases.reserve(self.name, ask)
+
+    def _train(self, lease: Lease) -> None:
+        assert self._child is not None  # noqa: S101
+        assert self._ready is not None  # noqa: S101
+        logger.info("training", extra={"action": "train", "trial": lease.number})
+        desk = Desk(
+            study=self._study,
+            leases=self._leases,
+            ledger=self._ledger,
+            child=self._child,
+            rungs=pruning.rungs(
+                self._study.spec.search.pruning,
+                epochs=self._study.spec.train.epochs,
+                n_updates=self._ready.n_updates,
+            ),
+            timing=self._timing,
+            stopping=lambda: self._stop.requested,
+            beat=self._show,
+        )
+        attempt = Attempt(lease, desk, checkpoints=self._checkpoints(lease))
+        try:
+            attempt.run()
+        except ChildDiedError:
+            self._replace_child()
+        else:
+            self._look_at_memory(attempt.rss_mb)
+        self._reconcile()
+
+    def _checkpoints(self, lease: Lease) -> Path:
+        folder = f"{self._study.name}-{self._ledger.uid()[:8]}"
+        return self._home / "checkpoints" / folder / str(lease.number)
+
+    def _reconcile(self) -> None:
+        """Tell Optuna of every trial that ended in the ledger; whoever comes first does it."""
+        for ended in self._ledger.untold():
+            with storage_errors():
+                sampling.tell(self._study, ended)
+            self._ledger.mark_told(ended.trial_id)
+
+    def _show(self, state: str, trial_number: int | None) -> None:
+        try:
+            self._ledger.beat(
+                self.name,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                device=self._ready.device if self._ready else "",
+                state=state,
+                trial_number=trial_number,
+            )
+        except StorageLostError:
+            logger.debug("no database to show %s to", state)
+
+    # -- the trainer ------------------------------------------------------------------------
+
+    def _open(self) -> bool:
+        """Have a trainer that has opened data and weights; return whether there is one.
+
+        Raises:
+            NbtlError: data or weights cannot be had, or are others than the study's.
+        """
+        if self._child is not None:
+            return True
+        self._show("starting", None)
+        spec = self._study.spec
+        log = self._home / "logs" / self._study.name / f"{self.name}.log"
+        child = Child(log=log, n_threads=spec.train.n_threads)
+        order = protocol.Open(
+            recipe=spec.recipe(Dials()), facts=self._study.facts, home=str(self._home)
+        )
+        report = self._await_ready(child, order)
+        if isinstance(report, protocol.Ready):
+            self._child, self._ready = child, report
+            return True
+        child.kill()
+        if isinstance(report, protocol.Refused):
+            raise NbtlError(report.message)
+        return False
+
+    def _await_ready(
+        self, child: Child, order: protocol.Open
+    ) -> protocol.Ready | protocol.Refused | None:
+        """Return the trainer's answer, or None if it died or a stop was requested."""
+        deadline = time.monotonic() + self._timing.hang_s
+        try:
+            child.send(order)
+            while not self._stop.requested and time.monotonic() < deadline:
+                report = child.poll(0.25)
+                if isinstance(report, protocol.Ready | protocol.Refused):
+                    self._n_deaths = 0
+                    return report
+        except ChildDiedError as death:
+            logger.warning("%s", death, extra={"action": "died"})
+            self._n_deaths += 1
+            if self._n_deaths > _MAX_DEATHS:
+                raise NbtlError(str(death)) from death
+        return None
+
+    def _look_at_memory(self, rss_mb: float | None) -> None:
+        """Replace a trainer whose memory does not return to what its first trial left."""
+        if rss_mb is None:
+            return
+        if self._baseline_mb is None:
+            self._baseline_mb = rss_mb
+        elif rss_mb > max(self._baseline_mb * _BLOAT, self._baseline_mb + _BLOAT_MB):
+            logger.info("replacing a trainer of %.0f MB", rss_mb, extra={"action": "replace"})
+            self._replace_child()
+
+    def _replace_child(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+        self._child, self._baseline_mb = None, None

@@ -1,0 +1,179 @@
+"""The trainer: a process that turns recipes into epochs, and lives as long as its supervisor.
+
+It imports torch and never optuna. It ignores signals meant for the group of processes: what stops
+it is a message, or the end of the connection, which means that its supervisor is gone.
+"""
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Final, final
+
+import psutil
+
+from nbtl_search.data.cache import Prepared, prepare
+from nbtl_search.engine import checkpoint
+from nbtl_search.engine.train import Run, Step, train
+from nbtl_search.errors import DataError, NbtlError, TrialError, WeightsError
+from nbtl_search.worker import protocol
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY_S: Final = 300.0
+_PROGRESS_EVERY_S: Final = 1.0
+_ORPHANED: Final = 70
+
+
+@final
+class Inbox:
+    """The orders of the supervisor, read by a thread, which ends the process with the connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._orders: queue.SimpleQueue[protocol.Order] = queue.SimpleQueue()
+        self._connection = connection
+        threading.Thread(target=self._read, daemon=True, name="inbox").start()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._orders.put(protocol.receive_order(self._connection))
+        except (EOFError, OSError):
+            os._exit(_ORPHANED)
+
+    def wait(self) -> protocol.Order:
+        """Return the next order."""
+        return self._orders.get()
+
+    def halt(self) -> protocol.Halt | None:
+        """Return the order to halt, if one has come."""
+        try:
+            order = self._orders.get_nowait()
+        except queue.Empty:
+            return None
+        return order if isinstance(order, protocol.Halt) else None
+
+
+@final
+class Trainer:
+    """The state of the process: the open study and the connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._inbox = Inbox(connection)
+        self._prepared: Prepared | None = None
+        self._home = Path()
+
+    def serve(self) -> None:
+        """Carry out orders until the supervisor goes."""
+        while True:
+            order = self._inbox.wait()
+            match order:
+                case protocol.Open():
+                    self._send(self._open(order))
+                case protocol.Train():
+                    self._send(self._train(order))
+                case protocol.GoOn() | protocol.Halt():  # too late: that run has ended
+                    continue
+
+    def _send(self, report: protocol.Report) -> None:
+        protocol.send(self._connection, report)
+
+    def _open(self, order: protocol.Open) -> protocol.Ready | protocol.Refused:
+        self._home = Path(order.home)
+        try:
+            self._prepared = prepare(order.recipe.data, home=self._home)
+            run = Run(order.recipe, prepared=self._prepared, home=self._home)
+            _check(order, run)
+        except NbtlError as error:
+            return protocol.Refused(message=str(error))
+        return protocol.Ready(device=str(run.placement.device), n_updates=run.n_updates)
+
+    def _train(self, order: protocol.Train) -> protocol.Ended | protocol.Halted | protocol.Failed:
+        assert self._prepared is not None, "Train comes after Open"  # noqa: S101
+        try:
+            run = Run(order.recipe, prepared=self._prepared, home=self._home)
+            directory = Path(order.checkpoints)
+            checkpoint.load_latest(directory, run)
+            self._send(protocol.Started(history=run.history))
+            finished = self._epochs(run, directory)
+        except TrialError as error:
+            cause = "diverged" if error.cause == "diverged" else "oom"
+            return protocol.Failed(cause=cause, message=str(error))
+        except NbtlError as error:
+            return protocol.Failed(cause="user_error", message=str(error))
+        except Exception as error:  # noqa: BLE001  (whatever it is, the supervisor must hear it)
+            logger.exception("training failed", extra={"action": "train"})
+            return protocol.Failed(cause="infra", message=f"{type(error).__name__}: {error}")
+        if finished:
+            return protocol.Ended(rss_mb=_rss_mb())
+        return protocol.Halted(rss_mb=_rss_mb())
+
+    def _epochs(self, run: Run, directory: Path) -> bool:
+        """Train to the end, or until told to halt; return whether the end was reached."""
+        events: Iterator[object] = train(run)
+        saved = said = time.monotonic()
+        for event in events:
+            if isinstance(event, Step):
+                halt = self._inbox.halt()
+                if halt is None:
+                    now = time.monotonic()
+                    if now - said > _PROGRESS_EVERY_S:
+                        self._send(protocol.Progress(epoch=event.epoch, update=event.update))
+                        said = now
+                    if now - saved > CHECKPOINT_EVERY_S:
+                        checkpoint.save(directory, run)
+                        saved = now
+                    continue
+            else:
+                checkpoint.save(directory, run)
+                saved = time.monotonic()
+                self._send(protocol.Trained(epoch=run.history[-1]))
+                order = self._inbox.wait()
+                halt = order if isinstance(order, protocol.Halt) else None
+                if halt is None:
+                    continue
+            if halt.keep:
+                checkpoint.save(directory, run)
+            return False
+        return True
+
+
+def _check(order: protocol.Open, run: Run) -> None:
+    """Refuse data or weights other than those the study was created with."""
+    facts, recipe = order.facts, order.recipe
+    if run.data_digest != facts.data_digest:
+        message = (
+            f"the images of {recipe.data.dataset!r} here (digest {run.data_digest[:12]}) are not "
+            f"those the study was created with ({facts.data_digest[:12]}); copy them anew"
+        )
+        raise DataError(message)
+    digest = run.network.weights_digest
+    if digest != facts.weights_digest:
+        message = (
+            f"the weights {recipe.model.weights!r} here (digest {digest[:12]}) are not those the "
+            f"study was created with ({facts.weights_digest[:12]}); copy the file anew"
+        )
+        raise WeightsError(message)
+
+
+def _rss_mb() -> float:
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def main() -> None:
+    """Serve on the connection whose file descriptor is the first argument."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    Trainer(Connection(int(sys.argv[1]))).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""A tiny task, made once: 3 classes of 32-px pictures, a network, and a weights file for it."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+from nbtl_search.data.cache import Prepared, prepare
+from nbtl_search.spec import DataSettings, Dials, Recipe
+
+MODEL = "test_resnet"
+N_PER_CLASS = 14
+COLOURS = {"amber": (255, 190, 0), "blue": (20, 40, 220), "grey": (128, 128, 128)}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy pictures whose class is their colour."""
+    folder, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for i in range(N_PER_CLASS):
+            pixels = np.array(colour) + noise.normal(0, 60, (40, 36, 3))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_folder: Path) -> DataSettings:
+    return DataSettings(dataset=str(tiny_folder), image_px=32)
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(tiny_data: DataSettings, tiny_home: Path) -> Prepared:
+    return prepare(tiny_data, home=tiny_home)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained network as far as these tests can tell: with a classifier of 11 classes."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(42)
+        model = timm.create_model(MODEL, num_classes=11)
+    safetensors.torch.save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_data: DataSettings, tiny_weights: Path) -> Callable[..., Recipe]:
+    """Return a maker of recipes: dials, train, augment, model by section, or a whole field."""
+
+    def make(**sections: Any) -> Recipe:
+        plain: dict[str, Any] = {
+            "data": tiny_data.plain(),
+            "model": {"name": MODEL, "weights": str(tiny_weights)},
+            "train": {
+                "epochs": 2,
+                "batch_size": 8,
+                "device": "cpu",
+                "precision": "fp32",
+                "n_threads": 1,
+                "seed": 3,
+            },
+            "dials": Dials(
+                reinit_layers=2, lr_high=0.05, n_low=2, lr_low_ratio=0.3, n_l2sp=3, alpha=0.01,
+                beta=0.001,
+            ).plain(),
+        }  # fmt: skip
+        for name, value in sections.items():
+            if isinstance(value, dict):
+                plain[name] = plain.get(name, {}) | value
+            else:
+                plain[name] = value
+        return Recipe.parse(plain)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real photographs and weights."""
+    folder = os.environ.get("NBTL_REAL_DATA")
+    if not folder:
+        pytest.skip("NBTL_REAL_DATA does not name the folder of real photographs")
+    return Path(folder)
