@@ -7,7 +7,7 @@ epoch, update). So an epoch can start at any update, in any process, with the sa
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -104,6 +104,7 @@ class _AugmentedImages(Dataset[Raw]):
         self.seed = seed
         self.crops = crops(augment)
         self.augmented = ImageAugment(augment, image_format)
+        self._evaluation: dict[str, Pixels] = {}
         labels = [prepared.labels(split) for split in splits]
         self.labels = np.concatenate(labels)
         self.places = [
@@ -127,8 +128,14 @@ class _AugmentedImages(Dataset[Raw]):
         split, i = self.places[index]
         if self.crops:
             return self.prepared.pixels(split, i)
-        pixels: Pixels = self.prepared.evaluation(split, self.image_format)[i]
+        if split not in self._evaluation:
+            self._evaluation[split] = self.prepared.evaluation(split, self.image_format)
+        pixels: Pixels = self._evaluation[split][i]
         return pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map would be pickled as a copy of all its pixels.
+        return self.__dict__ | {"_evaluation": {}}
 
 
 def _workers(

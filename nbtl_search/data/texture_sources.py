@@ -45,12 +45,12 @@ def rings(grid: Grid) -> Field:
 
 def clouds(grid: Grid) -> Field:
     """Draw fractal noise."""
-    return 0.5 + 0.25 * octaves(grid, round(grid.uniform(2, 5)), gain=grid.uniform(0.45, 0.7))
+    return 0.5 + 0.25 * octaves(grid, round(grid.uniform(2.0, 5.0)), gain=grid.uniform(0.45, 0.7))
 
 
 def ridges(grid: Grid) -> Field:
     """Draw fractal noise folded at zero: sharp crests."""
-    folded = np.abs(octaves(grid, round(grid.uniform(3, 6)), count=3))
+    folded = np.abs(octaves(grid, round(grid.uniform(3.0, 6.0)), count=3))
     return 1 - np.clip(folded, 0, 1)
 
 
@@ -106,7 +106,7 @@ def eggbox(grid: Grid) -> Field:
 
 def cracks(grid: Grid) -> Field:
     """Draw thin dark lines where noise changes sign."""
-    n = round(grid.uniform(3, 6))
+    n = round(grid.uniform(3.0, 6.0))
     line = np.abs(octaves(grid, n, count=3, gain=0.45))
     return rise(line - grid.uniform(0.05, 0.12), 0.05)
 
@@ -143,7 +143,7 @@ def triangles(grid: Grid) -> Field:
 def dashes(grid: Grid) -> Field:
     """Draw rows of dashes, each row shifted by chance."""
     shift = 5 * per_cell(grid, np.zeros_like(grid.u), grid.v)
-    along = triangle(grid.u / grid.uniform(1.8, 3) + shift) - grid.uniform(0.35, 0.6)
+    along = triangle(grid.u / grid.uniform(1.8, 3.0) + shift) - grid.uniform(0.35, 0.6)
     return rise(along, 0.08) * rise(grid.uniform(0.2, 0.35) - np.abs(inside(grid.v)), 0.05)
 
 
@@ -152,13 +152,13 @@ def rays(grid: Grid) -> Field:
     middle = grid.u.shape[0] // 2
     u = grid.u - grid.u[middle, middle] + grid.uniform(-0.4, 0.4) * grid.cells
     v = grid.v - grid.v[middle, middle] + grid.uniform(-0.4, 0.4) * grid.cells
-    return rise(wave(np.arctan2(v, u) / TAU * round(grid.uniform(14, 30))) - 0.5, 0.2)
+    return rise(wave(np.arctan2(v, u) / TAU * round(grid.uniform(14.0, 30.0))) - 0.5, 0.2)
 
 
 def terraces(grid: Grid) -> Field:
     """Draw smooth noise in a few flat steps, like a contour map."""
-    height = noise(grid.rng, grid.size_px, round(grid.uniform(3, 5)))
-    steps = grid.uniform(3, 6)
+    height = noise(grid.rng, grid.size_px, round(grid.uniform(3.0, 5.0)))
+    steps = grid.uniform(3.0, 6.0)
     return np.floor(height * steps) % 3 / 2
 
 
@@ -172,7 +172,7 @@ def moire(grid: Grid) -> Field:
 def diamonds(grid: Grid) -> Field:
     """Draw nested diamonds in each cell."""
     distance = np.abs(inside(grid.u)) + np.abs(inside(grid.v)) * grid.uniform(0.6, 1.0)
-    return wave(distance * grid.uniform(2, 3))
+    return wave(distance * grid.uniform(2.0, 3.0))
 
 
 def scratches(grid: Grid) -> Field:
@@ -180,7 +180,7 @@ def scratches(grid: Grid) -> Field:
     total = np.zeros_like(grid.u)
     span = np.linspace(-1, 1, grid.size_px)
     for _ in range(14):
-        angle, offset = grid.uniform(0, np.pi), grid.uniform(-1, 1)
+        angle, offset = grid.uniform(0.0, np.pi), grid.uniform(-1.0, 1.0)
         away = np.abs(np.cos(angle) * span[:, None] + np.sin(angle) * span[None, :] - offset)
         total = np.maximum(total, rise(grid.uniform(0.01, 0.03) - away, 0.02))
     return total
@@ -205,16 +205,16 @@ def flakes(grid: Grid) -> Field:
 def rosettes(grid: Grid) -> Field:
     """Draw a flower in each cell."""
     u, v = inside(grid.u / 1.6), inside(grid.v / 1.6)
-    petals = round(grid.uniform(4, 8))
+    petals = round(grid.uniform(4.0, 8.0))
     radius = 0.28 + 0.12 * np.cos(petals * np.arctan2(v, u))
     return rise(radius - np.hypot(u, v), 0.05)
 
 
 def grain(grid: Grid) -> Field:
     """Draw noise stretched in one direction of the image."""
-    n = round(grid.uniform(2, 4))
-    counts = (n, n * round(grid.uniform(6, 9)))
-    if grid.uniform(0, 1) < 0.5:
+    n = round(grid.uniform(2.0, 4.0))
+    counts = (n, n * round(grid.uniform(6.0, 9.0)))
+    if grid.uniform(0.0, 1.0) < 0.5:
         counts = counts[::-1]
     return 0.5 + 0.3 * noise(grid.rng, grid.size_px, *counts)
 

@@ -46,7 +46,7 @@ def herringbone(grid: Grid) -> Field:
 
 def marble(grid: Grid) -> Field:
     """Draw a grating whose phase is driven by turbulence."""
-    turbulence = octaves(grid, round(grid.uniform(2, 3)), count=4, gain=0.5)
+    turbulence = octaves(grid, round(grid.uniform(2.0, 3.0)), count=4, gain=0.5)
     vein = np.abs(np.sin(np.pi * (0.5 * grid.u + grid.uniform(0.5, 0.9) * turbulence)))
     return vein ** grid.uniform(0.4, 0.8)
 
@@ -90,10 +90,10 @@ def labyrinth(grid: Grid) -> Field:
     on a ring of frequencies has the same look as Turing's patterns).
     """
     total = np.zeros_like(grid.u)
-    for angle in np.linspace(0, np.pi, 7, endpoint=False) + grid.uniform(0, 0.3):
+    for angle in np.linspace(0, np.pi, 7, endpoint=False) + grid.uniform(0.0, 0.3):
         length = grid.uniform(0.9, 1.1)
         along = (np.cos(angle) * grid.u + np.sin(angle) * grid.v) * length
-        total += np.sin(TAU * (along + grid.uniform(0, 1)))
+        total += np.sin(TAU * (along + grid.uniform(0.0, 1.0)))
     return rise(total - grid.uniform(-0.5, 0.5), grid.uniform(0.2, 1.0))
 
 
@@ -126,7 +126,7 @@ def lace(grid: Grid) -> Field:
     """Draw round holes in hexagonal order, each in a ring of small holes."""
     u, v = _hexagon(grid.u / 1.7, grid.v / 1.7)
     distance, angle = np.hypot(u, v), np.arctan2(v, u)
-    around = round(grid.uniform(8, 12))
+    around = round(grid.uniform(8.0, 12.0))
     holes = rise(np.cos(around * angle) - 0.1, 0.4) * rise(0.07 - np.abs(distance - 0.36), 0.04)
     return np.maximum(rise(grid.uniform(0.16, 0.24) - distance, 0.04), holes)
 
@@ -134,9 +134,9 @@ def lace(grid: Grid) -> Field:
 def spiral(grid: Grid) -> Field:
     """Draw a spiral in each cell."""
     u, v = inside(grid.u / 2.2), inside(grid.v / 2.2)
-    turn = np.arctan2(v, u) / TAU * (1 if grid.uniform(0, 1) < 0.5 else -1)
+    turn = np.arctan2(v, u) / TAU * (1 if grid.uniform(0.0, 1.0) < 0.5 else -1)
     distance = np.hypot(u, v)
-    return rise(wave(distance * grid.uniform(5, 7) + turn) - 0.5, 0.35) * rise(0.5 - distance, 0.06)
+    return rise(wave(distance * grid.uniform(5.0, 7.0) + turn) - 0.5, 0.35) * rise(0.5 - distance, 0.06)
 
 
 def basket(grid: Grid) -> Field:
@@ -144,7 +144,7 @@ def basket(grid: Grid) -> Field:
     block = grid.uniform(1.6, 2.2)
     u, v = grid.u / block, grid.v / block
     along = (np.floor(u) + np.floor(v)) % 2 > 0
-    canes = round(grid.uniform(3, 4))
+    canes = round(grid.uniform(3.0, 4.0))
     cane = np.where(along, triangle(u * canes), triangle(v * canes))
     end = np.where(along, np.abs(inside(v)), np.abs(inside(u)))
     lit: Field = np.sqrt(1 - cane)

@@ -12,12 +12,13 @@ from torch.nn import functional
 from nbtl_search.data.loader import Batch
 from nbtl_search.engine.device import Placement
 from nbtl_search.engine.randomness import seeded
-from nbtl_search.errors import DivergedError, OutOfMemoryError
+from nbtl_search.errors import DivergedError, OutOfMemoryError, SpecError
 
 logger = logging.getLogger(__name__)
 
 # What the CPU's allocator says; only CUDA's has a class of its own.
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
+ONE_VALUE_TEXT = "more than 1 value per channel"
 
 
 def soft_cross_entropy(
@@ -37,6 +38,7 @@ class Gradient:
 
     def __init__(self, model: nn.Module, placement: Placement, *, micro_batch: int) -> None:
         self.micro_batch = micro_batch
+        self._asked = micro_batch
         self._model = model
         self._placement = placement
         self._buffers = list(model.buffers())
@@ -48,6 +50,7 @@ class Gradient:
         Raises:
             DivergedError: the loss is not finite.
             OutOfMemoryError: not even one image at a time fits.
+            SpecError: batch norm cannot normalise so few images.
         """
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
@@ -58,6 +61,10 @@ class Gradient:
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
+            except ValueError as error:
+                if ONE_VALUE_TEXT in str(error):
+                    raise self._too_few_images() from error
+                raise
             # Outside the clause: the exception holds the failed pass and all its activations.
             self._make_room(len(batch.targets))
 
@@ -76,6 +83,17 @@ class Gradient:
             total += finite(loss.item(), "training loss")
             loss.backward()  # type: ignore[no-untyped-call]
         return total
+
+    def _too_few_images(self) -> OutOfMemoryError | SpecError:
+        """Return the error for single images whose feature maps are single pixels."""
+        asked = self.micro_batch == self._asked
+        message = (
+            f"micro_batch >= 2, since batch norm needs two values and feature maps are 1 x 1 here, "
+            f"got {self.micro_batch}; use "
+            + ("a larger train.micro_batch" if asked else "a device with more memory")
+            + ", or larger images"
+        )
+        return SpecError(message) if asked else OutOfMemoryError(message)
 
     def _make_room(self, n_images: int) -> None:
         before = min(self.micro_batch, n_images)

@@ -122,6 +122,7 @@ class Run:
         Raises:
             DivergedError: the loss is not finite; the weights are as before.
             OutOfMemoryError: not even one image at a time fits.
+            SpecError: the micro-batch is too small for batch norm.
         """
         seed = derive_seed("update", self.recipe.train.seed, *self.position)
         with self._clock(), self.placement.numerics():

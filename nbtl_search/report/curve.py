@@ -12,6 +12,10 @@ WIDTH_PX: Final = 640
 HEIGHT_PX: Final = 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 34, 44
 _STEPS: Final = (1, 2, 5, 10)
+_OPEN: Final = (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" '
+    f'width="{WIDTH_PX}" height="{HEIGHT_PX}" font-family="sans-serif" font-size="12" fill="#444">'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,7 @@ def draw(
     x, y = _axes([*epochs, *reference], n_epochs=n_epochs)
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" '
-            f'width="{WIDTH_PX}" height="{HEIGHT_PX}" font-family="sans-serif" font-size="12" '
-            'fill="#444">',
+            _OPEN,
             f'<rect width="{WIDTH_PX}" height="{HEIGHT_PX}" fill="#fff"/>',
             f'<text x="{_LEFT}" y="20" font-size="14" fill="#222">{escape(title)}</text>',
             *_grid(x, y),
@@ -65,7 +67,7 @@ def draw(
 def _axes(epochs: Sequence[Epoch], *, n_epochs: int) -> tuple[_Axis, _Axis]:
     last = max([n_epochs, 2, *(epoch.epoch for epoch in epochs)])
     tops = [epoch.val_top1 for epoch in epochs] or [0.0, 100.0]
-    step = _round_step((max(tops) - min(tops)) or 10.0, n=5)
+    step = _round_step((max(tops) - min(tops)) or 10.0, n=8)
     low = max(0.0, math.floor(min(tops) / step) * step)
     high = min(100.0, max(math.ceil(max(tops) / step) * step, low + step))
     low = min(low, high - step)

@@ -4,6 +4,7 @@ import logging
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -134,9 +135,9 @@ class Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = self.host, self.server_address[1]
         self.setup_environ()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what goes wrong with a connection; it is the client's loss."""
-        logger.debug("connection of %s ended badly", client_address, exc_info=True)
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """Log what went wrong with a connection; it is the client's loss."""
+        logger.debug("a connection ended badly: %r", sys.exception(), extra={"action": "serve"})
 
 
 class _Handler(WSGIRequestHandler):

@@ -84,20 +84,22 @@ def non_binary(trials: Sequence[TrialRecord], *, n_blocks: int) -> go.Figure:
     figure = traces.empty(
         "Not binary: rate, new layers, L2-SP", x="learning rate of the high blocks", y=TOP1
     )
-    figure.update_xaxes(type="log", dtick="D1", exponentformat="e")
+    rates = [traces.significant(rate) for rate in traces.RATES]
+    figure.update_xaxes(type="log", tickvals=rates, ticktext=[f"{rate:g}" for rate in rates])
     shown = [trial for trial in trials if traces.value(trial) is not None]
     for n_new in sorted({_new_layers(trial) for trial in shown}):
         group = [trial for trial in shown if _new_layers(trial) == n_new]
         figure.add_trace(
             traces.cloud(
                 group,
-                name=_new_layers_name(n_new),
                 color=NEW_LAYERS[n_new - 1],
                 symbols=[_SYMBOLS[_l2sp(trial, n_blocks)] for trial in group],
             )
         )
+        name = _new_layers_name(n_new)
+        figure.add_trace(traces.key(name, "circle", color=NEW_LAYERS[n_new - 1]))
     if shown:
-        figure.add_traces([traces.key(name, symbol) for name, symbol in _SYMBOLS.items()])
+        figure.add_traces([traces.key(name, f"{kind}-open") for name, kind in _SYMBOLS.items()])
     complete = [trial for trial in shown if trial.state == "complete"]
     for name, trial, color in (
         ("default", default_of(complete), ORANGE),

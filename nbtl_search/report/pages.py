@@ -2,11 +2,10 @@
 
 They are kept in this process and laid over what the database holds whenever a page asks, so that
 a dashboard writes nothing: several may run at once, with the rights of a reader. Optuna's own way
-(`save_plotly_graph_object`) would cut each figure into attributes of 2,045 characters, written one
-after the other and read with every poll; a poll in between gets half of the old and half of the new.
+(`save_plotly_graph_object`) cuts each figure into attributes of 2,045 characters, written one after
+the other and read with every poll: a poll in between gets half of the old and half of the new.
 """
 
-import json
 import logging
 import re
 import threading
@@ -21,7 +20,8 @@ from sqlalchemy import distinct, func, select
 
 from nbtl_search.errors import NbtlError, StudyNotFoundError
 from nbtl_search.report import curve, figures
-from nbtl_search.report.status import default_of
+from nbtl_search.report.status import best_of, default_of, gain_of
+from nbtl_search.report.traces import TOP1
 from nbtl_search.spec import Epoch
 from nbtl_search.study import records, schema, store
 from nbtl_search.study.records import TrialRecord
@@ -39,6 +39,7 @@ class _Page:
 
     stamp: tuple[Any, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[int, "_Curve"] = field(default_factory=dict)
 
 
@@ -89,9 +90,16 @@ class Pages:
                 logger.exception("no fresh figures", extra={"action": "refresh"})
             stopped.wait(REFRESH_S)
 
-    def attributes(self, study_id: int) -> Mapping[str, Any]:
-        """Return what is laid over the study's attributes."""
-        return self._pages.get(study_id, _Page()).attributes
+    def lay_over(self, study: FrozenStudy) -> None:
+        """Add our additions to what Optuna read of a study.
+
+        What a person wrote into a note goes before ours. The specification is left out: its one
+        long line pushes half of the page out of the window, and the study's note says the same.
+        """
+        page = self._pages.get(study._study_id, _Page())  # noqa: SLF001
+        study.system_attrs = {**page.attributes, **study.system_attrs}
+        study.user_attrs = {**study.user_attrs, **page.verdict}
+        study.user_attrs.pop(store.SPEC, None)
 
     def curve(self, trial_id: int) -> str | None:
         """Return the picture of a trial's learning curve, or None for a trial not known."""
@@ -130,10 +138,7 @@ class Pages:
 
 @final
 class AnnotatedStorage(_CachedStorage):
-    """Optuna's cached storage, with our additions laid over what it reads of studies.
-
-    What a person wrote into a note goes before ours.
-    """
+    """Optuna's cached storage, with our additions laid over what it reads of studies."""
 
     def __init__(self, storage: Storage, pages: Pages) -> None:
         super().__init__(storage.optuna._backend)  # type: ignore[attr-defined]  # noqa: SLF001
@@ -143,8 +148,7 @@ class AnnotatedStorage(_CachedStorage):
         """Return all studies with our additions."""
         studies = super().get_all_studies()
         for study in studies:
-            ours = self._pages.attributes(study._study_id)  # noqa: SLF001
-            study.system_attrs = {**ours, **study.system_attrs}
+            self._pages.lay_over(study)
         return studies
 
 
@@ -157,7 +161,7 @@ def _page(study: Study, stamp: tuple[Any, ...]) -> _Page:
     curves = records.curves(study.storage.engine, study.id)
     default = default_of(trials)
     n_epochs = study.spec.train.epochs
-    attributes = _figures(study, trials, curves)
+    attributes = {"dashboard:objective_names": [TOP1]} | _figures(study, trials, curves)
     pictures = {}
     for trial in trials:
         attributes |= _note(trial, n_epochs)
@@ -168,7 +172,8 @@ def _page(study: Study, stamp: tuple[Any, ...]) -> _Page:
             reference=() if default is None or is_default else curves.get(default.number, ()),
             n_epochs=n_epochs,
         )
-    return _Page(stamp=stamp, attributes=attributes, curves=pictures)
+    verdict = _verdict(best_of(trials), default, n_val=study.facts.n_val)
+    return _Page(stamp=stamp, attributes=attributes, verdict=verdict, curves=pictures)
 
 
 def _figures(
@@ -185,12 +190,27 @@ def _figures(
     return {f"dashboard:plot_data:{key}:0": figure.to_json() for key, figure in drawn.items()}
 
 
+def _verdict(
+    best: TrialRecord | None, default: TrialRecord | None, *, n_val: int
+) -> dict[str, str]:
+    """Return the comparison that the study is for, as rows of its page's table."""
+    rows = {
+        title: f"{trial.value:.2f} % (trial {trial.number})"
+        for title, trial in (("best", best), ("default", default))
+        if trial is not None and trial.value is not None and trial.state == "complete"
+    }
+    gain = gain_of(best, default, n_val=n_val)
+    if gain is not None:
+        rows["difference"] = gain.words()
+    return rows
+
+
 def _note(trial: TrialRecord, n_epochs: int) -> dict[str, Any]:
     """Return a trial's note, which is where its page has room for a picture."""
     picture = f"![learning curve](/learning-curve/{trial.trial_id}.svg?epochs={trial.n_epochs})"
     lines = [picture, "", f"{trial.n_epochs} of {n_epochs} epochs, {trial.state}"]
-    if trial.best_epoch is not None:
-        lines[-1] += f"; the value is epoch {trial.best_epoch}'s"
+    if trial.value is not None and trial.best_epoch is not None:
+        lines[-1] += f"; best {trial.value:.2f} % at epoch {trial.best_epoch}"
     if trial.n_attempts > 1:
         lines[-1] += f"; {trial.n_attempts} attempts"
     if trial.cause or trial.message:

@@ -29,6 +29,12 @@ class Gain:
     n_images: int
     is_tie: bool
 
+    def words(self) -> str:
+        """Return the difference and what it is worth, in words."""
+        verdict = "a tie" if self.is_tie else "one run each: seeds differ too"
+        images = "image" if self.n_images == 1 else "images"
+        return f"{self.points:+.2f} points = {self.n_images} validation {images}, {verdict}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StatusReport:
@@ -64,13 +70,7 @@ class StatusReport:
     @property
     def gain(self) -> Gain | None:
         """Return how far the best is ahead of the default, where both are known and differ."""
-        if self.best is None or self.best.value is None or self.default_value is None:
-            return None
-        if self.best == self.default:
-            return None
-        points = self.best.value - self.default_value
-        n_images = round(points / self.image_points)
-        return Gain(points=points, n_images=n_images, is_tie=n_images < MIN_IMAGES)
+        return gain_of(self.best, self.default, n_val=self.n_val)
 
     def plain(self) -> dict[str, Any]:
         """Return plain data for JSON; what is not known yet is None."""
@@ -130,6 +130,16 @@ def _rank(trial: TrialRecord) -> tuple[float, int]:
 def default_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the trial of the usual binary practice, if it has started."""
     return next((trial for trial in trials if trial.name == DEFAULT), None)
+
+
+def gain_of(best: TrialRecord | None, default: TrialRecord | None, *, n_val: int) -> Gain | None:
+    """Return how far the best is ahead of the default, where both are complete and differ."""
+    values = [trial.value for trial in (best, default) if trial and trial.state == "complete"]
+    if len(values) < 2 or best == default or values[0] is None or values[1] is None:
+        return None
+    points = values[0] - values[1]
+    n_images = round(points * n_val / 100)
+    return Gain(points=points, n_images=n_images, is_tie=n_images < MIN_IMAGES)
 
 
 def time_left_s(

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +14,21 @@ from nbtl_search.study.store import StudySummary
 MAX_TRIALS: Final = 30
 _MAX_WORKERS: Final = 8
 _N_BEST: Final = 10
+_BAR: Final = 60
+_COLUMNS: Final = (
+    "#",
+    "name",
+    "state",
+    "top-1",
+    "epoch",
+    "new",
+    "lr",
+    "head",
+    "low",
+    "L2-SP",
+    "L2",
+)
+_RIGHT: Final = ("#", "top-1", "epoch", "new")
 _STYLES: Final = {
     "running": "cyan",
     "complete": "green",
@@ -98,8 +111,9 @@ def _header(report: StatusReport) -> RenderableType:
     shown = [f"{getattr(totals, name)} {name}" for name in counts if getattr(totals, name)]
     spent = f"{totals.epochs_spent} epochs, {span(totals.seconds_spent)} of training"
     left = "" if not report.eta_s else f", about {span(report.eta_s)} to go"
-    bar = ProgressBar(total=totals.n_trials, completed=report.n_finished, width=60)
-    return Group(line, bar, Text(f"{', '.join(shown)}; {spent}{left}"))
+    n_done = round(_BAR * min(1.0, report.n_finished / totals.n_trials))
+    bar = Text.assemble(("█" * n_done, "green"), ("░" * (_BAR - n_done), "dim"))
+    return Group(line, bar, Text(", ".join(shown)), Text(f"{spent}{left}"))
 
 
 def _comparison(report: StatusReport) -> list[RenderableType]:
@@ -115,20 +129,16 @@ def _comparison(report: StatusReport) -> list[RenderableType]:
     gain, worth = report.gain, f"one of {report.n_val} images is {report.image_points:.2f} points"
     if gain is None:
         return [*lines, Text(f"validation top-1; {worth}", style="dim")]
-    verdict = "a tie" if gain.is_tie else "one run each: seeds differ too"
-    text = f"{gain.points:+.2f} points = {gain.n_images} validation images, {verdict} ({worth})"
+    text = f"{gain.words()} ({worth})"
     return [*lines, Text(text)]
 
 
 def _trials(
     report: StatusReport, trials: Sequence[TrialRecord], *, show_all: bool
 ) -> RenderableType:
-    table = _table(
-        "#", "name", "state", "top-1", "epoch", "new", "lr", "head", "low", "L2-SP", "L2"
-    )
+    table = _table(*_COLUMNS)
     for column in table.columns:
-        column.justify = "right" if column.header in {"#", "top-1", "epoch", "new"} else "left"
-        column.no_wrap = column.header not in {"name", "state"}
+        column.no_wrap = column.header != "name"
     best = None if report.best is None else report.best.number
     for trial in trials if show_all else _worth_a_look(trials, report):
         style = "bold" if trial.number == best else "dim" if trial.state == "pruned" else ""
@@ -143,9 +153,8 @@ def _trials(
 
 
 def _result(trial: TrialRecord, report: StatusReport) -> tuple[Text, str, str]:
-    state = _state(trial.state)
-    if trial.cause and trial.cause != trial.state:
-        state.append(f" {_clean(trial.cause)}")
+    why = trial.cause if trial.state in {"pruned", "failed"} else None
+    state = Text(_clean(why or trial.state), style=_STYLES.get(trial.state, ""))
     value = trial.value if trial.value is not None else trial.last_top1
     return state, "" if value is None else f"{value:.2f}", f"{trial.n_epochs}/{report.n_epochs}"
 
@@ -192,9 +201,9 @@ def _workers(workers: Sequence[WorkerRecord], *, show_all: bool) -> RenderableTy
 
 
 def _table(*headers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for header in headers:
-        table.add_column(header, overflow="fold")
+        table.add_column(header, overflow="fold", justify="right" if header in _RIGHT else "left")
     return table
 
 
@@ -207,11 +216,11 @@ def _state(state: str) -> Text:
 
 
 def _short(value: float) -> str:
-    """Return a number in at most 7 characters."""
+    """Return a number with two significant digits, in at most 6 characters."""
     if value == 0:
         return "0"
-    if 0.01 <= value < 1000:
-        return f"{value:.3g}"
+    if 0.01 <= value < 100:
+        return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 

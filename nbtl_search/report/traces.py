@@ -14,6 +14,9 @@ BLUE: Final = "#1f77b4"
 ORANGE: Final = "#e07b00"
 GREEN: Final = "#2a9d3a"
 FAINT: Final = "#bbbbbb"
+RATES: Final = [
+    digit * 10.0**power for power in range(-7, 2) for digit in (1, 2, 5)
+]  # the ticks of an axis of learning rates: plotly's own are single digits between powers
 AXIS: Final = {"gridcolor": "#eeeeee", "zeroline": False, "showline": True, "linecolor": "#999999"}
 _LAYOUT: Final[dict[str, Any]] = {
     "template": "none",
@@ -93,10 +96,11 @@ def level(trials: Sequence[TrialRecord], height: float, *, name: str) -> go.Scat
     )
 
 
-def cloud(
-    trials: Sequence[TrialRecord], *, name: str, color: str, symbols: Sequence[str]
-) -> go.Scatter:
-    """Return accuracies over the learning rate; trials that are not complete are faint."""
+def cloud(trials: Sequence[TrialRecord], *, color: str, symbols: Sequence[str]) -> go.Scatter:
+    """Return accuracies over the learning rate; trials that are not complete are faint.
+
+    It is no entry of the legend, which would show the first trial's faintness: see `key`.
+    """
     texts = [
         f"{label(trial)}<br>{trial.dials.n_l2sp} L2-SP blocks, {trial.n_epochs} epochs"
         for trial in trials
@@ -107,15 +111,15 @@ def cloud(
         y=[value(trial) for trial in trials],
         text=texts,
         mode="markers",
-        name=name,
+        showlegend=False,
         marker={"color": color, "size": 9, "symbol": list(symbols), "opacity": opacity},
         hovertemplate="%{text}<br>rate %{x:.2g}<br>%{y:.2f} %<extra></extra>",
     )
 
 
-def key(name: str, symbol: str) -> go.Scatter:
-    """Return a trace that only explains a symbol in the legend."""
-    marker = {"color": "#666666", "symbol": f"{symbol}-open", "size": 9}
+def key(name: str, symbol: str, *, color: str = "#666666") -> go.Scatter:
+    """Return a trace that only explains a symbol or colour in the legend."""
+    marker = {"color": color, "symbol": symbol, "size": 9}
     return go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=marker)
 
 

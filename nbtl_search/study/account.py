@@ -119,7 +119,8 @@ def _grant_search(folder: Path, uid: int) -> None:
     """Add `user:<uid>:--x` to the folder's access control list (Linux, acl(5))."""
     if sys.platform != "linux":
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-    entries = [entry for entry in _acl_of(folder) if entry[0] != _MASK and entry[::2] != (_USER, uid)]
+    replaced = {(_USER, uid), (_MASK, _NOBODY_IN_PARTICULAR)}
+    entries = [entry for entry in _acl_of(folder) if entry[::2] not in replaced]
     entries.append((_USER, _PASS_THROUGH, uid))
     mask = 0
     for tag, permissions, _ in entries:

@@ -35,9 +35,9 @@ _REFUSING_TEXTS: Final = (
     "invalid",
     "unsupported",
     "certificate",
-    "does not support SSL",
+    "does not support ssl",
 )
-_PASSING_TEXTS: Final = ("Temporary failure in name resolution", "No such file or directory")
+_PASSING_TEXTS: Final = ("temporary failure in name resolution", "no such file or directory")
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def storage_errors() -> Iterator[None]:
         raise ours from error
 
 
-def wait_for(  # noqa: UP047  (Python 3.11 has no type parameters)
+def wait_for(
     action: Callable[[], T],
     *,
     deadline: float,
@@ -115,17 +115,22 @@ def _of_database(error: DBAPIError) -> StorageError | None:
     line = _one_line(error)
     code = getattr(error.orig, "pgcode", None) or ""
     if code.startswith(_MISSING_TABLE):
-        return SchemaError(f"a table of the database is missing: {line}; run: {schema.UPGRADE_COMMAND}")
+        return SchemaError(f"the database lacks a table: {line}; run: {schema.UPGRADE_COMMAND}")
     if code.startswith(_REFUSED):
         return StorageError(f"the database refuses: {line}")
     if code.startswith(_PASSING) or error.connection_invalidated:
         return StorageLostError(f"the database does not answer now: {line}")
+    return None if code else _of_connection(error, line)
+
+
+def _of_connection(error: DBAPIError, line: str) -> StorageError | None:
     if "invalid dsn" in line:
-        return StorageError(f"the storage URL has a part that is not known: {line}; check --storage")
-    if code or not isinstance(error, OperationalError):
+        return StorageError(f"the storage URL has an unknown part: {line}; check --storage")
+    if not isinstance(error, OperationalError):
         return None
-    passing = any(text in line for text in _PASSING_TEXTS)
-    if not passing and any(text in line for text in _REFUSING_TEXTS):
+    said = line.lower()
+    passing = any(text in said for text in _PASSING_TEXTS)
+    if not passing and any(text in said for text in _REFUSING_TEXTS):
         return StorageError(f"the database refuses the connection: {line}; check --storage")
     return StorageLostError(f"the database does not answer: {line}")
 

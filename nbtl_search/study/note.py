@@ -47,8 +47,8 @@ def _searched(spec: StudySpec, facts: Facts) -> str:
         for row in built.rows
     ]
     rows += [f"| `{name}` | fixed: {_text(str(value))} | |" for name, value in built.fixed.items()]
-    head = f"**Searched** (space `{spec.search.space}`):\n\n| dial | values | only if |\n|---|---|---|"
-    return "\n".join([head, *rows])
+    head = [f"**Searched** (space `{spec.search.space}`):", "", "| dial | values | only if |"]
+    return "\n".join([*head, "|---|---|---|", *rows])
 
 
 def _domain(domain: space.Domain) -> str:

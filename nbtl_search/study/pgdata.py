@@ -225,7 +225,7 @@ def _initdb(files: Files, owner: Account) -> None:
     passed = work / "password"
     write(passed, read_password(files), mode=0o600)
     os.chown(passed, owner.uid, owner.gid)
-    command = [binary("initdb"), "--pgdata", work / "data", "--username", USER]
+    command: list[str | Path] = [binary("initdb"), "--pgdata", work / "data", "--username", USER]
     command += ["--pwfile", passed, "--auth=scram-sha-256", "--encoding=UTF8"]
     command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
     command += ["--no-instructions"]

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, Engine, create_engine, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError
 
 from nbtl_search.errors import SchemaError, StorageError
@@ -67,34 +67,41 @@ class Storage:
             opened._backend.engine.dispose()  # noqa: SLF001  (Optuna has no other way)
 
 
-def connect(url: str | None, *, home: Path, application: str = "nbtl-search") -> Storage:
+def connect(url: str | None, *, home: Path | None, application: str = "nbtl-search") -> Storage:
     """Connect to the database at this URL, or start and use the embedded one.
 
     Args:
         url: of a PostgreSQL server; None for the embedded one.
-        home: the folder of the embedded one.
+        home: the folder of the embedded one; None where a URL is given.
         application: a name that the server shows for our connections.
 
     Raises:
         StorageError: no PostgreSQL, too old, or it refuses; one line, never with the password.
         StorageLostError: it does not answer.
     """
+    if url is None and home is None:
+        message = "connect() needs a URL or the home of the embedded database, got neither"
+        raise StorageError(message)
     parsed = embedded.start(home) if url is None else parse_url(url)
     engine = create_engine(parsed, **_pool(parsed, application, size=1, overflow=1))
     storage = Storage(url=parsed, engine=engine, application=application)
     try:
         with storage_errors(), engine.connect() as connection:
-            version = connection.execute(text("SHOW server_version_num")).scalar_one()
-        if int(version) < OLDEST_POSTGRES * 10_000:
-            message = (
-                f"the database must be PostgreSQL {OLDEST_POSTGRES} or newer, got version "
-                f"{int(version) // 10_000}; upgrade the server or give another by --storage"
-            )
-            raise StorageError(message)
+            _check_version(connection)
     except BaseException:
         engine.dispose()
         raise
     return storage
+
+
+def _check_version(connection: Connection) -> None:
+    version = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
+    if version < OLDEST_POSTGRES:
+        message = (
+            f"the database must be PostgreSQL {OLDEST_POSTGRES} or newer, got version {version}; "
+            "upgrade the server or give another by --storage"
+        )
+        raise StorageError(message)
 
 
 def parse_url(url: str) -> URL:
@@ -107,14 +114,14 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url.strip())
     except (ArgumentError, ValueError):
-        message = f"the storage must be the URL of a PostgreSQL database, got something else; {hint}"
+        message = f"the storage must be the URL of a PostgreSQL database, got none; {hint}"
         raise StorageError(message) from None
     scheme = parsed.drivername.partition("+")[0]
     if scheme not in {"postgres", "postgresql"}:
         message = f"the storage must be a PostgreSQL database, got a URL of {scheme!r}; {hint}"
         raise StorageError(message)
     if "@" in (parsed.host or ""):
-        message = f"the storage URL must have one '@', got more; write '@' in a password as %40; {hint}"
+        message = f"the storage URL must have one '@', got more; write others as %40; {hint}"
         raise StorageError(message)
     secret = parsed.query.get("password")
     if isinstance(secret, str):

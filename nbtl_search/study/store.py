@@ -159,8 +159,8 @@ def delete(storage: Storage, name: str) -> None:
 
 def _facts(spec: StudySpec) -> Facts:
     if spec.facts is None:
-        message = f"study {spec.name!r} must have its facts (classes, sizes, digests), got none"
-        raise SpecError(f"{message}; probe the data and weights first")
+        message = f"study {spec.name!r} must have its facts, got none; probe data and weights first"
+        raise SpecError(message)
     return spec.facts
 
 

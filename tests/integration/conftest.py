@@ -6,7 +6,12 @@ It is the embedded one, or that of `NBTL_TEST_DATABASE_URL` (a role that may cre
 import contextlib
 import os
 import secrets
+import tempfile
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
@@ -41,18 +46,27 @@ def _database(server: URL, *, template: str = "template0") -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session")
-def server_home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+def public_folder():
+    """A folder that others may pass through.
+
+    Not pytest's own: as root, each new pytest closes the folder above all of them again, also to
+    the account of a server that another pytest has running there.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="nbtl-test-", dir="/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
-def server_url(server_home):
+def server_url(public_folder):
     given = os.environ.get("NBTL_TEST_DATABASE_URL")
     if given:
         yield storage.parse_url(given)
         return
-    yield embedded.start(server_home)
-    embedded.stop(server_home)
+    home = public_folder / "server"
+    yield embedded.start(home)
+    embedded.stop(home)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +110,9 @@ def spec():
             n_startup=4,
             known=(
                 KnownRecipe(name="default", reason="the usual practice"),
-                KnownRecipe(name="paper", reason="table 6", dials={"n_l2sp": "14/22", "alpha": 1e-3}),
+                KnownRecipe(
+                    name="paper", reason="table 6", dials={"n_l2sp": "14/22", "alpha": 1e-3}
+                ),
             ),
         ),
         budget=Budget(n_trials=8),

@@ -98,7 +98,7 @@ def nobody():
 @pytest.fixture(params=["short", "long"])
 def home(request):
     """A home whose folders, down to the database's own, let everybody pass."""
-    top = Path(tempfile.mkdtemp(prefix="nbtl-test-", dir="/tmp"))  # noqa: S108
+    top = Path(tempfile.mkdtemp(prefix="nbtl-test-", dir="/tmp"))
     top.chmod(0o755)
     path = top.joinpath(*["x" * 60] * (3 if request.param == "long" else 0), "home")
     yield path
@@ -120,7 +120,7 @@ def test_another_user_cannot_connect_even_with_the_password(home, nobody):
 @needs_root
 def test_if_the_folder_were_open_the_password_would_still_be_needed(home, nobody):
     url = embedded.start(home)
-    folder = Path(url.query["host"])
+    folder = Path(str(url.query["host"]))
     (folder / ".s.PGSQL.5432").chmod(0o777)
     for opened in (folder, folder.parent):
         if opened != Path("/tmp"):  # noqa: S108
@@ -159,7 +159,7 @@ def test_closed_folders_above_stay_closed_to_everyone_else(tmp_path, nobody):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     home = closed / "home"
-    assert storage.connect(None, home=home).close() is None
+    storage.connect(None, home=home).close()
     assert closed.stat().st_mode & 0o007 == 0
     assert json.loads(run(OPEN, uid=nobody, paths=[str(closed)])) == []
     server = account.of_server()
@@ -169,7 +169,7 @@ def test_closed_folders_above_stay_closed_to_everyone_else(tmp_path, nobody):
 
 @needs_root
 def test_it_works_as_an_ordinary_user(nobody):
-    top = Path(tempfile.mkdtemp(prefix="nbtl-test-", dir="/tmp"))  # noqa: S108
+    top = Path(tempfile.mkdtemp(prefix="nbtl-test-", dir="/tmp"))
     os.chown(top, nobody, -1)
     try:
         out = run(USE_AS_ORDINARY_USER, uid=nobody, home=str(top / "home"))
@@ -215,7 +215,7 @@ def test_the_socket_has_an_address_however_long_the_home(home):
     address = f"{url.query['host']}/.s.PGSQL.5432"
     assert len(os.fsencode(address)) <= 107
     assert Path(address).is_socket()
-    assert Path(url.query["host"]).stat().st_mode & 0o077 == 0
+    assert Path(str(url.query["host"])).stat().st_mode & 0o077 == 0
 
 
 def test_a_server_of_another_user_is_not_trusted(home):
@@ -268,9 +268,7 @@ def test_no_process_and_no_file_but_its_own_shows_the_password(home):
             visible.wait()
     files = Files.below(home)
     secret = pgdata.read_password(files).encode()
-    holders = [
-        path for path in home.rglob("*") if path.is_file() and secret in path.read_bytes()
-    ]
+    holders = [path for path in home.rglob("*") if path.is_file() and secret in path.read_bytes()]
     assert holders == [files.password]
     assert files.password.stat().st_mode & 0o777 == 0o600
     assert watch.has("0.7071"), "the watch sees arguments"

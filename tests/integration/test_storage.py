@@ -125,8 +125,9 @@ def test_a_dropped_connection_is_replaced(db):
     with db.engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar() == 1
     with other.begin() as connection:
-        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-        connection.execute(text(f"{kill} AND datname = current_database()"))
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        others = "pid <> pg_backend_pid() AND datname = current_database()"
+        connection.execute(text(f"{kill} WHERE {others}"))
     other.dispose()
     with db.engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar() == 1

@@ -9,7 +9,13 @@ from optuna_dashboard import get_note
 from sqlalchemy import text
 
 from nbtl_search import space
-from nbtl_search.errors import SchemaError, SpecError, StudyExistsError, StudyNotFoundError
+from nbtl_search.errors import (
+    SchemaError,
+    SpecError,
+    StorageError,
+    StudyExistsError,
+    StudyNotFoundError,
+)
 from nbtl_search.spec import Budget, Row, SearchSettings
 from nbtl_search.study import ledger, storage, store
 
@@ -95,7 +101,7 @@ def test_the_list_has_the_newest_first(db, spec):
         store.create(db, spec.replace(name=name))
     with db.engine.begin() as connection:
         connection.execute(
-            text("UPDATE nbtl_study SET created_at = created_at - interval '1 h' WHERE name = 'old'")
+            text("UPDATE nbtl_study SET created_at = now() - interval '1 h' WHERE name = 'old'")
         )
     listed = store.names(db)
     assert [summary.name for summary in listed] == ["new", "old"]
@@ -217,7 +223,7 @@ def test_a_study_whose_optuna_part_is_gone_can_be_deleted(db, spec):
     study = store.create(db, spec)
     optuna.delete_study(study_name="cats", storage=db.url.render_as_string(hide_password=False))
     fresh = storage.connect(db.url.render_as_string(hide_password=False), home=None)
-    with pytest.raises(storage.StorageError, match="run: nbtl-search delete cats"):
+    with pytest.raises(StorageError, match="run: nbtl-search delete cats"):
         store.open_study(fresh, "cats")
     store.delete(fresh, "cats")
     assert store.create(fresh, spec).uid != study.uid

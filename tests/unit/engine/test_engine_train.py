@@ -71,12 +71,14 @@ def test_the_loop_yields_every_update_every_validation_batch_and_every_epoch(mak
 
 
 def test_it_learns_what_can_be_learnt(make_run):
-    augment = {"randaugment": "", "mixup": 0.0, "erasing": 0.0}
-    run = make_run(train={"epochs": 10, "warmup_epochs": 1}, augment=augment)
+    augment = {"randaugment": "", "mixup": 0.0, "erasing": 0.0, "crop_scale": (1.0, 1.0)}
+    run = make_run(train={"epochs": 12, "warmup_epochs": 0}, augment=augment,
+                   dials={"lr_high": 0.01})  # fmt: skip
     list(train(run))
     assert run.best is not None
     assert run.best.val_top1 >= 80, [epoch.val_top1 for epoch in run.history]
     assert run.history[-1].train_loss < run.history[0].train_loss
+    assert run.best == next(e for e in run.history if e.val_top1 == run.best.val_top1)
 
 
 def test_resuming_at_any_step_is_bit_identical(make_run):
@@ -185,11 +187,20 @@ def test_the_micro_batch_that_fits_survives_a_resume(make_run):
 
 
 def test_below_one_image_there_is_nothing_left_to_halve(make_run):
-    run = make_run()
+    run = make_run(data={"image_px": 64})
     Forgetful(run, n_images=0, error=torch.OutOfMemoryError)
     with pytest.raises(OutOfMemoryError, match="with 1; use smaller images") as caught:
         next(train(run))
     assert caught.value.cause == "oom"
+
+
+def test_single_images_of_single_pixels_are_refused_by_name(make_run):
+    with pytest.raises(SpecError, match=r"use a larger train\.micro_batch"):
+        next(train(make_run(train={"micro_batch": 1})))
+    run = make_run()
+    Forgetful(run, n_images=1, error=torch.OutOfMemoryError)
+    with pytest.raises(OutOfMemoryError, match="use a device with more memory"):
+        next(train(run))
 
 
 def test_another_runtime_error_is_not_mistaken_for_memory(make_run):
@@ -281,7 +292,9 @@ def test_where_the_weights_lie_makes_no_other_recipe(make_run, tiny_weights, tmp
 def test_bf16_with_channels_last_trains_and_resumes_alike(make_run):
     whole = make_run(train={"precision": "bf16", "epochs": 1})
     states = [copy.deepcopy(whole.state_dict()) for _ in train(whole)]
-    assert whole.network.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert whole.network.model.layer1[0].conv1.weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
     resumed = make_run(train={"precision": "bf16", "epochs": 1})
     resumed.load_state_dict(states[1])
     list(train(resumed))

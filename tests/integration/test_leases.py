@@ -1,0 +1,247 @@
+"""Leases on a real Postgres: budget, fencing, take-over, and Optuna told exactly once."""
+
+import multiprocessing
+from collections import Counter
+
+import optuna
+import pytest
+from sqlalchemy import text
+
+from nbtl_search.errors import FencedError
+from nbtl_search.spec import Epoch, Recipe
+from nbtl_search.study import records, sampling, storage, store
+from nbtl_search.study.leases import MAX_FAILURES, Leases, Outcome
+from nbtl_search.study.ledger import Ledger
+
+N_SLOTS = 24
+N_WORKERS = 8
+
+
+def epoch(number, top1=50.0):
+    return Epoch(
+        epoch=number,
+        train_loss=1.0,
+        val_loss=1.0,
+        val_top1=top1,
+        val_top5=90.0,
+        lr=0.1,
+        n_images=32,
+        seconds=0.1,
+        micro_batch=32,
+    )
+
+
+def acquire(study, leases, ledger, worker="w"):
+    return leases.take_over(worker) or leases.reserve(
+        worker, lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
+    )
+
+
+def expire_all(db):
+    """Move every lease into the past, as if its worker had been silent for long."""
+    with db.engine.begin() as connection:
+        connection.execute(text("UPDATE nbtl_trial SET lease_expires = now() - interval '1 h'"
+                                " WHERE lease_expires IS NOT NULL"))
+
+
+@pytest.fixture
+def study(db, spec):
+    return store.create(db, spec)
+
+
+@pytest.fixture
+def leases(study):
+    return Leases(study.storage.engine, study.id)
+
+
+@pytest.fixture
+def ledger(study):
+    return Ledger(study.storage.engine, study.id)
+
+
+def work_through(url, name, index):
+    """Be a worker without a trainer: end every trial at once, until there is none."""
+    opened = storage.connect(url, home=None)
+    study = store.open_study(opened, name)
+    leases, ledger = Leases(opened.engine, study.id), Ledger(opened.engine, study.id)
+    while (lease := acquire(study, leases, ledger, f"w{index}")) is not None:
+        leases.record(lease, [epoch(1, float(lease.number))])
+        leases.finish(lease, Outcome(state="complete", value=float(lease.number), best_epoch=1))
+        for ended in ledger.untold():
+            sampling.tell(study, ended)
+            ledger.mark_told(ended.trial_id)
+    opened.close()
+
+
+def test_eight_workers_racing_for_24_slots_give_24(db, database_url, spec):
+    budget = spec.budget.replace(n_trials=N_SLOTS)
+    study = store.create(db, spec.replace(budget=budget))
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=work_through, args=(database_url, study.name, index))
+        for index in range(N_WORKERS)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * N_WORKERS
+    rows = records.trials(db.engine, study.id)
+    assert len(rows) == N_SLOTS
+    assert {row.state for row in rows} == {"complete"}
+    assert Counter(row.n_attempts for row in rows) == {1: N_SLOTS}
+    states = Counter(trial.state.name for trial in study.optuna.get_trials(deepcopy=False))
+    assert states["COMPLETE"] == N_SLOTS
+    assert states["RUNNING"] == states["FAIL"] == 0
+    assert len({tuple(sorted(row.dials.model_dump().items())) for row in rows}) == N_SLOTS
+
+
+def test_known_recipes_come_first_exactly_as_written(study, leases, ledger):
+    lease = acquire(study, leases, ledger)
+    assert (lease.name, lease.protected) == ("default", True)
+    recipe = Recipe.parse_json(lease.recipe_json)
+    assert recipe.dials.beta == 0  # outside the space, and run all the same
+    second = Recipe.parse_json(acquire(study, leases, ledger).recipe_json)
+    assert second.dials.n_l2sp == 14
+
+
+def test_a_trial_is_resumed_by_whoever_comes_when_its_lease_expires(db, study, leases, ledger):
+    first = acquire(study, leases, ledger, "a")
+    leases.record(first, [epoch(1)])
+    assert leases.take_over("b") is None
+    expire_all(db)
+    second = leases.take_over("b")
+    assert (second.trial_id, second.attempt, second.worker) == (first.trial_id, 2, "b")
+    assert second.token > first.token
+    for write in (
+        lambda: leases.renew(first),
+        lambda: leases.record(first, [epoch(2)]),
+        lambda: leases.finish(first, Outcome(state="complete", value=1.0, best_epoch=1)),
+        lambda: leases.release(first, cause="preempted"),
+        lambda: leases.fail_attempt(first, cause="infra", message=""),
+    ):
+        with pytest.raises(FencedError):
+            write()
+    assert [e.epoch for e in ledger.epochs(first.trial_id)] == [1]
+    assert leases.renew(second) == "run"
+
+
+def test_an_expired_lease_that_nobody_took_is_renewed(db, study, leases, ledger):
+    lease = acquire(study, leases, ledger)
+    expire_all(db)
+    assert leases.renew(lease) == "run"
+    assert leases.take_over("b") is None
+
+
+def test_epochs_sent_again_stay_as_they_were(study, leases, ledger):
+    lease = acquire(study, leases, ledger)
+    leases.record(lease, [epoch(1, 40.0)])
+    leases.record(lease, [epoch(1, 99.0), epoch(2, 60.0)])
+    assert [e.val_top1 for e in ledger.epochs(lease.trial_id)] == [40.0, 60.0]
+
+
+def test_an_asker_that_dies_gives_its_slot_back_and_its_trial_is_adopted(study, leases, ledger):
+    class Killed(BaseException):
+        pass
+
+    asked = []
+
+    def ask_and_die(slot):
+        asked.append(sampling.ask(study, slot=slot, known_ids=ledger.trial_ids()))
+        raise Killed
+
+    with pytest.raises(Killed):
+        leases.reserve("a", ask_and_die)
+    assert ledger.trial_ids() == set()
+    lease = acquire(study, leases, ledger, "b")
+    assert lease.trial_id == asked[0].trial_id
+    assert lease.recipe_json == asked[0].recipe_json
+    running = study.optuna.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    assert len(running) == 1
+
+
+def test_a_released_trial_waits_and_preemption_is_no_failure(study, leases, ledger):
+    lease = acquire(study, leases, ledger)
+    for attempt in range(2, 3 + MAX_FAILURES):
+        leases.release(lease, cause="preempted")
+        lease = leases.take_over("w")
+        assert lease.attempt == attempt
+
+
+def test_failures_in_a_row_end_a_trial_and_progress_forgives_them(study, leases, ledger):
+    lease = acquire(study, leases, ledger)
+    for _ in range(MAX_FAILURES):
+        assert leases.fail_attempt(lease, cause="infra", message="died")
+        lease = leases.take_over("w")
+    leases.record(lease, [epoch(1)])
+    for _ in range(MAX_FAILURES):
+        assert leases.fail_attempt(lease, cause="infra", message="died")
+        lease = leases.take_over("w")
+    assert not leases.fail_attempt(lease, cause="infra", message="died")
+    (row,) = records.trials(study.storage.engine, study.id)
+    assert (row.state, row.cause, row.message) == ("failed", "infra", "died")
+
+
+@pytest.mark.parametrize(("wish", "word"), [("pause", "paused"), ("stop", "stopped")])
+def test_a_wish_reaches_the_worker_and_no_trial_starts(study, leases, ledger, wish, word):
+    lease = acquire(study, leases, ledger)
+    ledger.want(wish)
+    assert leases.renew(lease) == wish
+    leases.release(lease, cause="cancelled")
+    assert acquire(study, leases, ledger) is None
+    assert not ledger.is_over()
+    assert records.totals(study.storage.engine, study.id, n_workers=1).state == word
+    ledger.want("run")
+    assert acquire(study, leases, ledger).trial_id == lease.trial_id
+
+
+@pytest.mark.parametrize(
+    "budget", [{"epochs": 2}, {"gpu_h": 0.2 / 3600}, {"wall_clock_h": 1e-9}], ids=str
+)
+def test_every_kind_of_budget_ends_the_study(db, spec, budget):
+    study = store.create(db, spec.replace(budget=spec.budget.replace(**budget)))
+    leases, ledger = Leases(db.engine, study.id), Ledger(db.engine, study.id)
+    if "wall_clock_h" not in budget:
+        lease = acquire(study, leases, ledger)
+        leases.record(lease, [epoch(1), epoch(2)])
+        assert not ledger.is_over()
+        leases.finish(lease, Outcome(state="complete", value=50.0, best_epoch=1))
+    assert acquire(study, leases, ledger) is None
+    assert ledger.is_over()
+
+
+@pytest.mark.parametrize("cause", ["oom", "diverged"])
+def test_what_cannot_be_trained_is_told_as_pruned_and_infeasible(study, leases, ledger, cause):
+    lease = acquire(study, leases, ledger)
+    leases.finish(lease, Outcome(state="pruned", cause=cause, message="no"))
+    (ended,) = ledger.untold()
+    sampling.tell(study, ended)
+    sampling.tell(study, ended)
+    ledger.mark_told(ended.trial_id)
+    assert ledger.untold() == []
+    told = study.optuna.get_trials()[lease.number]
+    assert told.state is optuna.trial.TrialState.PRUNED
+    assert told.constraints == {"trainable": 1.0}
+
+
+def test_optuna_gets_at_most_fifty_reports_of_a_long_trial(study, leases, ledger):
+    lease = acquire(study, leases, ledger)
+    curve = [epoch(number) for number in range(1, 421)]
+    sampling.report(study, lease.trial_id, curve[:200], n_epochs=420)
+    sampling.report(study, lease.trial_id, curve, n_epochs=420)
+    steps = sorted(study.optuna.get_trials()[lease.number].intermediate_values)
+    assert len(steps) <= sampling.MAX_REPORTS
+    assert steps[-1] == 420
+
+
+def test_asks_are_seeded_by_study_and_slot(db, spec):
+    def points(seed, name):
+        search = spec.search.replace(seed=seed, n_startup=0)
+        study = store.create(db, spec.replace(name=name, search=search))
+        leases, ledger = Leases(db.engine, study.id), Ledger(db.engine, study.id)
+        return [acquire(study, leases, ledger).recipe_json for _ in range(5)]
+
+    first = points(7, "one")
+    assert first == points(7, "two")
+    assert first[2:] != points(8, "three")[2:]
+    assert len(set(first)) == 5

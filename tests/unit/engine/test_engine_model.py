@@ -1,0 +1,157 @@
+"""The order of building, the classifier, the anchors, and what the network expects of images."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from nbtl_search.engine.device import Placement
+from nbtl_search.engine.model import build
+from nbtl_search.engine.probe import probe
+from nbtl_search.errors import SpecError, WeightsError
+from nbtl_search.spec import StudySpec
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_the_order_load_replace_reset_anchor(tiny_recipe, tiny_weights, tiny_home):
+    file = safetensors.torch.load_file(tiny_weights)
+    network = build(tiny_recipe(dials={"reinit_layers": 3}), n_classes=3, home=tiny_home)
+    kept = {n for b in network.layers.blocks[:-2] for n, _ in b.parameters}
+    reset = {n for b in network.layers.blocks[-2:] for n, p in b.parameters if p.dim() > 1}
+    parameters = dict(network.model.named_parameters())
+    for name in kept:
+        assert torch.equal(parameters[name], file[name]), name
+    for name in reset:
+        assert not torch.equal(parameters[name], file[name]), name
+    assert network.anchors.keys() == kept
+    for name, anchor in network.anchors.items():
+        assert torch.equal(anchor, file[name])
+        assert anchor.data_ptr() != parameters[name].data_ptr()
+    assert parameters["fc.weight"].shape[0] == 3
+
+
+def test_a_classifier_with_as_many_classes_as_the_file_is_fresh(
+    tiny_recipe, tiny_weights, tiny_home
+):
+    """timm keeps the pre-trained head where the number of classes agrees (1000, say)."""
+    file = safetensors.torch.load_file(tiny_weights)
+    network = build(tiny_recipe(), n_classes=11, home=tiny_home)
+    assert network.model.fc.weight.shape == file["fc.weight"].shape
+    assert not torch.equal(network.model.fc.weight, file["fc.weight"])
+
+
+def test_building_is_a_function_of_the_seed_and_leaves_the_global_state(tiny_recipe, tiny_home):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = build(tiny_recipe(), n_classes=3, home=tiny_home)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    two = build(tiny_recipe(), n_classes=3, home=tiny_home)
+    other = build(tiny_recipe(train={"seed": 99}), n_classes=3, home=tiny_home)
+    assert torch.equal(one.model.fc.weight, two.model.fc.weight)
+    assert not torch.equal(one.model.fc.weight, other.model.fc.weight)
+
+
+def test_random_weights_have_no_anchors_and_depend_on_the_seed(tiny_recipe, tiny_home):
+    one, two, three = (
+        build(
+            tiny_recipe(model={"weights": "random"}, train={"seed": seed}),
+            n_classes=3,
+            home=tiny_home,
+        )
+        for seed in (1, 1, 2)
+    )
+    assert one.anchors == {}
+    assert one.weights_digest == "random"
+    first = [network.model.state_dict()["layer1.0.conv1.weight"] for network in (one, two, three)]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "compat", "expected"),
+    [
+        ("weights", "paper", ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+        ("weights", "authors", IMAGENET),
+        ("imagenet", "paper", IMAGENET),
+        ("inception", "authors", ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+    ],
+)
+def test_normalisation(tiny_recipe, tiny_home, normalisation, compat, expected):
+    recipe = tiny_recipe(data={"normalisation": normalisation}, compat=compat)
+    image_format = build(recipe, n_classes=3, home=tiny_home).image_format
+    assert (image_format.mean, image_format.std) == expected
+    assert image_format.image_px == 32
+
+
+def test_normalisation_by_the_data_themselves(tiny_recipe, tiny_home, tiny_prepared):
+    recipe = tiny_recipe(data={"normalisation": "dataset"})
+    network = build(recipe, n_classes=3, home=tiny_home, prepared=tiny_prepared)
+    measured = tiny_prepared.statistics()
+    assert network.image_format.mean == measured.mean
+    assert network.image_format.std == measured.std
+    with pytest.raises(SpecError, match="needs the prepared data"):
+        build(recipe, n_classes=3, home=tiny_home)
+
+
+def test_a_directory_says_what_its_weights_expect(tiny_recipe, tiny_weights, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(tiny_weights.read_bytes())
+    expects = {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.9, "interpolation": "bilinear"}
+    config = {"architecture": "test_resnet", "pretrained_cfg": expects}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    network = build(tiny_recipe(model={"weights": str(tmp_path)}), n_classes=3, home=tmp_path)
+    assert network.image_format.mean == (0.1, 0.2, 0.3)
+    assert network.image_format.crop_pct == 0.9
+    assert network.image_format.interpolation == "bilinear"
+
+
+@pytest.mark.parametrize("name", ["inception_v5", "hf-hub:someone/inception_v4"])
+def test_an_unknown_model_is_refused_with_a_near_one(tiny_recipe, tiny_home, name):
+    with pytest.raises(SpecError, match="timm model.*inception_v4"):
+        build(tiny_recipe(model={"name": name}), n_classes=3, home=tiny_home)
+
+
+def test_a_model_of_one_size_refuses_others(tiny_recipe, tiny_home):
+    recipe = tiny_recipe(model={"name": "test_vit", "weights": "random"})
+    with pytest.raises(SpecError, match="image_px == 160"):
+        build(recipe, n_classes=3, home=tiny_home)
+
+
+def test_channels_last_reaches_parameters_and_anchors(tiny_recipe, tiny_home):
+    placement = Placement(device=torch.device("cpu"), bf16=True)
+    network = build(tiny_recipe(), n_classes=3, home=tiny_home, placement=placement)
+    name = "layer1.0.conv1.weight"
+    for tensor in (network.model.get_parameter(name), network.anchors[name]):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def tiny_study(tiny_recipe):
+    def make(**sections):
+        recipe = tiny_recipe(**sections)
+        return StudySpec(name="tiny", data=recipe.data, model=recipe.model, train=recipe.train)
+
+    return make
+
+
+def test_probe_states_the_facts(tiny_study, tiny_home, tiny_prepared, tiny_weights):
+    import hashlib
+
+    facts = probe(tiny_study(), home=tiny_home)
+    assert facts.n_blocks == 5
+    assert facts.n_classes == 3
+    assert (facts.n_train, facts.n_val, facts.n_test) == (
+        tiny_prepared.n_train, tiny_prepared.n_val, tiny_prepared.n_test,
+    )  # fmt: skip
+    assert facts.data_digest == tiny_prepared.digest
+    assert facts.weights_digest == hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
+
+
+def test_probe_refuses_weights_that_do_not_fit_and_images_that_are_too_small(tiny_study, tiny_home):
+    with pytest.raises(WeightsError, match="another architecture"):
+        probe(tiny_study(model={"name": "test_efficientnet"}), home=tiny_home)
+    small = tiny_study(model={"name": "inception_v4", "weights": "random"})
+    with pytest.raises(SpecError, match="data.image_px must suit model 'inception_v4', got 32"):
+        probe(small, home=tiny_home)
