@@ -47,8 +47,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    module = "nbtl_search.spec" if name in {"Recipe", "StudySpec"} else "nbtl_search.api"
-    return getattr(import_module(module), name)
+    place = "spec" if name in {"Recipe", "StudySpec"} else "api"
+    return getattr(import_module(f"{__name__}.{place}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ USER_ERROR = 2
 
 def main() -> None:
     """Run the program; what the user can mend is one line on stderr and exit code 2."""
-    from nbtl_search.cli.app import app  # noqa: PLC0415
+    from nbtl_search.cli.app import app
 
     try:
         code = app.main(prog_name="nbtl-search", standalone_mode=False)

@@ -17,8 +17,8 @@ def db_command() -> None:
 @home_option
 def start_command(*, home: Path | None) -> None:
     """Start the embedded database; every command that needs it does so by itself."""
-    from nbtl_search.api import default_home  # noqa: PLC0415
-    from nbtl_search.study import embedded  # noqa: PLC0415
+    from nbtl_search.api import default_home
+    from nbtl_search.study import embedded
 
     embedded.start(home or default_home())
     click.echo("the embedded database is up")
@@ -28,8 +28,8 @@ def start_command(*, home: Path | None) -> None:
 @home_option
 def stop_command(*, home: Path | None) -> None:
     """Stop the embedded database; workers wait for it and go on when it is back."""
-    from nbtl_search.api import default_home  # noqa: PLC0415
-    from nbtl_search.study import embedded  # noqa: PLC0415
+    from nbtl_search.api import default_home
+    from nbtl_search.study import embedded
 
     stopped = embedded.stop(home or default_home())
     click.echo("the embedded database is stopped" if stopped else "it was not running")
@@ -40,10 +40,10 @@ def stop_command(*, home: Path | None) -> None:
 @json_option
 def status_command(*, home: Path | None, as_json: bool) -> None:
     """Show whether the embedded database runs, and where it lies."""
-    from dataclasses import asdict  # noqa: PLC0415
+    from dataclasses import asdict
 
-    from nbtl_search.api import default_home  # noqa: PLC0415
-    from nbtl_search.study import embedded  # noqa: PLC0415
+    from nbtl_search.api import default_home
+    from nbtl_search.study import embedded
 
     found = asdict(embedded.status(home or default_home()))
     if as_json:
@@ -56,8 +56,8 @@ def status_command(*, home: Path | None, as_json: bool) -> None:
 @storage_option
 def upgrade_command(*, home: Path | None, storage: str | None) -> None:
     """Make the tables, or bring them to the version that this program needs."""
-    from nbtl_search.api import default_home  # noqa: PLC0415
-    from nbtl_search.study.storage import connect, create_or_upgrade  # noqa: PLC0415
+    from nbtl_search.api import default_home
+    from nbtl_search.study.storage import connect, create_or_upgrade
 
     opened = connect(storage, home=home or default_home())
     try:

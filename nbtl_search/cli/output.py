@@ -21,7 +21,7 @@ def echo_json(value: Any) -> None:
 
 def console(*, stderr: bool = False) -> "Console":
     """Return the terminal."""
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
 
@@ -29,7 +29,7 @@ def console(*, stderr: bool = False) -> "Console":
 @contextmanager
 def decoding_progress() -> Iterator[Callable[[int, int], None]]:
     """Give a callback (done, total) whose bar appears on stderr at its first call."""
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.progress import Progress
 
     with Progress(console=console(stderr=True), transient=True) as bar:
         tasks: list[Any] = []
@@ -48,16 +48,20 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
     if quiet:
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
-    from rich.progress import TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console(stderr=True)) as bar:
         task = bar.add_task("starting", total=None)
 
         def tick(study: "Study") -> None:
-            from nbtl_search.errors import StorageLostError  # noqa: PLC0415
-            from nbtl_search.report.status import status_of  # noqa: PLC0415
+            from nbtl_search.errors import StorageLostError
+            from nbtl_search.report.status import status_of
 
             try:
                 report = status_of(study)
@@ -77,7 +81,7 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
 
 def live(picture: Callable[[], tuple[Any, bool]], *, every_s: float) -> None:
     """Show a picture anew every so many seconds, until it says it is the last or Ctrl-C."""
-    from rich.live import Live  # noqa: PLC0415
+    from rich.live import Live
 
     drawn, last = picture()
     with Live(drawn, console=console(), auto_refresh=False) as screen:

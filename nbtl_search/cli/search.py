@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @settings_option
 @storage_option
 @json_option
-def create_command(  # noqa: PLR0913
+def create_command(
     *,
     dataset: str | None,
     study: Path | None,
@@ -48,7 +48,7 @@ def create_command(  # noqa: PLR0913
     nbtl-search create --dataset dtd
     nbtl-search create --dataset ./photos --model mobilenetv2_100 --image-px 224 --trials 24
     """
-    from nbtl_search import api  # noqa: PLC0415
+    from nbtl_search import api
 
     with decoding_progress() as progress:
         spec = api.create(
@@ -86,7 +86,7 @@ def _assignments(shortcuts: dict[str, str | int | None]) -> list[str]:
 
 
 def _say_created(spec: "StudySpec") -> None:
-    from nbtl_search.study.pruning import rungs  # noqa: PLC0415
+    from nbtl_search.study.pruning import rungs
 
     facts = spec.facts
     assert facts is not None  # noqa: S101
@@ -119,7 +119,7 @@ def prepare_command(
     nbtl-search prepare dtd
     nbtl-search prepare ./photos --set data.image_px=224 --skip-corrupt
     """
-    from nbtl_search import api  # noqa: PLC0415
+    from nbtl_search import api
 
     with decoding_progress() as progress:
         prepared = api.prepare(
@@ -145,7 +145,7 @@ def prepare_command(
 @click.option("--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @storage_option
-def launch_command(  # noqa: PLR0913
+def launch_command(
     *,
     study: str,
     workers: int | None,
@@ -161,7 +161,7 @@ def launch_command(  # noqa: PLR0913
     nbtl-search launch dtd
     nbtl-search launch dtd --workers 2
     """
-    from nbtl_search import api  # noqa: PLC0415
+    from nbtl_search import api
 
     with search_progress(quiet=quiet) as tick:
         api.launch(
@@ -193,7 +193,7 @@ def worker_command(*, study: str, beat_s: float, home: Path | None, storage: str
     \b
     nbtl-search worker dtd
     """
-    from nbtl_search import api  # noqa: PLC0415
+    from nbtl_search import api
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -12,7 +12,7 @@ def completion_command(*, shell: str) -> None:
     \b
     nbtl-search completion bash > ~/.local/share/bash-completion/completions/nbtl-search
     """
-    from nbtl_search.cli.app import app  # noqa: PLC0415
+    from nbtl_search.cli.app import app
 
     found = get_completion_class(shell)
     assert found is not None, "click knows the three"  # noqa: S101

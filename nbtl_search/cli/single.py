@@ -18,7 +18,7 @@ from nbtl_search.cli.output import decoding_progress, echo_json
 @settings_option
 @home_option
 @json_option
-def train_command(  # noqa: PLR0913
+def train_command(
     *,
     recipe: Path,
     checkpoints: Path | None,
@@ -32,8 +32,8 @@ def train_command(  # noqa: PLR0913
     nbtl-search best dtd > recipe.toml
     nbtl-search train recipe.toml --set train.seed=1
     """
-    from nbtl_search import api  # noqa: PLC0415
-    from nbtl_search.spec import Recipe, read_toml, with_settings  # noqa: PLC0415
+    from nbtl_search import api
+    from nbtl_search.spec import Recipe, read_toml, with_settings
 
     parsed = Recipe.parse(with_settings(read_toml(recipe), settings))
     epochs = []
@@ -48,7 +48,11 @@ def train_command(  # noqa: PLR0913
     best = max(epochs, key=lambda epoch: epoch.val_top1)
     if as_json:
         echo_json(
-            {"best": best.plain(), "last": epochs[-1].plain(), "epochs": [e.plain() for e in epochs]}
+            {
+                "best": best.plain(),
+                "last": epochs[-1].plain(),
+                "epochs": [e.plain() for e in epochs],
+            }
         )
     else:
         click.echo(f"best: epoch {best.epoch}, validation top-1 {best.val_top1:.2f} %")
@@ -66,6 +70,6 @@ def demo_command(
     \b
     nbtl-search demo
     """
-    from nbtl_search.demo import run  # noqa: PLC0415
+    from nbtl_search.demo import run
 
     run(trials=trials, workers=workers, home=home, storage=storage)

@@ -8,8 +8,14 @@ import click
 from nbtl_search.cli.options import storage_option
 
 
-def _steer(study: str, wish: Literal["pause", "resume", "stop"], home: Path | None, storage: str | None, said: str) -> None:
-    from nbtl_search import api  # noqa: PLC0415
+def _steer(
+    study: str,
+    wish: Literal["pause", "resume", "stop"],
+    home: Path | None,
+    storage: str | None,
+    said: str,
+) -> None:
+    from nbtl_search import api
 
     api.steer(study, wish, home=home, storage=storage)
     click.echo(f"study {study!r} {said}")
@@ -61,7 +67,7 @@ def delete_command(*, study: str, yes: bool, home: Path | None, storage: str | N
     \b
     nbtl-search delete dtd
     """
-    from nbtl_search import api  # noqa: PLC0415
+    from nbtl_search import api
 
     report, trials = api.status(study, home=home, storage=storage)
     n_workers = len(report.workers)

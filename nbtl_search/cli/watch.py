@@ -14,7 +14,7 @@ from nbtl_search.cli.output import console, echo_json, live
 @click.option("--all", "show_all", is_flag=True, help="Every trial, however many.")
 @storage_option
 @json_option
-def status_command(  # noqa: PLR0913
+def status_command(
     *,
     study: str,
     watch: bool,
@@ -29,13 +29,13 @@ def status_command(  # noqa: PLR0913
     nbtl-search status dtd
     nbtl-search status dtd --json
     """
-    from nbtl_search import api  # noqa: PLC0415
-    from nbtl_search.report.status import render  # noqa: PLC0415
+    from nbtl_search import api
 
     if as_json:
         report, _trials = api.status(study, home=home, storage=storage)
         echo_json(report.plain())
         return
+    from nbtl_search.report.status import render
 
     def picture() -> tuple[object, bool]:
         report, trials = api.status(study, home=home, storage=storage)
@@ -56,10 +56,10 @@ def list_command(*, home: Path | None, storage: str | None, as_json: bool) -> No
     \b
     nbtl-search list
     """
-    from dataclasses import asdict  # noqa: PLC0415
+    from dataclasses import asdict
 
-    from nbtl_search import api  # noqa: PLC0415
-    from nbtl_search.report.status import render_list  # noqa: PLC0415
+    from nbtl_search import api
+    from nbtl_search.report.status import render_list
 
     found = api.studies(home=home, storage=storage)
     if as_json:
@@ -81,8 +81,8 @@ def best_command(
     \b
     nbtl-search best dtd > recipe.toml
     """
-    from nbtl_search import api  # noqa: PLC0415
-    from nbtl_search.spec import write_toml  # noqa: PLC0415
+    from nbtl_search import api
+    from nbtl_search.spec import write_toml
 
     recipe, record = api.best(study, trial=trial, home=home, storage=storage)
     if as_json:
@@ -99,7 +99,7 @@ def best_command(
 @click.option("--port", default=8080, show_default=True, help="0 for any free one.")
 @click.option("--writable", is_flag=True, help="Let the browser change and delete studies.")
 @storage_option
-def dashboard_command(  # noqa: PLR0913
+def dashboard_command(
     *,
     study: str | None,
     host: str,
@@ -114,7 +114,7 @@ def dashboard_command(  # noqa: PLR0913
     nbtl-search dashboard
     nbtl-search dashboard dtd --port 9000
     """
-    from nbtl_search import api  # noqa: PLC0415
+    from nbtl_search import api
 
     if study is not None:
         api.status(study, home=home, storage=storage)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import scipy.io
+from scipy.io.matlab import MatReadError
 
 from nbtl_search.data.splits import Item, Manifest, Sizes, require_sizes
 from nbtl_search.errors import DataError
@@ -93,7 +94,7 @@ def split_train(
 def _load(path: Path, name: str) -> Any:
     try:
         return scipy.io.loadmat(path, squeeze_me=True)[name]
-    except (OSError, KeyError, ValueError, TypeError, NotImplementedError) as error:
+    except (OSError, KeyError, ValueError, TypeError, MatReadError, NotImplementedError) as error:
         message = (
             f"{path} must be the {name} of the Stanford Cars devkit, got {error}; "
             "put the file of the original dataset there"

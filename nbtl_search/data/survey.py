@@ -46,7 +46,7 @@ def fingerprint(manifest: Manifest) -> str:
     Raises:
         DataError: files of the manifest are not there.
     """
-    missing, lines = [], []
+    missing, lines = [], [repr(manifest.textures)]
     for split in SPLITS:
         for item in manifest.items(split):
             try:
@@ -101,7 +101,7 @@ def survey(
 def _load(target: Path) -> Survey | None:
     try:
         plain = json.loads((target / "survey.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return None
     sizes = {key: (height, width) for key, (height, width) in plain["sizes"].items()}
     return Survey(digest=plain["digest"], sizes=sizes, skipped=plain["skipped"])

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from nbtl_search.engine.device import Placement
 
-LabelledImages = tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, " batch"]]
+LabelledImages = tuple[Float[Tensor, "_ 3 _ _"], Int[Tensor, " _"]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ class Gradient:
             share = len(targets) / n_images
             loss = soft_cross_entropy(logits, targets) * share
             total += finite(loss.item(), "training loss")
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return total
 
     def _too_few_images(self) -> OutOfMemoryError | SpecError:

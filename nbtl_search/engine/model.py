@@ -16,8 +16,8 @@ from timm.data.constants import (
 )
 from torch import nn
 
-from nbtl_search.data.cache import Prepared
 from nbtl_search.data.images import ImageFormat
+from nbtl_search.data.prepared import Prepared
 from nbtl_search.engine.device import Placement
 from nbtl_search.engine.randomness import derive_seed, seeded
 from nbtl_search.engine.weights import load_weights, read_weights

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from nbtl_search.data.cache import Prepared, prepare
+from nbtl_search.data.cache import prepare
+from nbtl_search.data.prepared import Prepared
 from nbtl_search.engine.model import Network, build
 from nbtl_search.errors import SpecError
 from nbtl_search.spec import Dials, Facts, StudySpec

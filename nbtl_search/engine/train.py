@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nbtl_search.data.cache import Prepared
 from nbtl_search.data.loader import Batch, EvalBatches, TrainBatches
+from nbtl_search.data.prepared import Prepared
 from nbtl_search.engine import state
 from nbtl_search.engine.device import place
 from nbtl_search.engine.evaluate import Score, running_score

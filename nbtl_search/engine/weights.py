@@ -5,6 +5,7 @@ import importlib.resources
 import json
 import logging
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +204,10 @@ def _read(path: Path) -> Weights:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # About pickle protocols; what matters is whether the content is all tensors.
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         _refuse(
             path,

@@ -25,7 +25,7 @@ _CALM_S: Final = 60.0
 
 def gpus() -> list[str]:
     """Return the ids of the visible NVIDIA GPUs, without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # noqa: TID251
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # noqa: TID251  (NVIDIA's, not ours)
     if visible is not None:
         return [name for name in visible.split(",") if name.strip()]
     try:
@@ -118,12 +118,12 @@ class LocalLaunch:
     def _start(self, slot: _Slot) -> None:
         slot.started = time.monotonic()
         with slot.log.open("ab") as log:
-            slot.process = subprocess.Popen(  # noqa: S603
+            slot.process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **slot.environment},  # noqa: TID251
+                env={**os.environ, **slot.environment},  # noqa: TID251  (passed on, not read)
                 start_new_session=True,
             )
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOBase
@@ -52,7 +53,12 @@ def serve(
         NbtlError: it cannot listen there.
         StorageError: the database refuses.
     """
-    with listening(storage, host=host, port=port, writable=writable) as server, _signals() as stop:
+    with (
+        warnings.catch_warnings(),
+        listening(storage, host=host, port=port, writable=writable) as server,
+        _signals() as stop,
+    ):
+        warnings.simplefilter("ignore", UserWarning)  # Optuna's, at each drawing of few trials
         ready(server.address)
         while not stop:
             server.handle_request()

@@ -6,21 +6,23 @@ a dashboard writes nothing: several may run at once, with the rights of a reader
 the other and read with every poll: a poll in between gets half of the old and half of the new.
 """
 
+import copy
 import logging
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import plotly.graph_objects as go
 from optuna.storages import _CachedStorage
 from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import distinct, func, select
 
 from nbtl_search.errors import NbtlError, StudyNotFoundError
 from nbtl_search.report import curve, figures
-from nbtl_search.report.status import best_of, default_of, gain_of
+from nbtl_search.report.standing import best_of, default_of, gain_of
 from nbtl_search.report.traces import TOP1
 from nbtl_search.spec import Epoch
 from nbtl_search.study import records, schema, store
@@ -150,6 +152,24 @@ class AnnotatedStorage(_CachedStorage):
         for study in studies:
             self._pages.lay_over(study)
         return studies
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,  # noqa: FBT001, FBT002  (Optuna's signature)
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """Return all trials, the known ones without the long line that the sampler reads."""
+        trials = super().get_all_trials(study_id, deepcopy, states)
+        return [
+            _without_dials(trial) if store.DIALS in trial.user_attrs else trial for trial in trials
+        ]
+
+
+def _without_dials(trial: FrozenTrial) -> FrozenTrial:
+    shown = copy.copy(trial)
+    shown.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != store.DIALS}
+    return shown
 
 
 def _is_old(page: _Page | None, stamp: Sequence[Any]) -> bool:

@@ -2,94 +2,68 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
-from nbtl_search.spec import Budget
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from nbtl_search.report import tables
+from nbtl_search.report.standing import Gain, best_of, default_of, gain_of, time_left_s
+from nbtl_search.report.tables import clean, span, state_text
 from nbtl_search.study import records
-from nbtl_search.study.records import Totals, TrialRecord, WorkerRecord
-from nbtl_search.study.store import Study
+from nbtl_search.study.records import TrialRecord, WorkerRecord
+from nbtl_search.study.store import Study, StudySummary
 
-DEFAULT: Final = "default"  # the name of the baseline among the known recipes
-ENDED: Final = ("complete", "pruned", "failed")
-MIN_IMAGES: Final = 6  # 2 * 0.5**6 < 0.05 <= 2 * 0.5**5
+_BAR: Final = 60
+_COUNTS: Final = ("complete", "pruned", "failed", "running", "waiting")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """How far the best trial is ahead of the default one, on one run each.
+class Best(TypedDict):
+    """The complete trial with the highest accuracy."""
 
-    It is a tie unless a two-sided sign test over the validation images could tell the two apart
-    in the best of cases, where every image on which they differ speaks for the same one. Then k
-    images give p = 2 * 0.5**k (Dietterich 1998, section 3.1, exact), so that fewer than
-    `MIN_IMAGES` never reach 5 %. More images are no proof: seeds differ as well.
-    """
+    trial: int
+    name: str
+    value: float
+    params: dict[str, Any]
 
-    points: float
-    n_images: int
-    is_tie: bool
 
-    def words(self) -> str:
-        """Return the difference and what it is worth, in words."""
-        verdict = "a tie" if self.is_tie else "one run each: seeds differ too"
-        images = "image" if self.n_images == 1 else "images"
-        return f"{self.points:+.2f} points = {self.n_images} validation {images}, {verdict}"
+class Default(TypedDict):
+    """The trial of the default recipe; its value is None until it is complete."""
+
+    trial: int | None
+    value: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusReport:
-    """Where a study stands. Values are validation top-1 accuracies in percent."""
+    """Where a study stands. Values are validation top-1 accuracies in percent.
+
+    `image_points` is what one validation image is worth, in points; `eta_s` is None where it
+    cannot be told.
+    """
 
     study: str
-    totals: Totals
-    best: TrialRecord | None
-    default: TrialRecord | None
-    workers: tuple[WorkerRecord, ...]
-    n_epochs: int
-    n_blocks: int
+    state: str
+    n_trials: int
+    complete: int
+    pruned: int
+    running: int
+    waiting: int
+    failed: int
+    best: Best | None
+    default: Default
+    gain: Gain | None
+    image_points: float
     n_val: int
+    n_epochs: int
+    epochs_spent: int
+    seconds_spent: float
     eta_s: float | None
-
-    @property
-    def n_finished(self) -> int:
-        """Return the number of trials that ended, in whatever way."""
-        return self.totals.complete + self.totals.pruned + self.totals.failed
-
-    @property
-    def image_points(self) -> float:
-        """Return what one validation image is worth, in points."""
-        return 100 / self.n_val
-
-    @property
-    def default_value(self) -> float | None:
-        """Return the default recipe's accuracy, once its trial is complete."""
-        if self.default is None or self.default.state != "complete":
-            return None
-        return self.default.value
-
-    @property
-    def gain(self) -> Gain | None:
-        """Return how far the best is ahead of the default, where both are known and differ."""
-        return gain_of(self.best, self.default, n_val=self.n_val)
+    workers: tuple[WorkerRecord, ...]
 
     def plain(self) -> dict[str, Any]:
         """Return plain data for JSON; what is not known yet is None."""
-        best, default, gain = self.best, self.default, self.gain
-        return {
-            "study": self.study,
-            **asdict(self.totals),
-            "best": None
-            if best is None
-            else {"trial": best.number, "value": best.value, "params": best.dials.plain()},
-            "default": {
-                "trial": None if default is None else default.number,
-                "value": self.default_value,
-            },
-            "gain": None if gain is None else asdict(gain),
-            "image_points": self.image_points,
-            "workers": [asdict(worker) for worker in self.workers],
-            "eta_s": self.eta_s,
-        }
+        return asdict(self) | {"workers": [asdict(worker) for worker in self.workers]}
 
 
 def status_of(study: Study) -> StatusReport:
@@ -98,87 +72,104 @@ def status_of(study: Study) -> StatusReport:
     Raises:
         StorageError: the database refuses or does not answer.
     """
-    engine, spec = study.storage.engine, study.spec
+    engine, spec, n_val = study.storage.engine, study.spec, study.facts.n_val
     trials = records.trials(engine, study.id)
     workers = records.workers(engine, study.id)
     totals = records.totals(engine, study.id, n_workers=len(workers))
+    best, default = best_of(trials), default_of(trials)
     return StatusReport(
         study=study.name,
-        totals=totals,
-        best=best_of(trials),
-        default=default_of(trials),
-        workers=tuple(workers),
+        **asdict(totals),
+        best=None if best is None else _best(best),
+        default=_default(default),
+        gain=gain_of(best, default, n_val=n_val),
+        image_points=100 / n_val,
+        n_val=n_val,
         n_epochs=spec.train.epochs,
-        n_blocks=study.facts.n_blocks,
-        n_val=study.facts.n_val,
         eta_s=time_left_s(
             totals, trials, n_workers=len(workers), n_epochs=spec.train.epochs, budget=spec.budget
         ),
+        workers=tuple(workers),
     )
 
 
-def best_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the complete trial with the highest accuracy; of equal ones, the earliest."""
-    complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
-    return min(complete, key=_rank, default=None)
+def render(
+    report: StatusReport, trials: Sequence[TrialRecord], *, show_all: bool = False
+) -> RenderableType:
+    """Return what `status` shows in a terminal of 80 columns.
 
-
-def _rank(trial: TrialRecord) -> tuple[float, int]:
-    return (-(trial.value or 0.0), trial.number)
-
-
-def default_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the trial of the usual binary practice, if it has started."""
-    return next((trial for trial in trials if trial.name == DEFAULT), None)
-
-
-def gain_of(best: TrialRecord | None, default: TrialRecord | None, *, n_val: int) -> Gain | None:
-    """Return how far the best is ahead of the default, where both are complete and differ."""
-    values = [trial.value for trial in (best, default) if trial and trial.state == "complete"]
-    if len(values) < 2 or best == default or values[0] is None or values[1] is None:
-        return None
-    points = values[0] - values[1]
-    n_images = round(points * n_val / 100)
-    return Gain(points=points, n_images=n_images, is_tie=n_images < MIN_IMAGES)
-
-
-def time_left_s(
-    totals: Totals,
-    trials: Sequence[TrialRecord],
-    *,
-    n_workers: int,
-    n_epochs: int,
-    budget: Budget,
-) -> float | None:
-    """Estimate when the study ends, from what its epochs and trials have cost so far.
-
-    A trial is expected to take as many epochs as those that ended took on average; before any
-    ended, the whole schedule. A budget in epochs or slot-hours may end the study earlier.
-
-    Returns:
-        0 for a finished study; None where nothing runs, or nothing has been measured yet.
+    Args:
+        report: where the study stands.
+        trials: its trials.
+        show_all: also those beyond the first `tables.MAX_TRIALS` worth a look.
     """
-    if totals.state == "finished":
-        return 0.0
-    if totals.state != "running" or n_workers == 0 or totals.epochs_spent == 0:
-        return None
-    ended = [trial.n_epochs for trial in trials if trial.state in ENDED]
-    usual = fmean(ended) if ended else float(n_epochs)
-    begun = [trial for trial in trials if trial.state not in ENDED]
-    n_unborn = max(0, totals.waiting + totals.running - len(begun))
-    open_epochs = sum(_left(trial.n_epochs, usual, n_epochs) for trial in begun)
-    epoch_s = totals.seconds_spent / totals.epochs_spent
-    work_s = (open_epochs + _allowed(n_unborn * usual, totals.epochs_spent, budget)) * epoch_s
-    if budget.gpu_h is not None:
-        slot_s = max(0.0, budget.gpu_h * 3600 - totals.seconds_spent)
-        work_s = min(work_s, slot_s + open_epochs * epoch_s)
-    return work_s / max(1, min(n_workers, len(begun) + n_unborn))
+    parts: list[RenderableType] = [*_header(report), *_comparison(report)]
+    if trials:
+        best = None if report.best is None else report.best["trial"]
+        drawn = tables.of_trials(
+            trials,
+            n_epochs=report.n_epochs,
+            best=best,
+            default=report.default["trial"],
+            show_all=show_all,
+        )
+        parts += ["", drawn]
+    if report.workers:
+        parts += ["", tables.of_workers(report.workers, show_all=show_all)]
+    return Group(*parts)
 
 
-def _left(done: int, usual: float, n_epochs: int) -> float:
-    """Return the epochs a begun trial still has: one that outlived the usual goes to the end."""
-    return usual - done if done < usual else float(max(0, n_epochs - done))
+def render_list(summaries: Sequence[StudySummary]) -> RenderableType:
+    """Return what `list` shows: one line per study."""
+    if not summaries:
+        return Text("no studies yet; make one with: nbtl-search create")
+    return tables.of_studies(summaries)
 
 
-def _allowed(epochs: float, spent: int, budget: Budget) -> float:
-    return epochs if budget.epochs is None else min(epochs, max(0, budget.epochs - spent))
+def _best(trial: TrialRecord) -> Best:
+    assert trial.value is not None, "best_of returns trials with a value"  # noqa: S101
+    return {
+        "trial": trial.number,
+        "name": trial.name,
+        "value": trial.value,
+        "params": trial.dials.plain(),
+    }
+
+
+def _default(trial: TrialRecord | None) -> Default:
+    if trial is None:
+        return {"trial": None, "value": None}
+    return {"trial": trial.number, "value": trial.value if trial.state == "complete" else None}
+
+
+def _header(report: StatusReport) -> list[RenderableType]:
+    n_ended = report.complete + report.pruned + report.failed
+    line = Text.assemble(
+        ("study ", "dim"),
+        (clean(report.study), "bold"),
+        ": ",
+        state_text(report.state),
+        f", {n_ended} of {report.n_trials} trials ended",
+    )
+    n_done = round(_BAR * min(1.0, n_ended / report.n_trials))
+    bar = Text.assemble(("█" * n_done, "green"), ("░" * (_BAR - n_done), "dim"))
+    counts = [f"{getattr(report, name)} {name}" for name in _COUNTS if getattr(report, name)]
+    spent = f"{report.epochs_spent} epochs, {span(report.seconds_spent)} of training"
+    left = "" if not report.eta_s else f", about {span(report.eta_s)} to go"
+    return [line, bar, Text(", ".join(counts)), Text(f"{spent}{left}")]
+
+
+def _comparison(report: StatusReport) -> list[RenderableType]:
+    """Return the best trial against the default one, with ties called ties."""
+    best, default = report.best, report.default
+    if best is None:
+        return []
+    name = f" ({clean(best['name'])})" if best["name"] else ""
+    value = (f"{best['value']:.2f} %", "bold")
+    lines = [Text.assemble("best     ", value, f"  trial {best['trial']}{name}")]
+    if default["value"] is not None:
+        lines.append(Text(f"default  {default['value']:.2f} %  trial {default['trial']}"))
+    worth = f"one of {report.n_val} images is {report.image_points:.2f} points"
+    if report.gain is None:
+        return [*lines, Text(f"validation top-1; {worth}", style="dim")]
+    return [*lines, Text(f"{report.gain.words()} ({worth})")]

@@ -56,7 +56,9 @@ class Row(Value):
 class Pruning(Value):
     """Asynchronous successive halving (stopping type), at fixed fractions of the schedule."""
 
-    rungs: tuple[Fraction, ...] = Field((0.25, 0.5), description="fractions of the epochs; () = off")
+    rungs: tuple[Fraction, ...] = Field(
+        (0.25, 0.5), description="fractions of the epochs; () = off"
+    )
     reduction: float = Field(3.0, gt=1, description="one in so many goes on at each rung")
     min_epochs: Count = Field(3, description="no rung before this epoch")
     min_updates: Count = Field(60, description="no rung before this many updates")

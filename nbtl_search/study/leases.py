@@ -7,9 +7,8 @@ truth; Optuna is told afterwards.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
 from sqlalchemy import Connection, Engine, and_, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -17,48 +16,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from nbtl_search.errors import FencedError
 from nbtl_search.spec import Epoch
 from nbtl_search.study import ledger, schema
+from nbtl_search.study.lease import Asked, Desired, Lease, Outcome
 from nbtl_search.study.storage import storage_errors
 
-Desired = Literal["run", "pause", "stop"]
-Terminal = Literal["complete", "pruned", "failed"]
 MAX_FAILURES: Final = 3
 _RESERVE_S: Final = 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A trial that the sampler has proposed."""
-
-    trial_id: int
-    number: int
-    name: str
-    protected: bool
-    recipe_json: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lease:
-    """The right to train one trial, and all that is needed for it."""
-
-    trial_id: int
-    number: int
-    name: str
-    protected: bool
-    recipe_json: str
-    token: int
-    attempt: int
-    worker: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a trial ended."""
-
-    state: Terminal
-    value: float | None = None
-    best_epoch: int | None = None
-    cause: str | None = None
-    message: str | None = None
 
 
 @final

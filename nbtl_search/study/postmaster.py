@@ -75,7 +75,7 @@ def becomes_ready(files: Files, pid: int) -> bool:
     deadline = time.monotonic() + WAIT_S
     while True:
         server = running(files)
-        if server is not None and _says_ready(files):
+        if server is not None and _answers(files):
             return True
         if server is None and not _is_alive(pid):
             return False
@@ -132,12 +132,19 @@ def _launch(files: Files, owner: Account) -> int:
     return int(shell.stdout)
 
 
-def _says_ready(files: Files) -> bool:
+def _answers(files: Files) -> bool:
     try:
         lines = files.pid.read_text("utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return False
-    return len(lines) > 1 and lines[-1].strip() == "ready"
+    if not lines or lines[-1].strip() != "ready":
+        return False
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(os.fsencode(files.socket / f".s.PGSQL.{pgdata.PORT}"))
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+            return False
+        return True
 
 
 def _holder(lock: Path, files: Files) -> psutil.Process | None:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from nbtl_search import space
 from nbtl_search.spec import Dials, Epoch, StudySpec
-from nbtl_search.study.leases import Asked
+from nbtl_search.study.lease import Asked
 from nbtl_search.study.ledger import Ended
 from nbtl_search.study.store import DIALS, NAME, PROTECTED, Study
 

@@ -79,10 +79,13 @@ def connect(url: str | None, *, home: Path | None, application: str = "nbtl-sear
         StorageError: no PostgreSQL, too old, or it refuses; one line, never with the password.
         StorageLostError: it does not answer.
     """
-    if url is None and home is None:
+    if url is not None:
+        parsed = parse_url(url)
+    elif home is not None:
+        parsed = embedded.start(home)
+    else:
         message = "connect() needs a URL or the home of the embedded database, got neither"
         raise StorageError(message)
-    parsed = embedded.start(home) if url is None else parse_url(url)
     engine = create_engine(parsed, **_pool(parsed, application, size=1, overflow=1))
     storage = Storage(url=parsed, engine=engine, application=application)
     try:

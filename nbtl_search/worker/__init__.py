@@ -1,1 +1,1 @@
-"""Where search and training meet: a supervisor that knows no torch, a trainer that knows no optuna."""
+"""Where search and training meet: a supervisor without torch, a trainer without optuna."""

@@ -11,7 +11,8 @@ from typing import Any, Literal, final
 from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.study import pruning, sampling
-from nbtl_search.study.leases import Lease, Leases, Outcome
+from nbtl_search.study.lease import Lease, Outcome
+from nbtl_search.study.leases import Leases
 from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.storage import storage_errors
 from nbtl_search.study.store import Study
@@ -248,6 +249,6 @@ class Attempt:
         """Give a preempted trial back; count any other death as a failure of the machine."""
         logger.warning("%s", message, extra={"action": "died", "trial": self._lease.number})
         if self._halting in {"preempted", "cancelled"}:
-            self._give_back(self._halting or "")
+            self._give_back(self._halting)
         else:
             self._failed("infra", message)

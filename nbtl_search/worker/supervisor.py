@@ -11,7 +11,8 @@ from typing import Final, final
 from nbtl_search.errors import NbtlError, StorageLostError
 from nbtl_search.spec import Dials
 from nbtl_search.study import pruning, sampling
-from nbtl_search.study.leases import Lease, Leases
+from nbtl_search.study.lease import Asked, Lease
+from nbtl_search.study.leases import Leases
 from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.storage import storage_errors
 from nbtl_search.study.store import Study
@@ -84,7 +85,7 @@ class Supervisor:
         return True
 
     def _acquire(self) -> Lease | None:
-        def ask(slot: int) -> sampling.Asked:
+        def ask(slot: int) -> Asked:
             return sampling.ask(self._study, slot=slot, known_ids=self._ledger.trial_ids())
 
         return self._leases.take_over(self.name) or self._leases.reserve(self.name, ask)

@@ -33,7 +33,7 @@ _ORPHANED: Final = 70
 
 @final
 class Inbox:
-    """The orders of the supervisor, read by a thread, which ends the process with the connection."""
+    """The supervisor's orders, read by a thread that ends the process with the connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._orders: queue.SimpleQueue[protocol.Order] = queue.SimpleQueue()
@@ -104,11 +104,12 @@ class Trainer:
             self._send(protocol.Started(history=run.history))
             finished = self._epochs(run, directory)
         except TrialError as error:
-            cause = "diverged" if error.cause == "diverged" else "oom"
-            return protocol.Failed(cause=cause, message=str(error))
+            return protocol.Failed(
+                cause="diverged" if error.cause == "diverged" else "oom", message=str(error)
+            )
         except NbtlError as error:
             return protocol.Failed(cause="user_error", message=str(error))
-        except Exception as error:  # noqa: BLE001  (whatever it is, the supervisor must hear it)
+        except Exception as error:
             logger.exception("training failed", extra={"action": "train"})
             return protocol.Failed(cause="infra", message=f"{type(error).__name__}: {error}")
         if finished:

@@ -59,6 +59,15 @@ def public_folder():
 
 
 @pytest.fixture(scope="session")
+def stopped(public_folder):
+    """A home whose server has a table, and does not run; copy it with its owners."""
+    path = public_folder / "stopped"
+    execute(embedded.start(path), "CREATE TABLE kept AS SELECT 42 AS x")
+    embedded.stop(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def server_url(public_folder):
     given = os.environ.get("NBTL_TEST_DATABASE_URL")
     if given:

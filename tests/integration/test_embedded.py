@@ -64,15 +64,6 @@ def home(public_folder):
     shutil.rmtree(path.parent)
 
 
-@pytest.fixture(scope="session")
-def stopped(public_folder):
-    """A home whose server has a table, and does not run."""
-    path = public_folder / "stopped"
-    ask(embedded.start(path), "CREATE TABLE kept AS SELECT 42 AS x")
-    embedded.stop(path)
-    return path
-
-
 @pytest.fixture
 def started(home, stopped):
     """A home whose server has a table, and runs."""
@@ -193,6 +184,7 @@ def test_it_comes_back_after_the_sigkill_of_the_server(started):
         server = embedded.status(started).pid
         assert server
         os.kill(server, signal.SIGKILL)
+        until(lambda: not embedded.status(started).running)
         assert kept(started) == 42
 
 

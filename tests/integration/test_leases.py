@@ -10,7 +10,8 @@ from sqlalchemy import text
 from nbtl_search.errors import FencedError
 from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.study import records, sampling, storage, store
-from nbtl_search.study.leases import MAX_FAILURES, Leases, Outcome
+from nbtl_search.study.lease import Outcome
+from nbtl_search.study.leases import MAX_FAILURES, Leases
 from nbtl_search.study.ledger import Ledger
 
 N_SLOTS = 24
@@ -40,8 +41,12 @@ def acquire(study, leases, ledger, worker="w"):
 def expire_all(db):
     """Move every lease into the past, as if its worker had been silent for long."""
     with db.engine.begin() as connection:
-        connection.execute(text("UPDATE nbtl_trial SET lease_expires = now() - interval '1 h'"
-                                " WHERE lease_expires IS NOT NULL"))
+        connection.execute(
+            text(
+                "UPDATE nbtl_trial SET lease_expires = now() - interval '1 h'"
+                " WHERE lease_expires IS NOT NULL"
+            )
+        )
 
 
 @pytest.fixture

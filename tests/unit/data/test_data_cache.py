@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from nbtl_search.data import survey
 from nbtl_search.data.cache import open_prepared, prepare
@@ -271,4 +270,3 @@ def test_survey_is_plain_json(settings, tmp_path):
     prepare(settings, home=tmp_path)
     (path,) = (tmp_path / "data" / "surveys").glob("*/survey.json")
     assert json.loads(path.read_text())["skipped"] == {}
-    assert Image.open(Path(settings.dataset) / "ash" / "0.jpg").size == (52, 40)

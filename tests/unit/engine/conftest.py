@@ -1,9 +1,7 @@
 """A tiny task, made once: 3 classes of 32-px pictures, a network, and a weights file for it."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +10,9 @@ import timm
 import torch
 from PIL import Image
 
-from nbtl_search.data.cache import Prepared, prepare
-from nbtl_search.spec import DataSettings, Dials, Recipe
+from nbtl_search.data.cache import prepare
+from nbtl_search.data.prepared import Prepared
+from nbtl_search.spec import DataSettings
 
 MODEL = "test_resnet"
 N_PER_CLASS = 14
@@ -65,43 +64,3 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = timm.create_model(MODEL, num_classes=11)
     safetensors.torch.save_file(model.state_dict(), path)
     return path
-
-
-@pytest.fixture(scope="session")
-def tiny_recipe(tiny_data: DataSettings, tiny_weights: Path) -> Callable[..., Recipe]:
-    """Return a maker of recipes: dials, train, augment, model by section, or a whole field."""
-
-    def make(**sections: Any) -> Recipe:
-        plain: dict[str, Any] = {
-            "data": tiny_data.plain(),
-            "model": {"name": MODEL, "weights": str(tiny_weights)},
-            "train": {
-                "epochs": 2,
-                "batch_size": 8,
-                "device": "cpu",
-                "precision": "fp32",
-                "n_threads": 1,
-                "seed": 3,
-            },
-            "dials": Dials(
-                reinit_layers=2, lr_high=0.05, n_low=2, lr_low_ratio=0.3, n_l2sp=3, alpha=0.01,
-                beta=0.001,
-            ).plain(),
-        }  # fmt: skip
-        for name, value in sections.items():
-            if isinstance(value, dict):
-                plain[name] = plain.get(name, {}) | value
-            else:
-                plain[name] = value
-        return Recipe.parse(plain)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """Return the folder of real photographs and weights."""
-    folder = os.environ.get("NBTL_REAL_DATA")
-    if not folder:
-        pytest.skip("NBTL_REAL_DATA does not name the folder of real photographs")
-    return Path(folder)

@@ -61,10 +61,11 @@ def test_a_damaged_file_falls_back_to_the_one_before(tmp_path, caplog, damage):
     content = bytearray(newest.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 1
-    newest.write_bytes({
+    damaged: dict[str, bytes | bytearray] = {
         "truncate": content[:-100], "flip": content, "empty": b"",
         "zeros": bytes(len(content)), "append": content + b"x",
-    }[damage])  # fmt: skip
+    }  # fmt: skip
+    newest.write_bytes(damaged[damage])
     run = Stub()
     assert load_latest(tmp_path, run)
     assert run.position == (1, 0)
@@ -122,10 +123,12 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, capsys):
         def __reduce__(self):
             return (print, ("unpickled",))
 
-    run = Stub(1, 0)
-    run.state_dict = lambda: {"position": Evil()}
-    save(tmp_path, run)
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    class Spoilt(Stub):
+        def state_dict(self):
+            return {"position": Evil()}
+
+    save(tmp_path, Spoilt(1, 0))
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         load_latest(tmp_path, Stub())
     assert "unpickled" not in capsys.readouterr().out
 
@@ -172,7 +175,7 @@ def test_a_full_disk_raises_the_os_error_and_cleans_up(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, Stub(2, 0))
     assert names(tmp_path) == ["000001-00000000.ckpt"]

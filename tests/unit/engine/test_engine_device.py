@@ -1,5 +1,7 @@
 """Device, precision, and switches that are as before afterwards."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -55,14 +57,20 @@ def test_a_device_that_is_not_here_is_refused(name):
 
 def test_switches_are_restored_also_after_an_error():
     before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), threads(before + 1), deterministic():
-        assert torch.get_num_threads() == before + 1
-        assert torch.are_deterministic_algorithms_enabled()
-        raise ZeroDivisionError
+
+    def fail_inside():
+        with threads(before + 1), deterministic():
+            assert torch.get_num_threads() == before + 1
+            assert torch.are_deterministic_algorithms_enabled()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert torch.get_num_threads() == before
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    assert memory.fill_uninitialized_memory
 
 
 def test_numerics_sets_threads_and_autocast_the_precision():

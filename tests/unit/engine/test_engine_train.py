@@ -41,7 +41,7 @@ def same(a: Run, b: Run) -> None:
 
 def dropping(run: Run) -> Run:
     """Give the network dropout, which draws from torch's global generator."""
-    run.network.model.drop_rate = 0.5
+    vars(run.network.model)["drop_rate"] = 0.5
     return run
 
 
@@ -154,7 +154,7 @@ class Forgetful:
 
     def __init__(self, run: Run, *, n_images: int, error: type[Exception]) -> None:
         self.n_images, self.error, self.n_failed = n_images, error, 0
-        run.network.model.global_pool.register_forward_hook(self)
+        run.network.model.get_submodule("global_pool").register_forward_hook(self)
 
     def __call__(self, module, _, output):
         if module.training and len(output) > self.n_images:
@@ -249,7 +249,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(make_run):
 def train_to_validation(run):
     for event in train(run):
         yield event
-        if event.update == run.n_updates:
+        if isinstance(event, Step) and event.update == run.n_updates:
             return
 
 

@@ -8,7 +8,6 @@ import safetensors.torch
 import timm
 import torch
 
-from nbtl_search.engine import weights
 from nbtl_search.engine.weights import load_weights, read_weights
 from nbtl_search.errors import WeightsError
 from nbtl_search.spec import ModelSettings
@@ -25,10 +24,10 @@ def settings(place, name=NAME):
     return ModelSettings(name=name, weights=str(place))
 
 
-def refused(place, *, home, name=NAME, model=None):
+def refused(place, *, home, name=NAME):
     with pytest.raises(WeightsError) as caught:
         load_weights(
-            model or timm.create_model(name, num_classes=3),
+            timm.create_model(name, num_classes=3),
             read_weights(settings(place, name), home=home),
             model_name=name,
         )
@@ -55,13 +54,13 @@ def test_every_form_gives_the_same_network_and_a_fresh_classifier(
         config = {"architecture": NAME, "num_classes": 11, "pretrained_cfg": {"mean": [0.1] * 3}}
         (place / "config.json").write_text(json.dumps(config))
     model = timm.create_model(NAME, num_classes=3)
-    head = model.fc.weight.clone()
+    head = model.get_parameter("fc.weight").clone()
     found = read_weights(settings(place), home=tmp_path)
     load_weights(model, found, model_name=NAME)
     for name, value in model.state_dict().items():
         if not name.startswith("fc."):
             assert torch.equal(value, state[name]), name
-    assert torch.equal(model.fc.weight, head)
+    assert torch.equal(model.get_parameter("fc.weight"), head)
     assert found.pretrained
     assert len(found.digest) == 64
     assert found.config.get("mean") == ([0.1] * 3 if form == "directory" else None)
@@ -110,9 +109,9 @@ def test_one_missing_tensor_is_enough(state, tmp_path):
 def test_files_from_before_batch_counters_load(state, tmp_path):
     old = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "w.pth")
-    model = timm.create_model(NAME, num_classes=3)
+    model, name = timm.create_model(NAME, num_classes=3), "layer1.0.conv1.weight"
     load_weights(model, read_weights(settings(tmp_path / "w.pth"), home=tmp_path), model_name=NAME)
-    assert torch.equal(model.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+    assert torch.equal(model.get_parameter(name), state[name])
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -184,10 +183,8 @@ def test_a_directory_with_another_config_is_refused(state, tmp_path, config, sai
 
 
 def test_shipped_weights_are_found_by_model_name(state, tmp_path, monkeypatch):
-    assert "'no_such_model'" in refused("shipped", home=tmp_path, name=NAME, model=None).replace(
-        f"'{NAME}'", "'no_such_model'"
-    )
-    monkeypatch.setattr(weights.importlib.resources, "files", lambda _: tmp_path)
+    assert f"got '{NAME}'; use weights = 'timm'" in refused("shipped", home=tmp_path)
+    monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
     (tmp_path / "weights").mkdir()
     safetensors.torch.save_file(state, tmp_path / "weights" / f"{NAME}.safetensors")
     found = read_weights(settings("shipped"), home=tmp_path)
@@ -200,7 +197,7 @@ def test_a_hub_that_does_not_answer_names_the_file_to_fetch(tmp_path, monkeypatc
         message = "connection refused\nand more lines"
         raise ConnectionError(message)
 
-    monkeypatch.setattr(weights.timm, "create_model", offline)
+    monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(WeightsError) as caught:
         read_weights(ModelSettings(), home=tmp_path)
     text = str(caught.value)
@@ -217,7 +214,7 @@ def test_the_hub_digest_is_of_the_tensors(state, tmp_path, monkeypatch):
         return model
 
     create = timm.create_model
-    monkeypatch.setattr(weights.timm, "create_model", hub)
+    monkeypatch.setattr("timm.create_model", hub)
     before = torch.get_rng_state()
     first, second = (read_weights(settings("timm"), home=tmp_path) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)

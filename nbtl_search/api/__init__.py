@@ -1,0 +1,56 @@
+"""The verbs of the program as functions; the command line calls these and nothing else.
+
+Each function takes `home` (the folder for data, weights, checkpoints and the embedded database)
+and, where it needs the database, `storage` (a PostgreSQL URL; None for the embedded one).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbtl_search.api.creating import create, prepare
+    from nbtl_search.api.drafting import draft
+    from nbtl_search.api.home import default_home
+    from nbtl_search.api.looking import best, dashboard, delete, status, steer, studies
+    from nbtl_search.api.running import launch, work
+    from nbtl_search.api.training import train
+
+# Each verb's module is imported with its first use: `status` must not wait for torch.
+_PLACES = {
+    "best": "looking",
+    "create": "creating",
+    "dashboard": "looking",
+    "default_home": "home",
+    "delete": "looking",
+    "draft": "drafting",
+    "launch": "running",
+    "prepare": "creating",
+    "status": "looking",
+    "steer": "looking",
+    "studies": "looking",
+    "train": "training",
+    "work": "running",
+}
+
+__all__ = [
+    "best",
+    "create",
+    "dashboard",
+    "default_home",
+    "delete",
+    "draft",
+    "launch",
+    "prepare",
+    "status",
+    "steer",
+    "studies",
+    "train",
+    "work",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -1,0 +1,68 @@
+"""From a dataset or a TOML file to a specification, without looking at data or weights."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nbtl_search.errors import SpecError
+from nbtl_search.spec import StudySpec, read_toml, with_settings
+from nbtl_search.spec.shipped import shipped_studies, shipped_study
+
+
+def draft(
+    dataset: str | None = None,
+    *,
+    study: Path | None = None,
+    name: str | None = None,
+    settings: Sequence[str] = (),
+) -> StudySpec:
+    """Return the specification that `create` would store, without looking at data or weights.
+
+    Args:
+        dataset: a shipped study's name, or a folder of images.
+        study: a TOML file instead.
+        name: of the study; by default that of the dataset or the file's.
+        settings: `dotted.key=value`, applied last.
+
+    Raises:
+        SpecError: neither or both are given, or something in them is not valid.
+    """
+    if (dataset is None) == (study is None):
+        message = "create takes either --dataset or --study, got both or neither"
+        raise SpecError(message)
+    plain = read_toml(study) if study is not None else _of_dataset(str(dataset))
+    if name is not None:
+        plain["name"] = name
+    return StudySpec.parse(_absolute(with_settings(plain, settings)))
+
+
+def _of_dataset(dataset: str) -> dict[str, Any]:
+    """Return the shipped study of this name, or the one for folders with this folder in it."""
+    folder = Path(dataset).expanduser()
+    if dataset in shipped_studies() and dataset != "folder":
+        return shipped_study(dataset)
+    if not folder.is_dir():
+        names = ", ".join(known for known in shipped_studies() if known != "folder")
+        message = f"--dataset must be one of {names}, or a folder of images; got {dataset!r}"
+        raise SpecError(message)
+    plain = shipped_study("folder")
+    plain["data"]["dataset"] = str(folder)
+    plain["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "folder"
+    return plain
+
+
+def _absolute(plain: dict[str, Any]) -> dict[str, Any]:
+    """Make the paths of a specification absolute, since workers start in other folders."""
+    places = (("data", "dataset"), ("data", "root"), ("model", "weights"))
+    for table, key in places:
+        value = plain.get(table, {}).get(key)
+        if isinstance(value, str) and Path(value).expanduser().exists() and _is_path(table, value):
+            plain[table][key] = str(Path(value).expanduser().resolve())
+    return plain
+
+
+def _is_path(table: str, value: str) -> bool:
+    """Tell a path from a name that a file of the current folder happens to have."""
+    names = {"timm", "shipped", "random"} if table == "model" else set(shipped_studies())
+    return value not in names

@@ -1,0 +1,105 @@
+"""Look at studies, and steer them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from nbtl_search.api.home import default_home
+from nbtl_search.api.place import opened, opened_study
+from nbtl_search.errors import StudyNotFoundError
+from nbtl_search.report.status import StatusReport, status_of
+from nbtl_search.spec import Recipe
+from nbtl_search.study import records, store
+from nbtl_search.study.ledger import Ledger
+from nbtl_search.study.records import TrialRecord
+from nbtl_search.study.store import StudySummary
+
+Wish = Literal["pause", "resume", "stop"]
+
+_DESIRED: Final[Mapping[Wish, Literal["run", "pause", "stop"]]] = {
+    "pause": "pause",
+    "resume": "run",
+    "stop": "stop",
+}
+
+
+def status(
+    name: str, *, home: Path | None = None, storage: str | None = None
+) -> tuple[StatusReport, list[TrialRecord]]:
+    """Return where the study stands, and its trials.
+
+    Raises:
+        StudyNotFoundError: no such study.
+    """
+    with opened_study(name, storage, home or default_home()) as study:
+        return status_of(study), records.trials(study.storage.engine, study.id)
+
+
+def studies(*, home: Path | None = None, storage: str | None = None) -> list[StudySummary]:
+    """Return all studies of the database."""
+    with opened(storage, home or default_home()) as database:
+        return store.names(database)
+
+
+def steer(name: str, wish: Wish, *, home: Path | None = None, storage: str | None = None) -> None:
+    """Pause, resume or stop a study; its workers hear it with their next heartbeat.
+
+    Raises:
+        StudyNotFoundError: no such study.
+    """
+    with opened_study(name, storage, home or default_home()) as study:
+        Ledger(study.storage.engine, study.id).want(_DESIRED[wish])
+
+
+def delete(name: str, *, home: Path | None = None, storage: str | None = None) -> None:
+    """Delete a study with all its trials.
+
+    Raises:
+        StudyNotFoundError: no such study.
+    """
+    with opened(storage, home or default_home()) as database:
+        store.delete(database, name)
+
+
+def best(
+    name: str,
+    *,
+    trial: int | None = None,
+    home: Path | None = None,
+    storage: str | None = None,
+) -> tuple[Recipe, TrialRecord]:
+    """Return the recipe of the best trial that ran to its end, or of the trial with this number.
+
+    Raises:
+        StudyNotFoundError: no such study, or no such trial, or none has ended yet.
+    """
+    with opened_study(name, storage, home or default_home()) as study:
+        found = [
+            record
+            for record in records.trials(study.storage.engine, study.id)
+            if (record.state == "complete" if trial is None else record.number == trial)
+        ]
+        if not found:
+            which = "trial that ran to its end" if trial is None else f"trial {trial}"
+            message = f"the study {name!r} has no {which} yet; see: nbtl-search status {name}"
+            raise StudyNotFoundError(message)
+        record = max(found, key=lambda record: (record.value or 0.0, -record.number))
+        recipe = records.recipe(study.storage.engine, study.id, record.number)
+    assert recipe is not None, "a record has its recipe"  # noqa: S101
+    return recipe, record
+
+
+def dashboard(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    writable: bool = False,
+    home: Path | None = None,
+    storage: str | None = None,
+    ready: Callable[[str], None] = lambda _url: None,
+) -> None:
+    """Serve the dashboard until SIGINT or SIGTERM; read-only unless `writable`."""
+    from nbtl_search.report.dashboard import serve  # a web application that `status` never needs
+
+    with opened(storage, home or default_home()) as database:
+        serve(database, host=host, port=port, writable=writable, ready=ready)

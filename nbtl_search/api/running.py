@@ -1,0 +1,92 @@
+"""Run a study's workers, or be one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from nbtl_search.api.home import default_home
+from nbtl_search.api.place import opened_study
+from nbtl_search.launch import local
+from nbtl_search.study.store import Study
+from nbtl_search.worker.attempt import Timing
+from nbtl_search.worker.signals import stop_on_signals
+from nbtl_search.worker.supervisor import Supervisor
+
+
+def launch(
+    name: str,
+    *,
+    workers: int | None = None,
+    gpus: Sequence[str] | None = None,
+    home: Path | None = None,
+    storage: str | None = None,
+    options: Sequence[str] = (),
+    on_tick: Callable[[Study], None] | None = None,
+) -> None:
+    """Run workers on this machine until the study is over: one per GPU, or as many as fit the CPU.
+
+    Args:
+        name: of the study.
+        workers: how many; by default one per GPU, or one per core (see `launch.local`).
+        gpus: their ids; by default all visible ones.
+        home: see above.
+        storage: see above.
+        options: further options of `nbtl-search worker`.
+        on_tick: called about once a second.
+
+    Raises:
+        StudyNotFoundError: no such study.
+        NbtlError: a worker refused to start, or kept dying.
+    """
+    home = home or default_home()
+    with opened_study(name, storage, home) as study, stop_on_signals() as stop:
+        found = local.gpus() if gpus is None else list(gpus)
+        n_threads = study.spec.train.n_threads or 1
+        n_slots = workers or len(found) or local.default_slots(n_threads=n_threads)
+        devices = [
+            {"CUDA_VISIBLE_DEVICES": found[slot % len(found)]} if found else {}
+            for slot in range(n_slots)
+        ]
+        command = ["worker", name, "--home", str(home), *options]
+        with _address(storage) as address:
+            local.LocalLaunch(
+                command,
+                environments=[device | address for device in devices],
+                logs=home / "logs" / name,
+            ).run(
+                stopping=lambda: stop.requested,
+                tick=lambda: on_tick(study) if on_tick else None,
+            )
+
+
+@contextmanager
+def _address(storage: str | None) -> Iterator[dict[str, str]]:
+    """Give the environment by which workers find the database: a file only this user can read.
+
+    A password is then in no process's arguments or environment.
+    """
+    if storage is None:
+        yield {"NBTL_STORAGE": "", "NBTL_STORAGE_FILE": ""}
+        return
+    with NamedTemporaryFile("w", prefix="nbtl-storage-", encoding="utf-8") as file:
+        file.write(storage)
+        file.flush()
+        yield {"NBTL_STORAGE": "", "NBTL_STORAGE_FILE": file.name}
+
+
+def work(
+    name: str, *, home: Path | None = None, storage: str | None = None, beat_s: float = 10.0
+) -> None:
+    """Be one worker: train trials of the study until it is over, or until SIGTERM.
+
+    Raises:
+        StudyNotFoundError: no such study.
+        NbtlError: data or weights of the study cannot be had on this machine.
+    """
+    home = home or default_home()
+    timing = Timing(
+        beat_s=beat_s, lease_s=6 * beat_s, poll_s=min(2.0, beat_s), retry_s=min(2.0, beat_s)
+    )
+    with stop_on_signals() as stop, opened_study(name, storage, home) as study:
+        Supervisor(study, home=home, stop=stop, timing=timing).run()

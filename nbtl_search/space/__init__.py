@@ -1,0 +1,24 @@
+"""The non-binary search space, as data."""
+
+from nbtl_search.space.domains import Choice, Domain, Float, Int, Suggests
+from nbtl_search.space.named import SPACES, Space, SpaceRow, When, build
+from nbtl_search.space.points import design, known_dials, outside, params_of, suggest, suggest_row
+
+__all__ = [
+    "SPACES",
+    "Choice",
+    "Domain",
+    "Float",
+    "Int",
+    "Space",
+    "SpaceRow",
+    "Suggests",
+    "When",
+    "build",
+    "design",
+    "known_dials",
+    "outside",
+    "params_of",
+    "suggest",
+    "suggest_row",
+]

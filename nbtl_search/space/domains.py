@@ -1,0 +1,87 @@
+"""What a dial may be: a real number, an integer, or one of a few values."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nbtl_search.spec import SettingValue
+
+
+class Suggests(Protocol):
+    """What a space needs of a trial: three methods of `optuna.Trial`."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Return a real number in [low, high]."""
+        ...
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """Return an integer in [low, high]."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Return one of the choices."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float:
+    """A real number in [low, high], uniform or (log) uniform in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, name: str, trial: Suggests) -> float:
+        """Ask the trial for a value."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def at(self, u: float) -> float:
+        """Return the value at the quantile u in [0, 1)."""
+        if self.log:
+            return min(self.high, self.low * math.pow(self.high / self.low, u))
+        return self.low + u * (self.high - self.low)
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int:
+    """An integer in [low, high], both included."""
+
+    low: int
+    high: int
+
+    def suggest(self, name: str, trial: Suggests) -> int:
+        """Ask the trial for a value."""
+        return trial.suggest_int(name, self.low, self.high)
+
+    def at(self, u: float) -> int:
+        """Return the value at the quantile u in [0, 1)."""
+        return self.low + math.floor(u * (self.high - self.low + 1))
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of a few values without an order."""
+
+    options: tuple[SettingValue, ...]
+
+    def suggest(self, name: str, trial: Suggests) -> SettingValue:
+        """Ask the trial for a value."""
+        value: SettingValue = trial.suggest_categorical(name, self.options)
+        return value
+
+    def at(self, u: float) -> SettingValue:
+        """Return the value at the quantile u in [0, 1)."""
+        return self.options[math.floor(u * len(self.options))]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.options
+
+
+Domain = Float | Int | Choice
