@@ -5,6 +5,7 @@ epoch, update). So an epoch can start at any update, in any process, with the sa
 """
 
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -67,13 +68,17 @@ class TrainBatches:
         return len(self.images.places) // self.batch_size
 
     def epoch(self, e: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `e` (from 0), from update `start` on."""
+        """Yield the batches of epoch `e` (from 0), from update `start` on.
+
+        With loader processes, one epoch at a time: the next one ends the one before.
+        """
         order = seeding.generator(self.seed, seeding.ORDER, e).permutation(len(self.images.places))
-        self._plan[:] = [
+        plan = [
             (e, update, order[update * self.batch_size : (update + 1) * self.batch_size])
             for update in range(start, self.n_updates)
         ]
-        raw = map(self.images.__getitem__, self._plan) if self._workers is None else self._workers
+        self._plan[:] = plan
+        raw = map(self.images.__getitem__, plan) if self._workers is None else self._workers
         for update, (images, labels) in enumerate(raw, start=start):
             yield self._finished(e, update, images, labels)
 
@@ -146,6 +151,10 @@ def _workers(
 ) -> DataLoader[Raw] | None:
     if n_workers == 0:
         return None
+    # A fork of a process with threads and CUDA may hang; a server forked early does not. It
+    # imports this module once for all.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     return DataLoader(
         images,
         sampler=plan,
@@ -153,8 +162,7 @@ def _workers(
         num_workers=n_workers,
         persistent_workers=True,
         pin_memory=device.type == "cuda",
-        # A fork of a process with threads and CUDA may hang; a server forked early does not.
-        multiprocessing_context="forkserver",
+        multiprocessing_context=context,
     )
 
 

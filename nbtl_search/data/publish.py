@@ -68,19 +68,17 @@ def _fill(target: Path, fill: Callable[[Path], None]) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _flush_directory(target.parent)
+    _flush_one(target.parent)
     logger.info("published", extra={"action": "publish", "path": str(target)})
 
 
 def _flush(directory: Path) -> None:
-    for path in directory.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _flush_directory(directory)
+    for path in (*directory.rglob("*"), directory):
+        _flush_one(path)
 
 
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -136,7 +136,9 @@ def spiral(grid: Grid) -> Field:
     u, v = inside(grid.u / 2.2), inside(grid.v / 2.2)
     turn = np.arctan2(v, u) / TAU * (1 if grid.uniform(0.0, 1.0) < 0.5 else -1)
     distance = np.hypot(u, v)
-    return rise(wave(distance * grid.uniform(5.0, 7.0) + turn) - 0.5, 0.35) * rise(0.5 - distance, 0.06)
+    return rise(wave(distance * grid.uniform(5.0, 7.0) + turn) - 0.5, 0.35) * rise(
+        0.5 - distance, 0.06
+    )
 
 
 def basket(grid: Grid) -> Field:

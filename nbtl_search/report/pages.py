@@ -103,6 +103,10 @@ class Pages:
         study.user_attrs = {**study.user_attrs, **page.verdict}
         study.user_attrs.pop(store.SPEC, None)
 
+    def attributes(self, study_id: int) -> Mapping[str, Any]:
+        """Return what is laid over a study's attributes."""
+        return self._pages.get(study_id, _Page()).attributes
+
     def curve(self, trial_id: int) -> str | None:
         """Return the picture of a trial's learning curve, or None for a trial not known."""
         for page in list(self._pages.values()):

@@ -68,8 +68,8 @@ def of_trials(
         column.no_wrap = column.header != "name"
     for trial in shown:
         style = "bold" if trial.number == best else "dim" if trial.state == "pruned" else ""
-        cells = (*_result(trial, n_epochs), *_dials(trial))
-        table.add_row(str(trial.number), clean(trial.name), *cells, style=style)
+        cells: list[str | Text] = [str(trial.number), clean(trial.name)]
+        table.add_row(*cells, *_result(trial, n_epochs), *_dials(trial), style=style)
     legend = Text(_LEGEND, style="dim")
     if len(shown) == len(trials):
         return Group(table, legend)

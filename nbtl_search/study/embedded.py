@@ -73,6 +73,9 @@ def stop(home: Path) -> bool:
             if server is None:
                 return False
             postmaster.end(files, server)
+            if files.socket.parent != files.root:  # leave nothing in the temporary folder
+                with contextlib.suppress(OSError):
+                    files.socket.rmdir()
     logger.info("embedded Postgres stopped", extra={"action": "db_stop"})
     return True
 

@@ -1,12 +1,11 @@
 """Whole programs on a tiny task: a home with its own Postgres, real workers, real signals."""
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
+from nbtl_search import api
 from nbtl_search.study import embedded, records, storage, store
 
 NETWORK = "test_resnet"
@@ -26,6 +26,7 @@ class Program:
     """The command line in one home."""
 
     home: Path
+    started: list = field(default_factory=list)
 
     def command(self, *arguments):
         return [sys.executable, "-m", "nbtl_search.cli", *map(str, arguments)]
@@ -55,16 +56,30 @@ class Program:
 
     def start(self, *arguments):
         """Start a command in the background."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*arguments),
             env=self.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def status(self, study):
-        return json.loads(self.ok("status", study, "--json"))
+        """Return what `status --json` prints, without a process of its own for each look."""
+        report, _ = api.status(study, home=self.home)
+        return report.plain()
+
+    def end(self):
+        """End whatever still runs in this home."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        for kind in ("worker", "trainer"):
+            for process in self.processes(kind):
+                process.kill()
+        embedded.stop(self.home)
 
     def open(self):
         """Connect to the home's database."""
@@ -91,10 +106,7 @@ def program():
     with tempfile.TemporaryDirectory(prefix="nbtl-home-") as home:
         program = Program(Path(home))
         yield program
-        for kind in ("worker", "trainer"):
-            for process in program.processes(kind):
-                process.kill()
-        embedded.stop(program.home)
+        program.end()
 
 
 @pytest.fixture(scope="session")

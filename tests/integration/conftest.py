@@ -6,11 +6,9 @@ It is the embedded one, or that of `NBTL_TEST_DATABASE_URL` (a role that may cre
 import contextlib
 import os
 import secrets
-import tempfile
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -7,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,9 @@ def test_pixels_and_labels(settings, tmp_path):
     for split in ("train", "val"):
         for i, item in enumerate(prepared.manifest.items(split)):
             assert item.path is not None
-            np.testing.assert_array_equal(prepared.original(split, i), np.asarray(decode(item.path)))
+            np.testing.assert_array_equal(
+                prepared.original(split, i), np.asarray(decode(item.path))
+            )
 
 
 def test_large_images_are_reduced_for_training_only(settings, tmp_path):
@@ -102,9 +104,7 @@ def test_textures_are_prepared_too(tmp_path):
     prepared = prepare(settings, home=tmp_path)
     assert prepared.manifest.textures is not None
     key = prepared.manifest.val[5].key
-    np.testing.assert_array_equal(
-        prepared.pixels("val", 5), prepared.manifest.textures.render(key)
-    )
+    np.testing.assert_array_equal(prepared.pixels("val", 5), prepared.manifest.textures.render(key))
     assert prepare(settings.replace(split_seed=1), home=tmp_path).digest != prepared.digest
     assert prepare(settings.replace(image_px=17), home=tmp_path).digest != prepared.digest
 
@@ -145,7 +145,7 @@ def test_cut_files_of_other_formats_are_found(settings, folder, tmp_path, drawn,
         prepare(settings, home=tmp_path)
 
 
-def test_skipped_images_are_left_out_and_recorded(settings, folder, tmp_path):
+def test_skipped_images_are_left_out_and_recorded(settings, tmp_path):
     whole = prepare(settings, home=tmp_path).manifest
     chosen = [split[0] for split in (whole.train, whole.val, whole.test)]
     for item in chosen:
@@ -166,7 +166,7 @@ def test_class_left_without_images_is_an_error(settings, folder, tmp_path):
         prepare(settings, home=tmp_path, skip_corrupt=True)
 
 
-def test_missing_image_of_a_list_is_named(tmp_path, settings, monkeypatch):
+def test_missing_image_of_a_list_is_named(tmp_path, settings):
     prepared = prepare(settings, home=tmp_path)
     item = prepared.manifest.val[0]
     assert item.path is not None
@@ -186,7 +186,7 @@ def test_file_that_changed_since_is_an_error(settings, tmp_path):
 
 # --------------------------------------------------------------------- space, crowds, kills
 def test_full_disk_is_told_before_anything_is_written(settings, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")(10**9, 10**9, 12_500)
+    usage = types.SimpleNamespace(free=12_500)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match=r"free space in .* make room"):
         prepare(settings, home=tmp_path)
@@ -199,53 +199,60 @@ def test_home_that_cannot_be_written(settings, tmp_path):
         prepare(settings, home=tmp_path / "home")
 
 
-def _prepare(settings: DataSettings, home: Path, barrier, results) -> None:
-    barrier.wait()
-    results.put(prepare(settings, home=home).digest)
-
-
-def test_processes_that_prepare_at_once_all_succeed(settings, tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(3), context.Queue()
-    crowd = [
-        context.Process(target=_prepare, args=(settings, tmp_path, barrier, results))
-        for _ in range(3)
-    ]
-    for process in crowd:
-        process.start()
-    digests = {results.get(timeout=60) for _ in crowd}
-    for process in crowd:
-        process.join()
-    assert [process.exitcode for process in crowd] == [0, 0, 0]
-    assert digests == {prepare(settings, home=tmp_path).digest}
-    assert not leftovers(tmp_path)
-
-
-KILLED = """
-import os, sys
+FORKS = """
+import json, os, signal, sys
 from pathlib import Path
 from nbtl_search.data.cache import prepare
 from nbtl_search.spec import DataSettings
 
-def progress(done, total):
-    if (done, total) == (int(sys.argv[3]), int(sys.argv[4])):
-        print("there", flush=True)
-        sys.stdin.read()
+def child(order):
+    def progress(done, total):
+        if [done, total] == order["killed_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        settings = DataSettings(dataset=order["dataset"], image_px=16)
+        prepare(settings, home=Path(order["home"]), progress=progress)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
-prepare(
-    DataSettings(dataset=sys.argv[1], image_px=16), home=Path(sys.argv[2]), progress=progress
-)
+for line in sys.stdin:
+    order = json.loads(line)
+    children = [os.fork() or child(order) for _ in range(order["n"])]
+    print(json.dumps([os.waitpid(pid, 0)[1] for pid in children]), flush=True)
 """
 
 
-@pytest.mark.parametrize("moment", [(17, 30), (5, 24), (20, 24)])
-def test_killed_in_the_middle_leaves_what_the_next_one_clears(settings, tmp_path, moment):
-    command = [sys.executable, "-c", KILLED, settings.dataset, str(tmp_path), *map(str, moment)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Callable[..., list[int]]]:
+    """A process that imports once and prepares in forks; returns how each of them ended."""
+    command = [sys.executable, "-c", FORKS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stdout.readline() == b"there\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        requests, answers = process.stdin, process.stdout
+
+        def prepare_in_forks(dataset: str, home: Path, *, n: int = 1, killed_at=()) -> list[int]:
+            order = {"dataset": dataset, "home": str(home), "n": n, "killed_at": list(killed_at)}
+            requests.write(json.dumps(order) + "\n")
+            requests.flush()
+            ends: list[int] = json.loads(answers.readline())
+            return ends
+
+        yield prepare_in_forks
+
+
+def test_processes_that_prepare_at_once_all_succeed(settings, tmp_path, forks):
+    assert forks(settings.dataset, tmp_path, n=4) == [0, 0, 0, 0]
+    assert open_prepared(settings, home=tmp_path) is not None
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("moment", [(17, 30), (5, 24), (20, 24)])
+def test_killed_in_the_middle_leaves_what_the_next_one_clears(settings, tmp_path, forks, moment):
+    assert forks(settings.dataset, tmp_path, killed_at=moment) == [signal.SIGKILL]
     assert len(leftovers(tmp_path)) == 1
     assert open_prepared(settings, home=tmp_path) is None
     prepared = prepare(settings, home=tmp_path)

@@ -44,7 +44,9 @@ def test_dtd_partitions(dtd):
 
 
 def test_dtd_of_another_size_names_the_difference(dtd):
-    with pytest.raises(DataError, match=r"2 classes instead of 47; 4 images in train instead of 1880"):
+    with pytest.raises(
+        DataError, match=r"2 classes instead of 47; 4 images in train instead of 1880"
+    ):
         read_dtd(dtd, partition=1)
 
 
@@ -56,7 +58,7 @@ def test_dtd_unbalanced_classes_are_named(dtd):
 
 
 def test_dtd_missing_partition(dtd):
-    with pytest.raises(DataError, match="train7.txt must be a readable list"):
+    with pytest.raises(DataError, match=r"train7\.txt must be a readable list"):
         read_dtd(dtd, partition=7, expected=TINY_DTD)
 
 

@@ -1,7 +1,8 @@
 """A tiny task, made once: 3 classes of 32-px pictures, a network, and a weights file for it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from nbtl_search.data.cache import prepare
 from nbtl_search.data.prepared import Prepared
-from nbtl_search.spec import DataSettings
+from nbtl_search.spec import DataSettings, Recipe
 
 MODEL = "test_resnet"
 N_PER_CLASS = 14
@@ -64,3 +65,36 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = timm.create_model(MODEL, num_classes=11)
     safetensors.torch.save_file(model.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_data: DataSettings, tiny_weights: Path) -> Callable[..., Recipe]:
+    """Return a maker of recipes: dials, train, augment, model by section, or a whole field."""
+
+    def make(**sections: Any) -> Recipe:
+        plain: dict[str, Any] = {
+            "data": tiny_data.plain(),
+            "model": {"name": MODEL, "weights": str(tiny_weights)},
+            "train": {
+                "epochs": 2,
+                "batch_size": 8,
+                "device": "cpu",
+                "precision": "fp32",
+                "n_threads": 1,
+                "seed": 3,
+            },
+            "dials": {
+                "reinit_layers": 2,
+                "lr_high": 0.05,
+                "n_low": 2,
+                "lr_low_ratio": 0.3,
+                "n_l2sp": 3,
+                "alpha": 0.01,
+                "beta": 0.001,
+            },
+        }
+        for name, value in sections.items():
+            plain[name] = plain.get(name, {}) | value if isinstance(value, dict) else value
+        return Recipe.parse(plain)
+
+    return make

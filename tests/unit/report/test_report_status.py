@@ -1,0 +1,176 @@
+import json
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from nbtl_search.report.standing import best_of, default_of, gain_of
+from nbtl_search.report.status import StatusReport, render, render_list
+from nbtl_search.report.tables import MAX_TRIALS, clean, span, worth_a_look
+from nbtl_search.study.records import WorkerRecord
+from nbtl_search.study.store import StudySummary
+
+
+@pytest.fixture
+def make_report():
+    def make(trials, **changes):
+        best, default = best_of(trials), default_of(trials)
+        known = {
+            "study": "cats",
+            "state": "running",
+            "n_trials": 40,
+            "complete": 2,
+            "pruned": 1,
+            "running": 2,
+            "waiting": 35,
+            "failed": 0,
+            "best": None
+            if best is None
+            else {"trial": best.number, "name": best.name, "value": best.value, "params": {}},
+            "default": {
+                "trial": None if default is None else default.number,
+                "value": None if default is None else default.value,
+            },
+            "gain": gain_of(best, default, n_val=400),
+            "image_points": 0.25,
+            "n_val": 400,
+            "n_epochs": 8,
+            "epochs_spent": 21,
+            "seconds_spent": 4000.0,
+            "eta_s": 7300.0,
+            "workers": (worker("node1-1234-0"),),
+        }
+        return StatusReport(**known | changes)
+
+    return make
+
+
+def worker(name):
+    return WorkerRecord(
+        worker=name,
+        host="node1",
+        pid=1234,
+        device="cuda:0",
+        state="training",
+        trial_number=3,
+        seen_s=1.2,
+    )
+
+
+def drawn(renderable, *, width=80, terminal=False):
+    console = Console(file=StringIO(), width=width, force_terminal=terminal)
+    console.print(renderable)
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines()) or terminal
+    return text
+
+
+def test_status_says_what_a_person_needs(make_report, some_trials):
+    text = drawn(render(make_report(some_trials), some_trials))
+    assert "study cats: running, 3 of 40 trials ended" in text
+    assert "2 complete, 1 pruned, 2 running, 35 waiting" in text
+    assert "1 h 07 min of training, about 2 h 02 min to go" in text
+    assert "best     82.50 %  trial 1 (paper-best)" in text
+    assert "default  75.00 %  trial 0" in text
+    assert "+7.50 points = 30 validation images" in text
+    assert "14@1e-3" in text
+    assert "5x0.2" in text
+    assert "node1-1234-0 cuda:0 training" in text
+
+
+def test_status_has_colour_in_a_terminal_only(make_report, some_trials):
+    renderable = render(make_report(some_trials), some_trials)
+    assert "\x1b" not in drawn(renderable)
+    assert "\x1b[" in drawn(renderable, terminal=True)
+
+
+def test_every_line_fits_however_long_the_names(make_report, make_trial):
+    trials = [make_trial(n, value=99.99, name="n" * 60, n_l2sp=22, alpha=1e-5) for n in (0, 998)]
+    text = drawn(render(make_report(trials, workers=(worker("w" * 120),)), trials))
+    assert text.count("n") > 120
+
+
+def test_a_tie_is_called_a_tie(make_report, make_trial):
+    trials = [make_trial(0, value=75.0, name="default"), make_trial(1, value=76.0)]
+    assert "+1.00 points = 4 validation images, a tie" in drawn(render(make_report(trials), trials))
+
+
+def test_a_study_without_any_result(make_report):
+    empty = make_report([], gain=None, workers=(), eta_s=None, seconds_spent=0.0)
+    text = drawn(render(empty, []))
+    assert "best" not in text
+    assert "to go" not in text
+
+
+def test_names_are_shown_and_not_obeyed(make_report, make_trial):
+    trials = [make_trial(0, value=75.0, name="[red]\x1b[2J")]
+    text = drawn(render(make_report(trials), trials))
+    assert "\x1b" not in text
+    assert "[red]?[2J" in text.replace("\n", "").replace(" ", "")
+    assert clean("a\nb\x07") == "a?b?"
+
+
+def test_many_trials_are_cut_to_those_worth_a_look(make_report, make_trial):
+    trials = [make_trial(0, value=10.0, name="default")]
+    trials += [make_trial(n, value=50.0 - n / 10) for n in range(1, 100)]
+    trials += [make_trial(100, state="running")]
+    kept = [trial.number for trial in worth_a_look(trials, default=0)]
+    assert len(kept) == MAX_TRIALS
+    assert kept == sorted(kept)
+    assert {0, 1, 2, 99, 100} <= set(kept)
+    assert 50 not in kept
+    assert "71 more trials: --all" in drawn(render(make_report(trials), trials))
+    text = drawn(render(make_report(trials), trials, show_all=True))
+    assert "more trials" not in text
+    assert "\n 50 " in text
+
+
+def test_many_workers_are_cut_too(make_report):
+    crowd = tuple(worker(f"w{n}") for n in range(20))
+    report = make_report([], workers=crowd)
+    assert "12 more workers: --all" in drawn(render(report, []))
+    assert "more workers" not in drawn(render(report, [], show_all=True))
+
+
+def test_plain_is_json_with_what_scripts_were_promised(make_report, some_trials):
+    plain = json.loads(json.dumps(make_report(some_trials).plain()))
+    assert plain.keys() >= {
+        *("study", "state", "n_trials", "complete", "pruned", "running", "waiting", "failed"),
+        *("best", "default", "workers", "epochs_spent", "seconds_spent", "eta_s"),
+    }
+    assert plain["best"].keys() >= {"trial", "value", "params"}
+    assert plain["default"] == {"trial": 0, "value": 75.0}
+    assert plain["workers"][0]["worker"] == "node1-1234-0"
+    assert plain["gain"] == {"points": 7.5, "n_images": 30, "is_tie": False}
+
+
+def test_list_of_studies(some_trials):
+    summary = StudySummary(
+        name="cats",
+        desired="pause",
+        n_trials=40,
+        n_finished=3,
+        created_at=some_trials[0].started_at + timedelta(hours=1),
+    )
+    text = drawn(render_list([summary]))
+    assert "cats" in text
+    assert "paused" in text
+    assert "3/40" in text
+    assert "2026-03-01 13:00" in text
+    assert "nbtl-search create" in drawn(render_list([]))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59, "59 s"),
+        (60, "1 min"),
+        (3599, "1 h 00 min"),
+        (3725, "1 h 02 min"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_span(seconds, text):
+    assert span(seconds) == text

@@ -1,0 +1,121 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from nbtl_search.report.standing import MIN_IMAGES, best_of, default_of, gain_of, time_left_s
+from nbtl_search.spec import Budget
+from nbtl_search.study.records import Totals
+
+
+def totals(**changes):
+    known = {
+        "state": "running",
+        "n_trials": 10,
+        "complete": 2,
+        "pruned": 2,
+        "running": 2,
+        "waiting": 4,
+        "failed": 0,
+        "epochs_spent": 24,
+        "seconds_spent": 240.0,
+    }
+    return Totals(**known | changes)
+
+
+@given(values=st.lists(st.sampled_from([None, 10.0, 50.0, 50.25, 90.0]), max_size=12))
+def test_best_is_the_highest_and_of_equal_ones_the_earliest(make_trial, values):
+    trials = [make_trial(number, value=value) for number, value in enumerate(values)]
+    best = best_of(list(reversed(trials)))
+    known = [value for value in values if value is not None]
+    if not known:
+        assert best is None
+        return
+    assert best is not None
+    assert best.value == max(known)
+    assert best.number == values.index(max(known))
+
+
+def test_only_a_complete_trial_can_be_the_best(make_trial):
+    trials = [make_trial(0, state="pruned", value=99.0), make_trial(1, value=1.0)]
+    assert best_of(trials) == trials[1]
+    assert best_of(trials[:1]) is None
+
+
+def test_default_is_found_by_its_name(some_trials):
+    assert default_of(some_trials) == some_trials[0]
+    assert default_of(some_trials[1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("best", "n_images", "is_tie"), [(75.25, 1, True), (76.25, 5, True), (76.5, 6, False)]
+)
+def test_gain_is_counted_in_images(make_trial, best, n_images, is_tie):
+    gain = gain_of(make_trial(1, value=best), make_trial(0, value=75.0), n_val=400)
+    assert gain is not None
+    assert (gain.n_images, gain.is_tie) == (n_images, is_tie)
+    assert ("a tie" in gain.words()) == is_tie
+
+
+def test_fewer_images_than_the_limit_never_pass_a_sign_test():
+    assert binomtest(MIN_IMAGES, MIN_IMAGES).pvalue < 0.05
+    assert binomtest(MIN_IMAGES - 1, MIN_IMAGES - 1).pvalue > 0.05
+
+
+def test_no_gain_without_two_different_complete_trials(make_trial):
+    done, pruned = make_trial(0, value=75.0), make_trial(1, value=80.0, state="pruned")
+    for best, default in ((None, done), (done, None), (done, done), (done, pruned)):
+        assert gain_of(best, default, n_val=400) is None
+
+
+def test_time_left_counts_what_trials_have_cost(make_trial):
+    trials = [
+        make_trial(0, value=75.0, n_epochs=8),
+        make_trial(1, value=75.0, n_epochs=8),
+        make_trial(2, state="pruned", n_epochs=2),
+        make_trial(3, state="pruned", n_epochs=2),
+        make_trial(4, state="running", n_epochs=4),
+        make_trial(5, state="running", n_epochs=6),
+    ]
+    left = time_left_s(totals(), trials, n_workers=2, n_epochs=8, budget=Budget(n_trials=10))
+    # 1 epoch to the usual 5, 2 to the end of the other, 4 new trials of 5: 23 x 10 s by 2
+    assert left == pytest.approx(115)
+
+
+def test_time_left_before_any_trial_ended_takes_the_whole_schedule(make_trial):
+    begun = totals(complete=0, pruned=0, running=1, waiting=1, epochs_spent=2, seconds_spent=20.0)
+    trials = [make_trial(0, state="running", n_epochs=2)]
+    left = time_left_s(begun, trials, n_workers=4, n_epochs=8, budget=Budget(n_trials=2))
+    assert left == pytest.approx((6 + 8) * 10 / 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({"epochs": 26}, (3 + 2) * 10 / 2),
+        ({"epochs": 20}, 3 * 10 / 2),
+        ({"gpu_h": 0.05}, 3 * 10 / 2),
+    ],
+)
+def test_a_smaller_budget_ends_earlier(make_trial, budget, expected):
+    ended = [make_trial(number, value=75.0, n_epochs=5) for number in range(4)]
+    begun = [make_trial(4, state="running", n_epochs=4), make_trial(5, state="running", n_epochs=3)]
+    left = time_left_s(
+        totals(), [*ended, *begun], n_workers=2, n_epochs=8, budget=Budget(n_trials=10, **budget)
+    )
+    assert left == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_workers", "expected"),
+    [
+        ({"state": "finished"}, 0, 0.0),
+        ({"state": "paused"}, 2, None),
+        ({"state": "idle"}, 0, None),
+        ({"epochs_spent": 0, "seconds_spent": 0.0}, 2, None),
+    ],
+)
+def test_no_guess_where_there_is_nothing_to_guess_from(changes, n_workers, expected):
+    budget = Budget(n_trials=10)
+    left = time_left_s(totals(**changes), [], n_workers=n_workers, n_epochs=8, budget=budget)
+    assert left == expected
