@@ -11,7 +11,8 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # uv is installed into the environment itself: nothing outside this folder is touched.
-UV := UV_PROJECT_ENVIRONMENT=$(abspath $(VENV)) VIRTUAL_ENV= $(abspath $(BIN))/uv
+# Bytecode is compiled at once: importing torch and timm without it takes 18 s instead of 6.
+UV := UV_COMPILE_BYTECODE=1 UV_PROJECT_ENVIRONMENT=$(abspath $(VENV)) VIRTUAL_ENV= $(abspath $(BIN))/uv
 
 .PHONY: help install demo test check lint format types imports lock wheel clean
 

@@ -16,7 +16,8 @@ from nbtl_search.spec import (
     TrainSettings,
 )
 from nbtl_search.study import pruning, sampling
-from nbtl_search.study.leases import Lease, Leases, Outcome
+from nbtl_search.study.lease import Asked, Lease, Outcome
+from nbtl_search.study.leases import Leases
 from nbtl_search.study.ledger import Ended, Ledger
 from nbtl_search.study.store import Study
 
@@ -117,7 +118,7 @@ def curve(dials: Dials, *, n_epochs: int, n_val: int, seed: int) -> list[Epoch]:
     return epochs
 
 
-def _ask(study: Study, ledger: Ledger, slot: int) -> sampling.Asked:
+def _ask(study: Study, ledger: Ledger, slot: int) -> Asked:
     return sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
 
 

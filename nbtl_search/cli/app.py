@@ -1,5 +1,6 @@
 """The group of all commands; a command's module is imported when that command is used."""
 
+import difflib
 from importlib import import_module
 
 import click
@@ -56,6 +57,17 @@ class LazyGroup(click.Group):
         module = import_module(f"nbtl_search.cli.{_PLACES[cmd_name]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest one."""
+        if args and args[0] not in _PLACES and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], _PLACES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(_PLACES)}"
+            message = f"no command {args[0]!r}; {hint}"
+            raise click.UsageError(message, ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands."""

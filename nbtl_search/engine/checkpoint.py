@@ -9,14 +9,12 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
-import time
-import uuid
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from nbtl_search.engine.durable import remove_abandoned, write_durably
 from nbtl_search.engine.state import RunState
 
 logger = logging.getLogger(__name__)
@@ -24,8 +22,6 @@ logger = logging.getLogger(__name__)
 MARKER = b"NBTLckp1"
 FOOTER_BYTES = len(MARKER) + 32
 SUFFIX = ".ckpt"
-# A writer that is still at work touches its file all the time; this one is long dead.
-ABANDONED_S = 600
 
 
 @runtime_checkable
@@ -57,10 +53,11 @@ def save(directory: Path, run: Resumable, *, keep: int = 2) -> Path:
     path = directory / f"{epoch:06d}-{update:08d}{SUFFIX}"
     content = io.BytesIO()
     torch.save(run.state_dict(), content)
-    _write(path, content.getbuffer())
+    payload = content.getbuffer()
+    write_durably(path, payload, MARKER + hashlib.sha256(payload).digest())
     for old in _furthest_first(directory)[keep:]:
         old.unlink(missing_ok=True)
-    _remove_abandoned(directory)
+    remove_abandoned(directory)
     return path
 
 
@@ -77,33 +74,13 @@ def load_latest(directory: Path, run: Resumable) -> bool:
     """
     if not directory.is_dir():
         return False
-    _remove_abandoned(directory)
+    remove_abandoned(directory)
     for path in _furthest_first(directory):
         state = _read(path)
         if state is not None:
             run.load_state_dict(state)
             return True
     return False
-
-
-def _write(path: Path, content: memoryview) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.write(MARKER + hashlib.sha256(content).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -129,11 +106,3 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _furthest_first(directory: Path) -> list[Path]:
     # The numbers in the names have leading zeros, so names sort as positions do.
     return sorted(directory.glob(f"[0-9]*{SUFFIX}"), reverse=True)
-
-
-def _remove_abandoned(directory: Path) -> None:
-    """Remove what writers that were killed left behind."""
-    for temporary in directory.glob(f".*{SUFFIX}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - temporary.stat().st_mtime > ABANDONED_S:
-                temporary.unlink()

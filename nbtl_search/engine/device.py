@@ -24,8 +24,13 @@ class Placement:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Return channels_last with bf16, where convolutions are faster in it."""
-        return torch.channels_last if self.bf16 else torch.contiguous_format
+        """Return channels_last with bf16 and on CPUs, where convolutions are faster in it.
+
+        Measured on one AVX2 thread in fp32, MobileNetV2 at 112 px, median of 8: 43 images/s
+        against 29; Inception-v4 at 299 px: no difference.
+        """
+        channels_last = self.bf16 or self.device.type == "cpu"
+        return torch.channels_last if channels_last else torch.contiguous_format
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

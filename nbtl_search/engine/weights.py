@@ -6,7 +6,8 @@ import json
 import logging
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Never
@@ -17,8 +18,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from nbtl_search.engine.durable import remove_abandoned, write_durably
 from nbtl_search.engine.randomness import seeded
-from nbtl_search.errors import NbtlError, WeightsError
+from nbtl_search.errors import WeightsError
 from nbtl_search.spec import ModelSettings
 from nbtl_search.transfer.layers import classifier_parameters
 
@@ -145,11 +147,19 @@ def _from_hub(model_name: str, *, cache: Path) -> Weights:
             "pass a file, or weights = 'random' for no transfer"
         )
         raise WeightsError(message)
+    kept = cache / f"{model_name}.safetensors"
+    if not kept.is_file():
+        _download(model_name, place, kept)
+    state = _read(kept).state
+    return Weights(origin=place, digest=_state_digest(state), state=state)
+
+
+def _download(model_name: str, place: str, kept: Path) -> None:
+    """Fetch weights and keep them as timm lays them out, so that no later run needs the hub."""
     try:
-        with seeded(0):  # building the model draws numbers that the weights then replace
-            model = timm.create_model(model_name, pretrained=True, cache_dir=cache)
-    except NbtlError:
-        raise
+        # Building the model draws random numbers, which the weights then replace.
+        with seeded(0), _quiet("huggingface_hub"):
+            model = timm.create_model(model_name, pretrained=True, cache_dir=kept.parent)
     except Exception as error:
         # The hub's client raises classes of four libraries; whatever it is, the user can fetch.
         message = (
@@ -158,8 +168,22 @@ def _from_hub(model_name: str, *, cache: Path) -> Weights:
             f"{place} and pass its path as model.weights"
         )
         raise WeightsError(message) from error
-    state = model.state_dict()
-    return Weights(origin=place, digest=_state_digest(state), state=state)
+    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(kept.parent)
+    write_durably(kept, safetensors.torch.save(state))
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a library's warnings out of the terminal: what matters of them is in our error."""
+    library = logging.getLogger(name)
+    before = library.level
+    library.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library.setLevel(before)
 
 
 def _hub_address(cfg: Any) -> str | None:

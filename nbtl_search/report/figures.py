@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -25,6 +25,7 @@ _DIALS: Final = {  # what an axis says, and whether it is logarithmic
     "alpha": ("L2-SP strength", True),
     "beta": ("L2 strength", True),
 }
+_STRENGTHS: Final = ("alpha", "beta")
 _NEEDS: Final = {"lr_low_ratio": "n_low", "alpha": "n_l2sp"}
 
 
@@ -40,7 +41,7 @@ def history(trials: Sequence[TrialRecord]) -> go.Figure:
             traces.dots(pruned, name="pruned", color=FAINT, symbol="x-thin-open"),
             traces.dots(running, name="not ended", color=ORANGE, symbol="circle-open"),
             traces.dots(complete, name="complete", color=BLUE, symbol="circle"),
-            _best_so_far(complete),
+            _best_so_far(complete, last=max((trial.number for trial in trials), default=0)),
         ]
     )
     default = default_of(complete)
@@ -134,15 +135,21 @@ def dials(trials: Sequence[TrialRecord]) -> go.Figure:
         figure.add_trace(traces.panel(pruned, name, color=FAINT), **place)
         figure.add_trace(traces.panel(others, name, color=BLUE), **place)
         title, is_log = _DIALS[name]
-        scale = {"type": "log", "dtick": 1, "exponentformat": "e"} if is_log else {}
+        scale: dict[str, Any] = {"nticks": 5}
+        if is_log:
+            tick = 2 if name in _STRENGTHS else 1  # in powers of ten
+            scale = {"type": "log", "dtick": tick, "exponentformat": "e"}
+        elif name == "reinit_layers" and max(trial.dials.reinit_layers for trial in shown) <= 5:
+            scale = {"dtick": 1}
         figure.update_xaxes(title={"text": title, "standoff": 5}, **scale, **traces.AXIS, **place)
     return traces.without_empty(figure)
 
 
-def _best_so_far(complete: Sequence[TrialRecord]) -> go.Scatter:
+def _best_so_far(complete: Sequence[TrialRecord], *, last: int) -> go.Scatter:
+    best = list(accumulate((traces.value(trial) or 0.0 for trial in complete), max))
     return go.Scatter(
-        x=[trial.number for trial in complete],
-        y=list(accumulate((traces.value(trial) or 0.0 for trial in complete), max)),
+        x=[trial.number for trial in complete] + [last] * bool(complete),
+        y=best + best[-1:],
         mode="lines",
         name="best so far",
         line={"shape": "hv", "color": BLUE, "width": 1.5},

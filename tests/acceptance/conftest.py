@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,13 +101,28 @@ class Program:
         return found
 
 
-@pytest.fixture
-def program():
-    """A home outside pytest's folder, which the database's own account could not reach."""
+@contextmanager
+def running_program():
+    """Give a home outside pytest's folder, which the database's own account could not reach."""
     with tempfile.TemporaryDirectory(prefix="nbtl-home-") as home:
         program = Program(Path(home))
+        try:
+            yield program
+        finally:
+            program.end()
+
+
+@pytest.fixture
+def program():
+    with running_program() as program:
         yield program
-        program.end()
+
+
+@pytest.fixture(scope="module")
+def shared_program():
+    """One home for all tests of a module."""
+    with running_program() as program:
+        yield program
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +153,7 @@ def weights(tmp_path_factory):
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(images, weights):
     """The arguments of `create` for a study of small trials."""
     return (

@@ -106,7 +106,7 @@ def ask(port, method, path, *, body=None, **headers):
     try:
         connection.request(method, path, body=body, headers=headers)
         answer = connection.getresponse()
-        return answer.status, dict(answer.headers), answer.read().decode()
+        return answer.status, dict(answer.headers), answer.read().decode(errors="replace")
     finally:
         connection.close()
 
@@ -171,6 +171,7 @@ def test_figures_notes_and_the_verdict_are_on_the_pages(site, study):
         assert json.loads(figure["graph_object"])["data"], figure["id"]
     assert "dtd10" in found["note"]["body"]
     report = status_of(study)
+    assert report.best is not None
     attributes = {row["key"]: row["value"] for row in found["user_attrs"]}
     assert attributes["best"].startswith(f"{report.best['value']:.2f} %")
     assert store.SPEC not in attributes
@@ -179,6 +180,7 @@ def test_figures_notes_and_the_verdict_are_on_the_pages(site, study):
         assert store.DIALS not in keys
         if trial["state"] != "Waiting":
             picture = re.search(r"/learning-curve/\d+\.svg", trial["note"]["body"])
+            assert picture is not None
             status, headers, svg = ask(site, "GET", picture[0])
             assert (status, headers["Content-Type"]) == (200, "image/svg+xml")
             assert "<polyline" in svg
@@ -333,10 +335,12 @@ def test_signals_end_it_quickly_also_with_connections_open(database_url, number)
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         text=True,
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         process.stdin.write(database_url)
         process.stdin.close()
-        port = int(re.search(r":(\d+)/", process.stdout.readline())[1])
+        port = int(process.stdout.readline().rstrip("/\n").rpartition(":")[2])
         assert ask(port, "GET", "/api/studies")[0] == 200
         with socket.create_connection(("127.0.0.1", port)):
             began = time.monotonic()
@@ -365,8 +369,9 @@ def test_status_of_a_real_study(study):
     assert (report.state, report.n_trials, report.running) == ("running", 8, 1)
     assert report.complete + report.pruned == 6
     assert report.waiting == 1
-    assert report.default["value"] is not None
-    assert report.best["value"] >= report.default["value"]
+    assert report.best is not None
+    assert report.best["value"] >= (report.default["value"] or 100)
+    assert report.eta_s is not None
     assert report.eta_s > 0
     Ledger(study.storage.engine, study.id).want("pause")
     assert status_of(study).eta_s is None

@@ -2,6 +2,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,12 @@ def prepared(settings: DataSettings, tmp_path) -> Prepared:
 @pytest.fixture
 def make(prepared: Prepared, image_format: ImageFormat):
     def make(**changes) -> TrainBatches:
-        usual = {"augment": FULL, "format": image_format, "batch_size": 4, "seed": 5}
+        usual: dict[str, Any] = {
+            "augment": FULL,
+            "format": image_format,
+            "batch_size": 4,
+            "seed": 5,
+        }
         return TrainBatches(prepared, **(usual | {"device": "cpu"} | changes))
 
     return make

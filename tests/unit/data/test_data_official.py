@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_caltech256_by_file_number(tmp_path):
 # -------------------------------------------------------------------------------------- cars
 def annotations(path: Path, classes: list[int], *, labelled: bool = True) -> None:
     fields = [("bbox_x1", "O"), ("class", "O"), ("fname", "O")]
-    rows = [(1, c, f"{i:05d}.jpg") for i, c in enumerate(classes, start=1)]
+    rows: list[Any] = [(1, c, f"{i:05d}.jpg") for i, c in enumerate(classes, start=1)]
     if not labelled:
         fields, rows = [fields[0], fields[2]], [(a, c) for a, _, c in rows]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,17 @@ def test_auto_precision_on_a_cpu_follows_its_instructions(monkeypatch, found, ex
     monkeypatch.setattr(device, "cpu_has", lambda name: name in found)
     placement = place(TrainSettings(device="cpu"))
     assert placement.bf16 is expected
-    assert placement.memory_format == (torch.channels_last if expected else torch.contiguous_format)
     assert place(TrainSettings(device="cpu", precision="bf16")).bf16
     assert not place(TrainSettings(device="cpu", precision="fp32")).bf16
+
+
+@pytest.mark.parametrize(
+    ("device_type", "bf16", "expected"),
+    [("cpu", True, True), ("cpu", False, True), ("cuda", True, True), ("cuda", False, False)],
+)
+def test_channels_last_where_it_is_faster(device_type, bf16, expected):
+    placement = Placement(device=torch.device(device_type), bf16=bf16)
+    assert (placement.memory_format == torch.channels_last) is expected
 
 
 def test_capabilities_are_asked_of_this_cpu():

@@ -51,7 +51,8 @@ def test_no_figure_needs_a_complete_trial(make_trial, make_curve, state):
 def test_best_so_far_only_rises(make_trial):
     trials = [make_trial(n, value=value) for n, value in enumerate([50.0, 40.0, 60.0, 55.0])]
     line = next(t for t in figures.history(trials).data if t.name == "best so far")
-    assert list(line.y) == [50.0, 50.0, 60.0, 60.0]
+    assert list(line.x) == [0, 1, 2, 3, 3]
+    assert list(line.y) == [50.0, 50.0, 60.0, 60.0, 60.0]
 
 
 def test_default_is_a_line_once_it_is_complete(some_trials, make_trial):

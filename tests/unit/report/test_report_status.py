@@ -1,6 +1,7 @@
 import json
 from datetime import timedelta
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from nbtl_search.study.store import StudySummary
 def make_report():
     def make(trials, **changes):
         best, default = best_of(trials), default_of(trials)
-        known = {
+        known: dict[str, Any] = {
             "study": "cats",
             "state": "running",
             "n_trials": 40,
@@ -59,9 +60,10 @@ def worker(name):
 
 
 def drawn(renderable, *, width=80, terminal=False):
-    console = Console(file=StringIO(), width=width, force_terminal=terminal)
+    file = StringIO()
+    console = Console(file=file, width=width, force_terminal=terminal)
     console.print(renderable)
-    text = console.file.getvalue()
+    text = file.getvalue()
     assert all(len(line) <= width for line in text.splitlines()) or terminal
     return text
 

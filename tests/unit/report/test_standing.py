@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from nbtl_search.study.records import Totals
 
 
 def totals(**changes):
-    known = {
+    known: dict[str, Any] = {
         "state": "running",
         "n_trials": 10,
         "complete": 2,
