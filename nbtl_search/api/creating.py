@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbtl_search.api.drafting import draft
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened
-from nbtl_search.data.cache import Prepared
-from nbtl_search.data.cache import prepare as decode
-from nbtl_search.engine.probe import probe
 from nbtl_search.launch import local
 from nbtl_search.spec import StudySpec
 from nbtl_search.study import store
 from nbtl_search.study.storage import create_or_upgrade
+
+if TYPE_CHECKING:
+    from nbtl_search.data.cache import Prepared
 
 Progress = Callable[[int, int], None]
 
@@ -38,9 +39,11 @@ def create(
     """
     home = home or default_home()
     spec = _with_threads(draft(dataset, study=study, name=name, settings=settings))
+    from nbtl_search.engine.probe import probe
+
     facts = probe(spec, home=home, progress=progress)
     spec = spec.replace(facts=facts)
-    with opened(storage, home) as database:
+    with opened(storage, home, checked=False) as database:
         create_or_upgrade(database)
         return store.create(database, spec).spec
 
@@ -52,13 +55,15 @@ def prepare(
     skip_corrupt: bool = False,
     home: Path | None = None,
     progress: Progress | None = None,
-) -> Prepared:
+) -> "Prepared":
     """Decode a dataset once, for every worker of this machine.
 
     Raises:
         DataError: the images cannot be had, or some are damaged and `skip_corrupt` is False.
     """
     spec = draft(dataset, settings=settings)
+    from nbtl_search.data.cache import prepare as decode
+
     return decode(
         spec.data, home=home or default_home(), skip_corrupt=skip_corrupt, progress=progress
     )

@@ -7,20 +7,28 @@ from pathlib import Path
 import optuna
 
 from nbtl_search.study import store
-from nbtl_search.study.storage import Storage, connect
+from nbtl_search.study.storage import Storage, check, connect
 from nbtl_search.study.store import Study
 
 
 @contextmanager
-def opened(url: str | None, home: Path) -> Iterator[Storage]:
+def opened(url: str | None, home: Path, *, checked: bool = True) -> Iterator[Storage]:
     """Open the database at this URL, or the embedded one of this home.
 
+    Args:
+        url: of a PostgreSQL database; None for the embedded one.
+        home: of the embedded one.
+        checked: whether its tables must already be of this program's version.
+
     Raises:
-        StorageError: it refuses, or does not answer.
+        SchemaError: they are not; the message has the command to run.
+        StorageError: the database refuses, or does not answer.
     """
     optuna.logging.disable_default_handler()  # its messages go where ours go
     optuna.logging.enable_propagation()
     with closing(connect(url, home=home)) as storage:
+        if checked:
+            check(storage)
         yield storage
 
 

@@ -56,27 +56,32 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=None)
+    bar = Progress(*columns, console=console(stderr=True))
+    task = bar.add_task("starting", total=None)
 
-        def tick(study: "Study") -> None:
-            from nbtl_search.errors import StorageLostError
-            from nbtl_search.report.status import status_of
+    def tick(study: "Study") -> None:
+        from nbtl_search.errors import StorageLostError
+        from nbtl_search.report.status import status_of
 
-            try:
-                report = status_of(study)
-            except StorageLostError:
-                bar.update(task, description="waiting for the database")
-                return
-            best = f"best {report.best['value']:.2f} %" if report.best else "no result yet"
-            bar.update(
-                task,
-                total=report.n_trials,
-                completed=report.complete + report.pruned + report.failed,
-                description=f"{report.running} running, {report.pruned} pruned, {best}",
-            )
+        bar.start()  # not before: a study that does not exist gets its one line alone
+        try:
+            report = status_of(study)
+        except StorageLostError:
+            bar.update(task, description="waiting for the database")
+            return
+        best = f"best {report.best['value']:.2f} %" if report.best else "no result yet"
+        bar.update(
+            task,
+            total=report.n_trials,
+            completed=report.complete + report.pruned + report.failed,
+            description=f"{report.running} running, {report.pruned} pruned, {best}",
+        )
 
+    try:
         yield tick
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def live(picture: Callable[[], tuple[Any, bool]], *, every_s: float) -> None:
