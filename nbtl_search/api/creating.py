@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nbtl_search.api.drafting import draft
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened
-from nbtl_search.launch import local
+from nbtl_search.launchers import local
 from nbtl_search.spec import StudySpec
 from nbtl_search.study import store
 from nbtl_search.study.storage import create_or_upgrade

@@ -7,7 +7,7 @@ from tempfile import NamedTemporaryFile
 
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened_study
-from nbtl_search.launch import local
+from nbtl_search.launchers import local
 from nbtl_search.study.store import Study
 from nbtl_search.worker.attempt import Timing
 from nbtl_search.worker.signals import stop_on_signals
@@ -28,7 +28,7 @@ def launch(
 
     Args:
         name: of the study.
-        workers: how many; by default one per GPU, or one per core (see `launch.local`).
+        workers: how many; by default one per GPU, or one per core (see `launchers.local`).
         gpus: their ids; by default all visible ones.
         home: see above.
         storage: see above.

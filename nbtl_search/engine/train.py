@@ -67,6 +67,7 @@ class Run:
                 batch_size=train.batch_size,
                 seed=train.seed,
                 device=self.placement.device,
+                n_workers=self.placement.n_loaders if train.n_loaders is None else train.n_loaders,
             )
             self._validation = EvalBatches(
                 prepared,

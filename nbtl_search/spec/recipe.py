@@ -78,6 +78,11 @@ class TrainSettings(Value):
     n_threads: int | None = Field(
         None, ge=1, description="CPU threads of a slot; part of the result (bit for bit)"
     )
+    n_loaders: int | None = Field(
+        None,
+        ge=0,
+        description="processes that decode and augment; None = none on a CPU, up to 8 beside a GPU",
+    )
     seed: Count = Field(0, description="of initialisation, data order and augmentation")
 
 

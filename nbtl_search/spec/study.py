@@ -121,10 +121,11 @@ class StudySpec(Value):
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that differ where the result can differ.
 
-        Name, description, reasons and budget do not count. Where the facts are known, the
+        Name, description, reasons, budget and the number of loader processes do not count. Where the facts are known, the
         contents of data and weights count, and the places they were read from do not.
         """
         plain = self.model_dump(mode="json", exclude={"name", "description", "budget"})
+        del plain["train"]["n_loaders"]
         for known in plain["search"]["known"]:
             del known["reason"]
         if self.facts is not None:

@@ -108,7 +108,13 @@ def test_toml_that_cannot_be_read_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "assignment",
-    ["name=dogs", "description=x", "budget.n_trials=99", "search.known=[{name='default',reason='x'}]"],
+    [
+        "name=dogs",
+        "description=x",
+        "budget.n_trials=99",
+        "train.n_loaders=3",
+        "search.known=[{name='default',reason='x'}]",
+    ],
 )
 def test_what_cannot_change_a_result_does_not_change_the_fingerprint(assignment):
     spec = StudySpec.parse(PLAIN)
@@ -119,7 +125,13 @@ def test_what_cannot_change_a_result_does_not_change_the_fingerprint(assignment)
 
 @pytest.mark.parametrize(
     "assignment",
-    ["train.epochs=3", "search.seed=1", "data.partition=2", "search.space=binary", "train.n_threads=2"],
+    [
+        "train.epochs=3",
+        "search.seed=1",
+        "data.partition=2",
+        "search.space=binary",
+        "train.n_threads=2",
+    ],
 )
 def test_what_can_change_a_result_changes_the_fingerprint(assignment):
     changed = StudySpec.parse(with_settings(PLAIN, [assignment]))
