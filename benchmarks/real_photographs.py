@@ -32,8 +32,10 @@ def main() -> None:
     search_s = time.monotonic() - started
     report, trials = nbtl.status(name, **place)
     print(f"\n### {name}: {report.n_trials} trials of {report.n_epochs} epochs\n")
-    print(f"complete {report.complete}, pruned {report.pruned}, failed {report.failed}; "
-          f"{report.epochs_spent} epochs; {search_s:.0f} s with {options.workers} workers\n")
+    print(
+        f"complete {report.complete}, pruned {report.pruned}, failed {report.failed}; "
+        f"{report.epochs_spent} epochs; {search_s:.0f} s with {options.workers} workers\n"
+    )
     _print_trials(trials)
     best, record = nbtl.best(name, **place)
     default, _ = nbtl.best(name, trial=0, **place)
@@ -74,8 +76,22 @@ def _settings(options: argparse.Namespace) -> list[str]:
 
 
 def _print_trials(trials: list) -> None:
-    print("| # | name | state | top-1 | epochs | new | lr | head x | low | low x | L2-SP | alpha | beta |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    columns = [
+        "#",
+        "name",
+        "state",
+        "top-1",
+        "epochs",
+        "new",
+        "lr",
+        "head-x",
+        "low",
+        "low-x",
+        "L2-SP",
+        "alpha",
+        "beta",
+    ]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for trial in trials:
         d, value = trial.dials, trial.value
         low = (d.n_low, f"{d.lr_low_ratio:.2g}") if d.n_low else ("", "")

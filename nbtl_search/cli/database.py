@@ -10,7 +10,12 @@ from nbtl_search.cli.output import echo_json
 
 @click.group("db")
 def db_command() -> None:
-    """Start, stop, inspect or upgrade the database."""
+    """Start, stop, inspect or upgrade the database.
+
+    \b
+    nbtl-search db status
+    NBTL_STORAGE_FILE=~/url nbtl-search db upgrade
+    """
 
 
 @db_command.command("start")

@@ -11,8 +11,8 @@ import torch
 from nbtl_search.errors import SpecError
 from nbtl_search.spec import TrainSettings
 
-# Measured on 2 cores with AVX512-BF16, Inception-v4 at 299 px: fp32 1.4 images/s, bf16 3.5.
 MAX_LOADERS = 8
+# Measured on 2 cores with AVX512-BF16, Inception-v4 at 299 px: fp32 1.4 images/s, bf16 3.5.
 FAST_BF16 = ("avx512_bf16", "amx_bf16")
 
 

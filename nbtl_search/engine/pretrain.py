@@ -42,7 +42,7 @@ def source_recipe(*, seed: int = 0) -> Recipe:
             crop_scale=(0.5, 1.0), randaugment="", mixup=0.0, erasing=0.0, label_smoothing=0.1
         ),
         train=TrainSettings(
-            epochs=14,
+            epochs=16,
             schedule="cosine",
             warmup_epochs=1,
             warmup_lr=0.01,

@@ -121,8 +121,9 @@ class StudySpec(Value):
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that differ where the result can differ.
 
-        Name, description, reasons, budget and the number of loader processes do not count. Where the facts are known, the
-        contents of data and weights count, and the places they were read from do not.
+        Name, description, reasons, budget and the number of loader processes do not count. Where
+        the facts are known, the contents of data and weights count, and the places they were read
+        from do not.
         """
         plain = self.model_dump(mode="json", exclude={"name", "description", "budget"})
         del plain["train"]["n_loaders"]

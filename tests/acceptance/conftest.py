@@ -27,7 +27,7 @@ class Program:
     """The command line in one home."""
 
     home: Path
-    started: list = field(default_factory=list)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def command(self, *arguments):
         return [sys.executable, "-m", "nbtl_search.cli", *map(str, arguments)]
@@ -203,7 +203,9 @@ def check_invariants(program, study_name, *, n_trials):
         curve = curves[trial.number]
         assert [epoch.epoch for epoch in curve] == list(range(1, len(curve) + 1))
         assert trial.value == max(epoch.val_top1 for epoch in curve)
+        recipe = recipes[trial.number]
+        assert recipe is not None
         if trial.state == "complete":
-            assert len(curve) == recipes[trial.number].train.epochs
+            assert len(curve) == recipe.train.epochs
             assert told[trial.number].value == trial.value
     return trials, curves, recipes

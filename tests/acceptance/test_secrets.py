@@ -40,7 +40,8 @@ def test_no_password_is_seen_anywhere(program, tiny, tmp_path, given):
         file = tmp_path / "url"
         file.write_text(storage.url.render_as_string(hide_password=False))
         environment = {"NBTL_STORAGE_FILE": str(file)}
-    seen, done = set(), threading.Event()
+    seen: set[str] = set()
+    done = threading.Event()
     watcher = threading.Thread(target=watch, args=(seen, done))
     watcher.start()
     try:
