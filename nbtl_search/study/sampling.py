@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import optuna
@@ -72,13 +74,14 @@ def report(study: Study, trial_id: int, epochs: list[Epoch], *, n_epochs: int) -
     stride = -(-n_epochs // MAX_REPORTS)
     trial = optuna.Trial(study.optuna, trial_id)
     there = trial.storage.get_trial(trial_id).intermediate_values
-    for epoch in epochs:
-        if (epoch.epoch % stride == 0 or epoch.epoch == n_epochs) and epoch.epoch not in there:
-            trial.report(epoch.val_top1, step=epoch.epoch)
+    with _unless_finished():
+        for epoch in epochs:
+            if (epoch.epoch % stride == 0 or epoch.epoch == n_epochs) and epoch.epoch not in there:
+                trial.report(epoch.val_top1, step=epoch.epoch)
 
 
 def tell(study: Study, ended: Ended) -> None:
-    """Tell Optuna how a trial ended; telling again changes nothing.
+    """Tell Optuna how a trial ended; telling again, or at the same time, changes nothing.
 
     Out of memory and divergence are told as pruned and infeasible: samplers ignore failed
     trials, and would propose the same point again.
@@ -86,16 +89,26 @@ def tell(study: Study, ended: Ended) -> None:
     trial = optuna.Trial(study.optuna, ended.trial_id)
     if trial.storage.get_trial(ended.trial_id).state.is_finished():
         return
-    if ended.cause:
-        trial.set_user_attr(CAUSE, ended.cause)
-    if ended.cause in _INFEASIBLE:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # told again: the constraint is there
-            trial.set_constraint("trainable", 1.0)
     state = {
         "complete": TrialState.COMPLETE,
         "pruned": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }[ended.state]
     value = ended.value if state is TrialState.COMPLETE else None
-    study.optuna.tell(trial.number, value, state=state, skip_if_finished=True)
+    with _unless_finished():
+        if ended.cause:
+            trial.set_user_attr(CAUSE, ended.cause)
+        if ended.cause in _INFEASIBLE:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # told again: the constraint is there
+                trial.set_constraint("trainable", 1.0)
+        study.optuna.tell(trial.number, value, state=state, skip_if_finished=True)
+
+
+@contextmanager
+def _unless_finished() -> Iterator[None]:
+    """Go on quietly where another worker has finished the trial since we looked."""
+    try:
+        yield
+    except optuna.exceptions.UpdateFinishedTrialError:
+        logger.debug("another worker was quicker", extra={"action": "tell"})

@@ -229,6 +229,25 @@ def test_what_cannot_be_trained_is_told_as_pruned_and_infeasible(study, leases, 
     assert told.constraints == {"trainable": 1.0}
 
 
+def test_of_two_workers_that_tell_at_once_the_later_one_goes_on(
+    study, leases, ledger, database_url, monkeypatch
+):
+    lease = acquire(study, leases, ledger)
+    leases.finish(lease, Outcome(state="complete", value=50.0, best_epoch=1))
+    (ended,) = ledger.untold()
+    other = storage.connect(database_url, home=None)
+    tell = study.optuna.tell
+
+    def tell_late(*arguments, **options):
+        sampling.tell(store.open_study(other, study.name), ended)
+        return tell(*arguments, **options)
+
+    monkeypatch.setattr(study.optuna, "tell", tell_late)
+    sampling.tell(study, ended)
+    other.close()
+    assert study.optuna.get_trials()[lease.number].value == 50.0
+
+
 def test_optuna_gets_at_most_fifty_reports_of_a_long_trial(study, leases, ledger):
     lease = acquire(study, leases, ledger)
     curve = [epoch(number) for number in range(1, 421)]
