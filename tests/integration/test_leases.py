@@ -236,13 +236,13 @@ def test_of_two_workers_that_tell_at_once_the_later_one_goes_on(
     leases.finish(lease, Outcome(state="complete", value=50.0, best_epoch=1))
     (ended,) = ledger.untold()
     other = storage.connect(database_url, home=None)
-    tell = study.optuna.tell
+    write = study.storage.optuna.set_trial_state_values
 
-    def tell_late(*arguments, **options):
+    def write_late(*arguments, **options):
         sampling.tell(store.open_study(other, study.name), ended)
-        return tell(*arguments, **options)
+        return write(*arguments, **options)
 
-    monkeypatch.setattr(study.optuna, "tell", tell_late)
+    monkeypatch.setattr(study.storage.optuna, "set_trial_state_values", write_late)
     sampling.tell(study, ended)
     other.close()
     assert study.optuna.get_trials()[lease.number].value == 50.0
