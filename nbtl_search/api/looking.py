@@ -90,6 +90,7 @@ def best(
 
 
 def dashboard(
+    study: str | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
@@ -98,8 +99,28 @@ def dashboard(
     storage: str | None = None,
     ready: Callable[[str], None] = lambda _url: None,
 ) -> None:
-    """Serve the dashboard until SIGINT or SIGTERM; read-only unless `writable`."""
-    from nbtl_search.report.dashboard import serve  # a web application that `status` never needs
+    """Serve the dashboard until SIGINT or SIGTERM.
+
+    Args:
+        study: whose page `ready` is told; by default the list of all.
+        host: address to listen on.
+        port: to listen on; 0 for any free one.
+        writable: whether notes may be edited there; nothing else ever may.
+        home: see above.
+        storage: see above.
+        ready: called with the address once it answers.
+
+    Raises:
+        StudyNotFoundError: no such study.
+    """
+    from nbtl_search.report.dashboard import page, serve  # a web application others never need
 
     with opened(storage, home or default_home()) as database:
-        serve(database, host=host, port=port, writable=writable, ready=ready)
+        place = "" if study is None else page(store.open_study(database, study).id)
+        serve(
+            database,
+            host=host,
+            port=port,
+            writable=writable,
+            ready=lambda url: ready(url + place),
+        )

@@ -19,10 +19,12 @@ _PLACES = {
     "stop": "steer",
     "delete": "steer",
     "train": "single",
-    "demo": "single",
+    "demo": "demo",
     "db": "database",
     "completion": "shell",
 }
+# For who makes this program, not for who uses it: in no list, but with a --help of its own.
+_HIDDEN = {"pretrain": "single"}
 _SHORT = {
     "create": "Create a study: what to search, on which images.",
     "prepare": "Decode a dataset once, for all workers of this machine.",
@@ -52,9 +54,10 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import the command."""
-        if cmd_name not in _PLACES:
+        place = (_PLACES | _HIDDEN).get(cmd_name)
+        if place is None:
             return None
-        module = import_module(f"nbtl_search.cli.{_PLACES[cmd_name]}")
+        module = import_module(f"nbtl_search.cli.{place}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
@@ -62,7 +65,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the nearest one."""
-        if args and args[0] not in _PLACES and not args[0].startswith("-"):
+        if args and args[0] not in _PLACES | _HIDDEN and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], _PLACES, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(_PLACES)}"
             message = f"no command {args[0]!r}; {hint}"

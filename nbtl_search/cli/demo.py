@@ -2,14 +2,19 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nbtl_search.cli.options import storage_option
-from nbtl_search.cli.output import console, counting_progress, decoding_progress, search_progress
+from nbtl_search.cli.output import console, decoding_progress, search_progress
+
+if TYPE_CHECKING:
+    from nbtl_search.demo import RandomRun
+    from nbtl_search.spec import StudySpec
 
 _INTERRUPTED = 130
 
@@ -26,9 +31,76 @@ def demo_command(
 ) -> None:
     """Search a small texture task from start to end: no download, no GPU, a few minutes.
 
-    Ctrl-C stops it and loses nothing; the same command goes on, or shows again what it found.
+    Ctrl-C stops it and loses nothing: the same command goes on. When all is done it shows again
+    what was found.
 
     \b
     nbtl-search demo
     nbtl-search demo --fresh --trials 24
     """
+    options = "" if home is None else f" --home {shlex.quote(str(home))}"
+    click.echo("starting (torch takes a while to load) ...", err=True)
+    try:
+        _run(
+            trials=trials, workers=workers, fresh=fresh, home=home, storage=storage, options=options
+        )
+    except KeyboardInterrupt:
+        click.echo(f"stopped, nothing is lost; go on with: nbtl-search demo{options}", err=True)
+        sys.exit(_INTERRUPTED)
+
+
+def _run(
+    *,
+    trials: int | None,
+    workers: int,
+    fresh: bool,
+    home: Path | None,
+    storage: str | None,
+    options: str,
+) -> None:
+    from nbtl_search import api, demo
+
+    home, screen = home or api.default_home(), console()
+    with decoding_progress() as progress:
+        spec = demo.create(
+            trials=trials, fresh=fresh, home=home, storage=storage, progress=progress
+        )
+    report, found = api.status(spec.name, home=home, storage=storage)
+    screen.print(demo.introduction(spec))
+    if found:
+        n_ended = report.complete + report.pruned + report.failed
+        screen.print(
+            f"The study {spec.name!r} is there already: {n_ended} of {report.n_trials} trials "
+            "have ended. (--fresh begins anew.)"
+        )
+    with search_progress(quiet=False) as tick:
+        finished = demo.search(workers=workers, home=home, storage=storage, on_tick=tick)
+    if not finished:
+        raise KeyboardInterrupt
+    random = _random_runs(spec, home)
+    _, found = api.status(spec.name, home=home, storage=storage)
+    screen.print(demo.conclusion(demo.Outcome(spec=spec, trials=found, random=random)))
+    screen.print(demo.next_steps(options))
+
+
+def _random_runs(spec: "StudySpec", home: Path) -> "list[RandomRun]":
+    from nbtl_search import demo
+
+    with _bar("the same from random weights") as progress:
+        return list(demo.random_runs(spec, home=home, progress=progress))
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback (done, total) with a bar on stderr."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True)) as bar:
+        task = bar.add_task(f"epochs: {title}", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,10 +1,11 @@
 """Commands that need no study."""
 
+import time
 from pathlib import Path
 
 import click
 
-from nbtl_search.cli.options import home_option, json_option, settings_option, storage_option
+from nbtl_search.cli.options import home_option, json_option, settings_option
 from nbtl_search.cli.output import decoding_progress, echo_json
 
 
@@ -58,18 +59,41 @@ def train_command(
         click.echo(f"best: epoch {best.epoch}, validation top-1 {best.val_top1:.2f} %")
 
 
-@click.command("demo")
-@click.option("--trials", type=click.IntRange(min=2), help="Trials in all.")
-@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
-@storage_option
-def demo_command(
-    *, trials: int | None, workers: int, home: Path | None, storage: str | None
-) -> None:
-    """Search a small texture task from start to end: no download, no GPU, a few minutes.
+@click.command("pretrain")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The .safetensors file to write.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Instead of those of the shipped weights."
+)
+@home_option
+def pretrain_command(*, output: Path, seed: int, epochs: int | None, home: Path | None) -> None:
+    """Make the weights that ship with the program anew: about ten minutes on one core.
+
+    The same seed gives the same file on the same kind of processor.
 
     \b
-    nbtl-search demo
+    nbtl-search pretrain --seed 0 -o test_resnet.safetensors
     """
-    from nbtl_search.demo import run
+    from nbtl_search import api
+    from nbtl_search.engine.pretrain import pretrain, source_recipe
 
-    run(trials=trials, workers=workers, home=home, storage=storage)
+    recipe = source_recipe(seed=seed)
+    if epochs is not None:
+        recipe = recipe.replace(train=recipe.train.replace(epochs=epochs))
+    n_images, started_s = 0, time.process_time()
+    with decoding_progress() as progress:
+        home = home or api.default_home()
+        for epoch in pretrain(recipe, output, home=home, progress=progress):
+            n_images += epoch.n_images
+            click.echo(
+                f"epoch {epoch.epoch:3d}/{recipe.train.epochs}  loss {epoch.train_loss:.4f}  "
+                f"validation top-1 {epoch.val_top1:.2f} %  {n_images} images, "
+                f"{time.process_time() - started_s:.0f} s of processor time"
+            )
+    click.echo(f"wrote {output}")

@@ -97,7 +97,7 @@ def best_command(
 @click.argument("study", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="0 for any free one.")
-@click.option("--writable", is_flag=True, help="Let the browser change and delete studies.")
+@click.option("--writable", is_flag=True, help="Let the browser edit notes; nothing else ever.")
 @storage_option
 def dashboard_command(
     *,
@@ -108,7 +108,7 @@ def dashboard_command(
     home: Path | None,
     storage: str | None,
 ) -> None:
-    """Show all studies in a browser, until Ctrl-C. Nothing can be changed there unless --writable.
+    """Show all studies in a browser, until Ctrl-C. Nothing can be changed there.
 
     \b
     nbtl-search dashboard
@@ -116,9 +116,8 @@ def dashboard_command(
     """
     from nbtl_search import api
 
-    if study is not None:
-        api.status(study, home=home, storage=storage)
     api.dashboard(
+        study,
         host=host,
         port=port,
         writable=writable,

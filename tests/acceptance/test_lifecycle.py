@@ -1,6 +1,7 @@
 """What a trial can come to besides being killed."""
 
 import json
+import shutil
 import tomllib
 
 import optuna
@@ -62,3 +63,19 @@ def test_train_takes_what_best_prints_and_resumes_from_its_checkpoints(program, 
     best = json.loads(program.ok("best", "tiny", "--json"))
     assert first["best"]["val_top1"] == best["value"]
     assert json.loads(program.ok(*arguments)) == first
+
+
+@pytest.mark.timeout(300)
+def test_workers_refuse_images_other_than_those_of_the_study(program, tiny, images, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(images, folder)
+    arguments = [folder if argument == images else argument for argument in tiny]
+    program.ok(*arguments, "--epochs", 1, "--trials", 2)
+    shutil.copy(folder / "stripes-2" / "00.png", folder / "stripes-8" / "00.png")
+    done = program.run("launch", "tiny", "--workers", 2, "--quiet", *FAST)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "not those the study was created with" in line
+    report = program.status("tiny")
+    assert (report["waiting"], report["failed"]) == (2, 0)
+    assert not program.processes("worker")

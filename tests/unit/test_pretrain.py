@@ -1,4 +1,4 @@
-"""The command that makes the shipped weights, on a handful of images, and the weights themselves."""
+"""The command that makes the shipped weights, on few images, and the shipped weights themselves."""
 
 import json
 
@@ -68,7 +68,8 @@ def test_a_file_that_could_not_be_written_is_refused_at_once(tiny, home, tmp_pat
         next(pretrain(tiny, tmp_path / name, home=home))
 
 
-def test_the_command_says_what_it_costs(tiny, home, tmp_path):
+@pytest.mark.usefixtures("tiny")
+def test_the_command_says_what_it_costs(home, tmp_path):
     file = tmp_path / "source.safetensors"
     options = ["--epochs", "1", "--home", str(home), "-o", str(file)]
     done = CliRunner().invoke(app, ["pretrain", *options], catch_exceptions=False)
