@@ -1,17 +1,22 @@
 """Run a study's workers, or be one."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Final
 
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened_study
 from nbtl_search.launchers import local
+from nbtl_search.study.storage import wait_for
 from nbtl_search.study.store import Study
 from nbtl_search.worker.attempt import Timing
 from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.supervisor import Supervisor
+
+_PATIENCE_S: Final = 86_400  # a worker restarted while the database is away waits for it
 
 
 def launch(
@@ -48,7 +53,7 @@ def launch(
             {"CUDA_VISIBLE_DEVICES": found[slot % len(found)]} if found else {}
             for slot in range(n_slots)
         ]
-        command = ["worker", name, "--home", str(home), *options]
+        command = ["worker", name, "--home", str(home), "--wait-s", str(_PATIENCE_S), *options]
         with _address(storage) as address:
             local.LocalLaunch(
                 command,
@@ -76,17 +81,43 @@ def _address(storage: str | None) -> Iterator[dict[str, str]]:
 
 
 def work(
-    name: str, *, home: Path | None = None, storage: str | None = None, beat_s: float = 10.0
+    name: str,
+    *,
+    home: Path | None = None,
+    storage: str | None = None,
+    beat_s: float = 10.0,
+    wait_s: float = 0.0,
 ) -> None:
     """Be one worker: train trials of the study until it is over, or until SIGTERM.
+
+    Args:
+        name: of the study.
+        home: see above.
+        storage: see above.
+        beat_s: seconds between heartbeats; a trial is taken over after six without one.
+        wait_s: how long to wait at the start for a database that does not answer.
 
     Raises:
         StudyNotFoundError: no such study.
         NbtlError: data or weights of the study cannot be had on this machine.
     """
     home = home or default_home()
-    timing = Timing(
-        beat_s=beat_s, lease_s=6 * beat_s, poll_s=min(2.0, beat_s), retry_s=min(2.0, beat_s)
-    )
-    with stop_on_signals() as stop, opened_study(name, storage, home) as study:
+    pause_s = min(2.0, beat_s)
+    timing = Timing(beat_s=beat_s, lease_s=6 * beat_s, poll_s=pause_s, retry_s=pause_s)
+    with stop_on_signals() as stop, ExitStack() as stack, suppress(_StoppedError):
+
+        def pause(seconds: float) -> None:
+            stop.wait(seconds)
+            if stop.requested:
+                raise _StoppedError
+
+        study = wait_for(
+            lambda: stack.enter_context(opened_study(name, storage, home)),
+            deadline=time.monotonic() + wait_s,
+            sleep=pause,
+        )
         Supervisor(study, home=home, stop=stop, timing=timing).run()
+
+
+class _StoppedError(Exception):
+    """Told to stop while still waiting for the database."""

@@ -184,8 +184,17 @@ def launch_command(
     show_default=True,
     help="Seconds between heartbeats; a trial is taken over after six without one.",
 )
+@click.option(
+    "--wait-s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds to wait at the start for a database that does not answer.",
+)
 @storage_option
-def worker_command(*, study: str, beat_s: float, home: Path | None, storage: str | None) -> None:
+def worker_command(
+    *, study: str, beat_s: float, wait_s: float, home: Path | None, storage: str | None
+) -> None:
     """Be one worker for STUDY: one trial after the other, until the study is over.
 
     SIGTERM checkpoints, gives the trial back and exits 0.
@@ -198,4 +207,4 @@ def worker_command(*, study: str, beat_s: float, home: Path | None, storage: str
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    api.work(study, home=home, storage=storage, beat_s=beat_s)
+    api.work(study, home=home, storage=storage, beat_s=beat_s, wait_s=wait_s)

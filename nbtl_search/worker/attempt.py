@@ -92,6 +92,7 @@ class Attempt:
             self._online(now, self._beat)
         if self._desk.stopping():
             self._halt("preempted", keep=True)
+            self._halt_by = min(self._halt_by, now + self._desk.timing.halt_s)
         if now > self._halt_by or now - self._heard_at > self._desk.timing.hang_s:
             self._desk.child.kill()
             message = "the trainer gave no sign of life and was killed"
@@ -190,8 +191,6 @@ class Attempt:
         if self._halting is not None:
             return
         self._halting = reason
-        if reason == "preempted":
-            self._halt_by = time.monotonic() + self._desk.timing.halt_s
         self._desk.child.send(protocol.Halt(keep=keep))
 
     def _halted(self) -> None:
