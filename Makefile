@@ -1,5 +1,5 @@
 # Everything a newcomer needs is two commands: `make demo` and `make test`.
-# VENV may name another environment, PYTEST_ARGS more arguments of pytest.
+# VENV may name another environment, JOBS the processes that test, PYTEST_ARGS more arguments.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -34,7 +35,7 @@ demo: $(STAMP)  ## Search a small texture task with two workers, on any machine,
 	$(BIN)/nbtl-search demo
 
 test: $(STAMP)  ## Run all tests
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 check: lint types imports test  ## Run what CI runs: ruff, mypy, import-linter, pytest
 
