@@ -63,6 +63,10 @@ def test_train_takes_what_best_prints_and_resumes_from_its_checkpoints(program, 
     best = json.loads(program.ok("best", "tiny", "--json"))
     assert first["best"]["val_top1"] == best["value"]
     assert json.loads(program.ok(*arguments)) == first
+    assert program.run("delete", "tiny").returncode != 0, "it asks, and nobody answered"
+    assert [study["name"] for study in json.loads(program.ok("list", "--json"))] == ["tiny"]
+    program.ok("delete", "tiny", "--yes")
+    assert json.loads(program.ok("list", "--json")) == []
 
 
 @pytest.mark.timeout(300)
