@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -179,23 +178,17 @@ def conclusion(outcome: Outcome) -> RenderableType:
     return Group("", table, "", *map(Text, _remarks(outcome)))
 
 
-def next_steps(options: str) -> RenderableType:
-    """Say what to do now; `options` follow each command, where home or storage are not usual."""
+def next_steps(options: str) -> str:
+    """Say what to do now; `options` follow each command, where the home is not the usual one."""
     steps = (
-        ("watch it", f"nbtl-search dashboard{options}", "then open the address it prints"),
-        ("all trials", f"nbtl-search status {STUDY}{options}", ""),
-        ("the recipe", f"nbtl-search best {STUDY}{options}", "as TOML, for `nbtl-search train`"),
-        ("your images", f"nbtl-search create --dataset ./my-folder{options}", "one folder a class"),
-        ("once more", f"nbtl-search demo --fresh{options}", ""),
-        ("clean up", f"nbtl-search db stop{options}", "the database runs on until then"),
+        ("in a browser", "dashboard"),
+        ("all trials", f"status {STUDY}"),
+        ("the best recipe", f"best {STUDY}"),
+        ("your own images", "create --dataset ./my-folder"),
+        ("the demo anew", "demo --fresh"),
+        ("stop the database", "db stop"),
     )
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim")
-    for step in steps:
-        table.add_row(*map(Text, step))
-    return Padding(table, (1, 0, 0, 0))
+    return "\n".join(f"{what:<19}nbtl-search {command}{options}" for what, command in steps)
 
 
 def _lines(outcome: Outcome) -> Iterator[tuple[str, float, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from nbtl_search.cli.options import storage_option
 from nbtl_search.cli.output import console, decoding_progress, search_progress
@@ -38,8 +39,8 @@ def demo_command(
     nbtl-search demo
     nbtl-search demo --fresh --trials 24
     """
-    options = "" if home is None else f" --home {shlex.quote(str(home))}"
-    click.echo("starting (torch takes a while to load) ...", err=True)
+    options = f" --home {shlex.quote(str(home))}" if _was_typed("home") else ""
+    click.echo("starting; loading torch takes a moment", err=True)
     try:
         _run(
             trials=trials, workers=workers, fresh=fresh, home=home, storage=storage, options=options
@@ -80,7 +81,13 @@ def _run(
     random = _random_runs(spec, home)
     _, found = api.status(spec.name, home=home, storage=storage)
     screen.print(demo.conclusion(demo.Outcome(spec=spec, trials=found, random=random)))
-    screen.print(demo.next_steps(options))
+    click.echo(f"\n{demo.next_steps(options)}")
+
+
+def _was_typed(name: str) -> bool:
+    """Tell an option of the command line from one that the environment gave."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
 
 
 def _random_runs(spec: "StudySpec", home: Path) -> "list[RandomRun]":

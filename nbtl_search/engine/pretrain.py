@@ -103,6 +103,7 @@ def _write(run: Run, file: Path) -> None:
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
         safetensors.torch.save_file(state, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # the library makes it for its owner alone
         temporary.replace(file)
     except (OSError, safetensors.SafetensorError) as error:
         message = f"weights must be written whole, got {error} at {str(file)!r}; make room"
