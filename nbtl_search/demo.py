@@ -221,7 +221,7 @@ def _remarks(outcome: Outcome) -> Iterator[str]:
     elif gain is not None:
         yield f"Best against default: {gain.words()}: nothing says that one is better."
     n_pruned = sum(trial.state == "pruned" for trial in outcome.trials)
-    yield f"{n_pruned} of {len(outcome.trials)} trials were stopped early."
+    yield f"Trials stopped early: {n_pruned} of {len(outcome.trials)}."
 
 
 def in_words(dials: Dials, *, n_blocks: int) -> str:

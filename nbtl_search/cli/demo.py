@@ -67,8 +67,9 @@ def _run(
             trials=trials, fresh=fresh, home=home, storage=storage, progress=progress
         )
     report, found = api.status(spec.name, home=home, storage=storage)
-    screen.print(demo.introduction(spec))
-    if found:
+    if not found:
+        screen.print(demo.introduction(spec))
+    else:
         n_ended = report.complete + report.pruned + report.failed
         screen.print(
             f"The study {spec.name!r} is there already: {n_ended} of {report.n_trials} trials "

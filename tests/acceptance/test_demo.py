@@ -6,14 +6,14 @@ import pytest
 
 from nbtl_search import api, demo
 
-pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(640)]
 
-N_TRIALS = 5
+N_TRIALS = 4  # the three known recipes, and one that is worse and stopped early
 
 
 @pytest.fixture(scope="module")
 def first(shared_program):
-    done = shared_program.run("demo", "--trials", N_TRIALS, timeout_s=270)
+    done = shared_program.run("demo", "--trials", N_TRIALS, timeout_s=600)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -54,6 +54,7 @@ def test_the_table_is_what_the_study_holds(first, shared_program):
     assert report.state == "finished"
     assert len(trials) == N_TRIALS
     assert report.complete + report.pruned == N_TRIALS
+    assert report.pruned >= 1
     assert _value(first.stdout, "best found") == pytest.approx(report.best["value"], abs=0.005)
     assert _value(first.stdout, "default binary") == pytest.approx(
         report.default["value"], abs=0.005
@@ -69,7 +70,7 @@ def test_no_trial_is_stopped_before_it_had_its_chance(first, shared_program):  #
 
 
 def test_again_it_shows_what_is_there(first, shared_program):
-    again = shared_program.run("demo", timeout_s=100)
+    again = shared_program.run("demo", timeout_s=300)
     assert again.returncode == 0, again.stderr
     assert f"{N_TRIALS} of {N_TRIALS} trials have ended" in " ".join(again.stdout.split())
     for name in ("random weights", "default binary", "best found"):
