@@ -7,7 +7,7 @@ on the same kind of processor writes the same file, bit for bit.
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +57,7 @@ def source_recipe(*, seed: int = 0) -> Recipe:
 
 def pretrain(
     recipe: Recipe, file: Path, *, home: Path, progress: Progress | None = None
-) -> Iterator[Epoch]:
+) -> Generator[Epoch, None, None]:
     """Train a recipe, yield its epochs, and write the weights of the last one to a file.
 
     Args:

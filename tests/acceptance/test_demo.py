@@ -55,6 +55,7 @@ def test_the_table_is_what_the_study_holds(first, shared_program):
     assert len(trials) == N_TRIALS
     assert report.complete + report.pruned == N_TRIALS
     assert report.pruned >= 1
+    assert report.best is not None
     assert _value(first.stdout, "best found") == pytest.approx(report.best["value"], abs=0.005)
     assert _value(first.stdout, "default binary") == pytest.approx(
         report.default["value"], abs=0.005
