@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, final
 
-from sqlalchemy import Connection, Engine, and_, insert, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
@@ -33,16 +33,22 @@ class Leases:
         self._lease = timedelta(seconds=lease_s)
 
     def take_over(self, worker: str) -> Lease | None:
-        """Take a trial that was released, or whose worker has not renewed its lease in time."""
+        """Take a trial that was released, or whose worker has not renewed its lease in time.
+
+        When the database comes back after an outage, all leases have expired and their workers
+        are well: they get as long as a lease from its start to renew them.
+        """
         trial = schema.trial
+        is_abandoned = and_(
+            trial.c.state == "running",
+            trial.c.lease_expires < ledger.NOW,
+            func.pg_postmaster_start_time() < ledger.NOW - self._lease,
+        )
         free = (
             select(trial.c.trial_id)
             .where(
                 trial.c.study_id == self._study_id,
-                or_(
-                    trial.c.state == "waiting",
-                    and_(trial.c.state == "running", trial.c.lease_expires < ledger.NOW),
-                ),
+                or_(trial.c.state == "waiting", is_abandoned),
                 ledger.wants_to_run(self._study_id),
             )
             .order_by(trial.c.number)

@@ -56,7 +56,7 @@ def study(db, spec):
 
 @pytest.fixture
 def leases(study):
-    return Leases(study.storage.engine, study.id)
+    return Leases(study.storage.engine, study.id, lease_s=2.0)
 
 
 @pytest.fixture
@@ -129,6 +129,14 @@ def test_a_trial_is_resumed_by_whoever_comes_when_its_lease_expires(db, study, l
             write()
     assert [e.epoch for e in ledger.epochs(first.trial_id)] == [1]
     assert leases.renew(second) == "run"
+
+
+def test_after_a_restart_of_the_database_owners_come_first(db, study, leases, ledger):
+    lease = acquire(study, leases, ledger)
+    expire_all(db)
+    longer_than_the_server_runs = Leases(db.engine, study.id, lease_s=10 * 365 * 86_400)
+    assert longer_than_the_server_runs.take_over("b") is None
+    assert leases.take_over("b").trial_id == lease.trial_id
 
 
 def test_an_expired_lease_that_nobody_took_is_renewed(db, study, leases, ledger):

@@ -183,9 +183,9 @@ def test_a_directory_with_another_config_is_refused(state, tmp_path, config, sai
 
 
 def test_shipped_weights_are_found_by_model_name(state, tmp_path, monkeypatch):
-    assert f"got '{NAME}'; use weights = 'timm'" in refused("shipped", home=tmp_path)
     monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
     (tmp_path / "weights").mkdir()
+    assert f"got '{NAME}'; use weights = 'timm'" in refused("shipped", home=tmp_path)
     safetensors.torch.save_file(state, tmp_path / "weights" / f"{NAME}.safetensors")
     found = read_weights(settings("shipped"), home=tmp_path)
     assert torch.equal(found.state["fc.bias"], state["fc.bias"])
