@@ -7,16 +7,18 @@ from typing import Final, Literal
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened, opened_study
 from nbtl_search.errors import StudyNotFoundError
+from nbtl_search.report.standing import best_of
 from nbtl_search.report.status import StatusReport, status_of
 from nbtl_search.spec import Recipe
 from nbtl_search.study import records, store
+from nbtl_search.study.lease import Desired
 from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.records import TrialRecord
 from nbtl_search.study.store import StudySummary
 
 Wish = Literal["pause", "resume", "stop"]
 
-_DESIRED: Final[Mapping[Wish, Literal["run", "pause", "stop"]]] = {
+_DESIRED: Final[Mapping[Wish, Desired]] = {
     "pause": "pause",
     "resume": "run",
     "stop": "stop",
@@ -74,16 +76,15 @@ def best(
         StudyNotFoundError: no such study, or no such trial, or none has ended yet.
     """
     with opened_study(name, storage, home or default_home()) as study:
-        found = [
-            record
-            for record in records.trials(study.storage.engine, study.id)
-            if (record.state == "complete" if trial is None else record.number == trial)
-        ]
-        if not found:
+        trials = records.trials(study.storage.engine, study.id)
+        if trial is None:
+            record = best_of(trials)
+        else:
+            record = next((record for record in trials if record.number == trial), None)
+        if record is None:
             which = "trial that ran to its end" if trial is None else f"trial {trial}"
             message = f"the study {name!r} has no {which} yet; see: nbtl-search status {name}"
             raise StudyNotFoundError(message)
-        record = max(found, key=lambda record: (record.value or 0.0, -record.number))
         recipe = records.recipe(study.storage.engine, study.id, record.number)
     assert recipe is not None, "a record has its recipe"  # noqa: S101
     return recipe, record

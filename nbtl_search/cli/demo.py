@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from nbtl_search.cli.options import storage_option
-from nbtl_search.cli.output import console, decoding_progress, search_progress
+from nbtl_search.cli.output import console, counting_bar, decoding_progress, search_progress
 
 if TYPE_CHECKING:
     from nbtl_search.demo import RandomRun
@@ -101,14 +101,6 @@ def _random_runs(spec: "StudySpec", home: Path) -> "list[RandomRun]":
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Give a callback (done, total) with a bar on stderr."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True)) as bar:
+    with counting_bar() as bar:
         task = bar.add_task(f"epochs: {title}", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from nbtl_search.study.store import Study
 
@@ -42,21 +43,26 @@ def decoding_progress() -> Iterator[Callable[[int, int], None]]:
         yield tick
 
 
+def counting_bar() -> "Progress":
+    """Return a bar on stderr, not yet drawn, that counts and tells the time."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console(stderr=True),
+    )
+
+
 @contextmanager
 def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"]:
     """Give a callback that shows how far a study is; None if quiet."""
     if quiet:
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-    bar = Progress(*columns, console=console(stderr=True))
+    bar = counting_bar()
     task = bar.add_task("starting", total=None)
 
     def tick(study: "Study") -> None:

@@ -9,7 +9,6 @@ from typing import Final, final
 from sqlalchemy import ColumnElement, Engine, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from nbtl_search.errors import StudyNotFoundError
 from nbtl_search.spec import Epoch, StudySpec
 from nbtl_search.study import schema
 from nbtl_search.study.storage import storage_errors
@@ -92,20 +91,6 @@ class Ledger:
         query = select(schema.study.c.desired).where(schema.study.c.study_id == self._study_id)
         with storage_errors(), self._engine.connect() as connection:
             return connection.execute(query).scalar() or "stop"
-
-    def uid(self) -> str:
-        """Return what tells this study from all others that ever had its name.
-
-        Raises:
-            StudyNotFoundError: it was deleted.
-        """
-        query = select(schema.study.c.uid).where(schema.study.c.study_id == self._study_id)
-        with storage_errors(), self._engine.connect() as connection:
-            uid = connection.execute(query).scalar()
-        if uid is None:
-            message = "the study was deleted; its workers end"
-            raise StudyNotFoundError(message)
-        return str(uid)
 
     def is_over(self) -> bool:
         """Tell whether no trial is open and the budget allows no new one."""

@@ -118,7 +118,7 @@ class Supervisor:
         self._reconcile()
 
     def _checkpoints(self, lease: Lease) -> Path:
-        folder = f"{self._study.name}-{self._ledger.uid()[:8]}"
+        folder = f"{self._study.name}-{self._study.uid[:8]}"
         return self._home / "checkpoints" / folder / str(lease.number)
 
     def _reconcile(self) -> None:
