@@ -1,10 +1,12 @@
 """Hyperparameter search for non-binary transfer learning.
 
+    from pathlib import Path
     import nbtl_search as nbtl
 
     nbtl.create("textures")
     nbtl.launch("textures", workers=2)
-    recipe, trial = nbtl.best("textures")
+    verdict = nbtl.finalize("textures")
+    nbtl.export("textures", Path("model"))
 
 Names are imported when first used, so that `import nbtl_search` is quick.
 """
@@ -18,12 +20,18 @@ if TYPE_CHECKING:
         create,
         dashboard,
         delete,
+        export,
+        finalize,
         launch,
+        predict,
         prepare,
+        report,
+        reproduce,
         status,
         steer,
         studies,
         train,
+        verdict,
     )
     from nbtl_search.spec import Recipe, StudySpec
 
@@ -34,12 +42,18 @@ __all__ = [
     "create",
     "dashboard",
     "delete",
+    "export",
+    "finalize",
     "launch",
+    "predict",
     "prepare",
+    "report",
+    "reproduce",
     "status",
     "steer",
     "studies",
     "train",
+    "verdict",
 ]
 
 

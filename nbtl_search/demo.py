@@ -134,7 +134,7 @@ def random_runs(spec: StudySpec, *, home: Path, progress: Progress) -> Iterator[
         recipe = random_recipe(spec, lr=lr)
         best = 0.0
         for epoch in api.train(recipe, home=home, checkpoints=_checkpoints(recipe, home)):
-            best = max(best, epoch.val_top1)
+            best = max(best, epoch.val_top1 or 0.0)
             progress(index * n_epochs + epoch.epoch, len(RANDOM_RATES) * n_epochs)
         yield RandomRun(lr=lr, val_top1=best)
 

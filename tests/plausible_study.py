@@ -14,6 +14,7 @@ from nbtl_search.spec import (
     SearchSettings,
     StudySpec,
     TrainSettings,
+    best_epoch,
 )
 from nbtl_search.study import pruning, sampling
 from nbtl_search.study.lease import Asked, Lease, Outcome
@@ -136,10 +137,11 @@ def _train(study: Study, leases: Leases, ledger: Ledger, lease: Lease, *, until:
         done += new
         leases.record(lease, new)
         sampling.report(study, lease.trial_id, new, n_epochs=spec.train.epochs)
-        mine = max(epoch.val_top1 for epoch in done)
+        mine = max(epoch.val_top1 or 0.0 for epoch in done)
         peers = ledger.best_at(stop).values()
         rated = stop in rungs and not lease.protected and len(done) == stop
         if rated and not pruning.goes_on(mine, peers, pruning=spec.search.pruning):
             return Outcome(state="pruned", value=mine, best_epoch=len(done))
-    best = max(done, key=lambda epoch: (epoch.val_top1, -epoch.epoch))
+    best = best_epoch(done)
+    assert best is not None
     return Outcome(state="complete", value=best.val_top1, best_epoch=best.epoch)

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbtl_search.api.creating import create, prepare
     from nbtl_search.api.drafting import draft
+    from nbtl_search.api.exporting import export
+    from nbtl_search.api.finalizing import finalize, verdict
     from nbtl_search.api.home import default_home
     from nbtl_search.api.looking import best, dashboard, delete, status, steer, studies
+    from nbtl_search.api.predicting import predict
+    from nbtl_search.api.reporting import report
+    from nbtl_search.api.reproducing import reproduce
     from nbtl_search.api.running import launch, work
     from nbtl_search.api.training import train
 
@@ -23,12 +28,18 @@ _PLACES = {
     "default_home": "home",
     "delete": "looking",
     "draft": "drafting",
+    "export": "exporting",
+    "finalize": "finalizing",
     "launch": "running",
+    "predict": "predicting",
     "prepare": "creating",
+    "report": "reporting",
+    "reproduce": "reproducing",
     "status": "looking",
     "steer": "looking",
     "studies": "looking",
     "train": "training",
+    "verdict": "finalizing",
     "work": "running",
 }
 
@@ -39,12 +50,18 @@ __all__ = [
     "default_home",
     "delete",
     "draft",
+    "export",
+    "finalize",
     "launch",
+    "predict",
     "prepare",
+    "report",
+    "reproduce",
     "status",
     "steer",
     "studies",
     "train",
+    "verdict",
     "work",
 ]
 

@@ -37,10 +37,25 @@ def create(
         StudyExistsError: a study of this name has another specification.
         StorageError: the database refuses.
     """
-    home = home or default_home()
-    spec = _with_threads(draft(dataset, study=study, name=name, settings=settings))
+    spec = draft(dataset, study=study, name=name, settings=settings)
+    return store_draft(spec, home=home or default_home(), storage=storage, progress=progress)
+
+
+def store_draft(
+    spec: StudySpec, *, home: Path, storage: str | None = None, progress: Progress | None = None
+) -> StudySpec:
+    """Check the data and weights of a drafted study, and store it; again, it changes nothing.
+
+    Raises:
+        SpecError: the specification does not suit the data or the network.
+        DataError: the images cannot be had, or are not as they should be.
+        WeightsError: the weights cannot be had, or are of another network.
+        StudyExistsError: a study of this name has another specification.
+        StorageError: the database refuses.
+    """
     from nbtl_search.engine.probe import probe
 
+    spec = _with_threads(spec)
     facts = probe(spec, home=home, progress=progress)
     spec = spec.replace(facts=facts)
     with opened(storage, home, checked=False) as database:

@@ -32,8 +32,19 @@ def draft(
         message = "create takes either --dataset or --study, got both or neither"
         raise SpecError(message)
     plain = read_toml(study) if study is not None else _of_dataset(str(dataset))
+    return drafted(plain, name=name, settings=settings)
+
+
+def drafted(
+    plain: dict[str, Any], *, name: str | None = None, settings: Sequence[str] = ()
+) -> StudySpec:
+    """Return the specification in this plain data, with its name and settings changed.
+
+    Raises:
+        SpecError: something in them is not valid.
+    """
     if name is not None:
-        plain["name"] = name
+        plain = plain | {"name": name}
     return StudySpec.parse(_absolute(with_settings(plain, settings)))
 
 

@@ -10,7 +10,7 @@ from nbtl_search.errors import StudyNotFoundError
 from nbtl_search.report.standing import best_of
 from nbtl_search.report.status import StatusReport, status_of
 from nbtl_search.spec import Recipe
-from nbtl_search.study import records, store
+from nbtl_search.study import records, rounds, store
 from nbtl_search.study.lease import Desired
 from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.records import TrialRecord
@@ -44,13 +44,14 @@ def studies(*, home: Path | None = None, storage: str | None = None) -> list[Stu
 
 
 def steer(name: str, wish: Wish, *, home: Path | None = None, storage: str | None = None) -> None:
-    """Pause, resume or stop a study; its workers hear it with their next heartbeat.
+    """Pause, resume or stop a study, or the final runs that it is at, with the next heartbeat.
 
     Raises:
         StudyNotFoundError: no such study.
     """
     with opened_study(name, storage, home or default_home()) as study:
-        Ledger(study.storage.engine, study.id).want(_DESIRED[wish])
+        at_work = rounds.open_stage(study) or study
+        Ledger(study.storage.engine, at_work.id).want(_DESIRED[wish])
 
 
 def delete(name: str, *, home: Path | None = None, storage: str | None = None) -> None:

@@ -10,6 +10,8 @@ from typing import Final
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened_study
 from nbtl_search.launchers import local
+from nbtl_search.study import finals
+from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.storage import wait_for
 from nbtl_search.study.store import Study
 from nbtl_search.worker.attempt import Timing
@@ -88,7 +90,7 @@ def work(
     beat_s: float = 10.0,
     wait_s: float = 0.0,
 ) -> None:
-    """Be one worker: train trials of the study until it is over, or until SIGTERM.
+    """Be one worker: train trials of the study and its final runs until all are over, or SIGTERM.
 
     Args:
         name: of the study.
@@ -116,7 +118,24 @@ def work(
             deadline=time.monotonic() + wait_s,
             sleep=pause,
         )
-        Supervisor(study, home=home, stop=stop, timing=timing).run()
+        while (
+            stage := wait_for(lambda: _stage(study), deadline=_later(), sleep=pause)
+        ) is not None:
+            Supervisor(stage, home=home, stop=stop, timing=timing).run()
+            if stop.requested:
+                break
+
+
+def _stage(study: Study) -> Study | None:
+    """Return what has work left: the search, else its final runs where they are wanted."""
+    ledger = Ledger(study.storage.engine, study.id)
+    if ledger.desired() != "stop" and not ledger.is_over():
+        return study
+    return finals.next_stage(study)
+
+
+def _later() -> float:
+    return time.monotonic() + _PATIENCE_S
 
 
 class _StoppedError(Exception):

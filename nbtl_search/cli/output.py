@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from nbtl_search.study.store import Study
 
 
+_STAGES = {"confirm": "runs on validation", "test": "runs on test"}
+
+
 def echo_json(value: Any) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2, default=str))
@@ -76,11 +79,12 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
             bar.update(task, description="waiting for the database")
             return
         best = f"best {report.best['value']:.2f} %" if report.best else "no result yet"
+        told = f"{report.running} running, {report.pruned} pruned, {best}"
         bar.update(
             task,
             total=report.n_trials,
             completed=report.complete + report.pruned + report.failed,
-            description=f"{report.running} running, {report.pruned} pruned, {best}",
+            description=told if study.stage is None else _STAGES[study.stage],
         )
 
     try:

@@ -2,11 +2,15 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nbtl_search.cli.options import home_option, json_option, settings_option
 from nbtl_search.cli.output import decoding_progress, echo_json
+
+if TYPE_CHECKING:
+    from nbtl_search.spec import Epoch
 
 
 @click.command("train")
@@ -34,7 +38,7 @@ def train_command(
     nbtl-search train recipe.toml --set train.seed=1
     """
     from nbtl_search import api
-    from nbtl_search.spec import Recipe, read_toml, with_settings
+    from nbtl_search.spec import Recipe, best_epoch, read_toml, with_settings
 
     parsed = Recipe.parse(with_settings(read_toml(recipe), settings))
     epochs = []
@@ -44,19 +48,25 @@ def train_command(
             if not as_json:
                 click.echo(
                     f"epoch {epoch.epoch:3d}/{parsed.train.epochs}  loss {epoch.train_loss:.4f}  "
-                    f"validation top-1 {epoch.val_top1:.2f} %  {epoch.seconds:.1f} s"
+                    f"{_validation(epoch)}  {epoch.seconds:.1f} s"
                 )
-    best = max(epochs, key=lambda epoch: epoch.val_top1)
+    best = best_epoch(epochs)
     if as_json:
         echo_json(
             {
-                "best": best.plain(),
+                "best": None if best is None else best.plain(),
                 "last": epochs[-1].plain(),
                 "epochs": [e.plain() for e in epochs],
             }
         )
-    else:
-        click.echo(f"best: epoch {best.epoch}, validation top-1 {best.val_top1:.2f} %")
+    elif best is not None:
+        click.echo(f"best: epoch {best.epoch}, {_validation(best)}")
+
+
+def _validation(epoch: "Epoch") -> str:
+    if epoch.val_top1 is None:
+        return "not validated"
+    return f"validation top-1 {epoch.val_top1:.2f} %"
 
 
 @click.command("pretrain")
@@ -93,7 +103,7 @@ def pretrain_command(*, output: Path, seed: int, epochs: int | None, home: Path 
             n_images += epoch.n_images
             click.echo(
                 f"epoch {epoch.epoch:3d}/{recipe.train.epochs}  loss {epoch.train_loss:.4f}  "
-                f"validation top-1 {epoch.val_top1:.2f} %  {n_images} images, "
+                f"{_validation(epoch)}  {n_images} images, "
                 f"{time.process_time() - started_s:.0f} s of processor time"
             )
     click.echo(f"wrote {output}")

@@ -11,6 +11,7 @@ from torch.nn import functional
 from nbtl_search.engine.device import Placement
 
 LabelledImages = tuple[Float[Tensor, "_ 3 _ _"], Int[Tensor, " _"]]
+LabelledTenCrops = tuple[Float[Tensor, "_ 10 3 _ _"], Int[Tensor, " _"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +67,57 @@ def running_score(
     micro_batch: int | None = None,
 ) -> Iterator[Score]:
     """Yield the score so far after every batch. The model is left in evaluation mode."""
-    model.eval()
     total = Score()
-    for images, labels in batches:
-        pieces = torch.split(images, micro_batch or len(images))
-        with torch.inference_mode(), placement.autocast():
-            logits = [model(piece.to(memory_format=placement.memory_format)) for piece in pieces]
-            total += score(torch.cat(logits), labels)
+    for logits, labels in running_logits(
+        model, batches, placement=placement, micro_batch=micro_batch
+    ):
+        total += score(logits, labels)
         yield total
+
+
+def running_logits(
+    model: nn.Module,
+    batches: Iterable[LabelledImages],
+    *,
+    placement: Placement,
+    micro_batch: int | None = None,
+) -> Iterator[tuple[Float[Tensor, "_ classes"], Int[Tensor, " _"]]]:
+    """Yield logits and labels of every batch. The model is left in evaluation mode."""
+    model.eval()
+    for images, labels in batches:
+        yield _logits(model, images, placement=placement, micro_batch=micro_batch), labels
+
+
+def running_ten_crop(
+    model: nn.Module,
+    batches: Iterable[LabelledTenCrops],
+    *,
+    placement: Placement,
+    micro_batch: int,
+) -> Iterator[tuple[Float[Tensor, "_ classes"], Int[Tensor, " _"]]]:
+    """Yield the mean softmax over the ten crops, in float32, and labels of every batch.
+
+    A forward takes `micro_batch` crops. The model is left in evaluation mode.
+    """
+    model.eval()
+    for crops, labels in batches:
+        logits = _logits(
+            model, crops.flatten(0, 1), placement=placement, micro_batch=micro_batch
+        ).float()
+        yield logits.softmax(dim=1).unflatten(0, (len(labels), -1)).mean(dim=1), labels
+
+
+def _logits(
+    model: nn.Module,
+    images: Float[Tensor, "n 3 h w"],
+    *,
+    placement: Placement,
+    micro_batch: int | None,
+) -> Float[Tensor, "n classes"]:
+    pieces = torch.split(images, micro_batch or len(images))
+    with torch.inference_mode(), placement.autocast():
+        logits = [model(piece.to(memory_format=placement.memory_format)) for piece in pieces]
+        return torch.cat(logits)
 
 
 def evaluate(
@@ -89,3 +133,9 @@ def evaluate(
         for so_far in running_score(model, batches, placement=placement, micro_batch=micro_batch):
             total = so_far
     return total
+
+
+def largest_weight(model: nn.Module) -> float:
+    """Return the largest magnitude among weights and running statistics; not finite if one is."""
+    values = [v.detach().abs().max().float() for v in model.state_dict().values() if v.numel()]
+    return float(torch.stack(values).max())

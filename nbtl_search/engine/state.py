@@ -104,7 +104,8 @@ def _check(run: Trainable, saved: RunState) -> None:
     theirs = Recipe.parse_json(saved["recipe"])
     if _settings(run.recipe) != _settings(theirs):
         ours, other = _settings(run.recipe), _settings(theirs)
-        names = ", ".join(name for name in ours if ours[name] != other[name])
+        named = {**ours, **other}  # a setting that is usual may not be written out
+        names = ", ".join(name for name in named if ours.get(name) != other.get(name))
         message = (
             f"a checkpoint continues only its own recipe, got one that differs in {names}; use "
             "that recipe, or another checkpoint directory"

@@ -15,13 +15,13 @@ from nbtl_search.data.loader import Batch, EvalBatches, TrainBatches
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.engine import state
 from nbtl_search.engine.device import place
-from nbtl_search.engine.evaluate import Score, running_score
+from nbtl_search.engine.evaluate import Score, largest_weight, running_score
 from nbtl_search.engine.gradients import Gradient, finite
 from nbtl_search.engine.model import build
 from nbtl_search.engine.optim import set_rates, sgd
 from nbtl_search.engine.randomness import derive_seed
 from nbtl_search.engine.schedule import learning_rate
-from nbtl_search.spec import Epoch, Recipe
+from nbtl_search.spec import Epoch, Recipe, best_epoch
 from nbtl_search.transfer.penalties import l2sp
 
 Item = TypeVar("Item")
@@ -51,6 +51,7 @@ class Run:
         train = recipe.train
         self.recipe = recipe
         self.data_digest = prepared.digest
+        self.classes = prepared.classes
         self.placement = place(train)
         with self.placement.numerics():
             self.network = build(
@@ -68,14 +69,17 @@ class Run:
                 seed=train.seed,
                 device=self.placement.device,
                 n_workers=self.placement.n_loaders if train.n_loaders is None else train.n_loaders,
+                splits=("train", "val") if self.trains_on_validation else ("train",),
             )
-            self._validation = EvalBatches(
-                prepared,
-                "val",
-                format=self.network.image_format,
-                batch_size=train.batch_size,
-                device=self.placement.device,
-            )
+            self._validation: EvalBatches | None = None
+            if not self.trains_on_validation:
+                self._validation = EvalBatches(
+                    prepared,
+                    "val",
+                    format=self.network.image_format,
+                    batch_size=train.batch_size,
+                    device=self.placement.device,
+                )
         self.n_updates = self._batches.n_updates
         self.optimiser = sgd(recipe, self.network.layers)
         self.penalty = l2sp(
@@ -104,9 +108,14 @@ class Run:
         return self.progress.epoch >= self.recipe.train.epochs
 
     @property
+    def trains_on_validation(self) -> bool:
+        """Tell whether the validation images are trained on, and so judge nothing."""
+        return self.recipe.data.train_on == "train+val"
+
+    @property
     def best(self) -> Epoch | None:
         """Return the epoch with the highest validation top-1, the first of equals."""
-        return max(self.history, key=lambda epoch: epoch.val_top1, default=None)
+        return best_epoch(self.history)
 
     def begin_epoch(self) -> None:
         """Set the epoch's learning rates; also where an epoch is resumed half-way."""
@@ -134,7 +143,9 @@ class Run:
         return self.step()
 
     def scores(self) -> Iterator[Score]:
-        """Return the running score on the validation split."""
+        """Return the running score on the validation split; nothing where that is trained on."""
+        if self._validation is None:
+            return iter(())
         return self._working(
             running_score(
                 self.network.model,
@@ -153,19 +164,22 @@ class Run:
             n_validated=n_validated,
         )
 
-    def end_epoch(self, score: Score) -> Epoch:
+    def end_epoch(self, score: Score | None) -> Epoch:
         """Record the epoch, and move to the start of the next one.
 
         Raises:
-            DivergedError: the validation loss is not finite.
+            DivergedError: the validation loss is not finite; without validation, the weights.
         """
+        if score is None:
+            # Nothing else would see that the last update of all was one too far.
+            finite(largest_weight(self.network.model), "largest weight")
         progress, train = self.progress, self.recipe.train
         epoch = Epoch(
             epoch=progress.epoch + 1,
             train_loss=progress.loss_sum / progress.n_images,
-            val_loss=finite(score.loss, "validation loss"),
-            val_top1=score.top1,
-            val_top5=score.top5,
+            val_loss=None if score is None else finite(score.loss, "validation loss"),
+            val_top1=None if score is None else score.top1,
+            val_top5=None if score is None else score.top5,
             lr=learning_rate(self.recipe.dials.lr_high, epoch=progress.epoch, train=train),
             n_images=progress.n_images,
             seconds=progress.seconds,
@@ -223,7 +237,7 @@ def train(run: Run) -> Iterator[Step | Epoch]:
         run.begin_epoch()
         for batch in run.batches():
             yield run.update(batch)
-        score = Score()
+        score: Score | None = None
         for score in run.scores():
             yield run.step(n_validated=score.n_images)
         yield run.end_epoch(score)

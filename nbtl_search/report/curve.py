@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.sax.saxutils import escape
 
-from nbtl_search.spec import Epoch
+from nbtl_search.spec import Epoch, best_epoch
 
 WIDTH_PX: Final = 640
 HEIGHT_PX: Final = 300
@@ -43,7 +43,7 @@ def draw(
     """Return an SVG of validation top-1 over the epochs.
 
     Args:
-        epochs: of the trial.
+        epochs: of the trial; those without validation are left out.
         title: text above the curve.
         n_epochs: length of the schedule, and of the axis.
         reference: epochs of the default recipe, drawn faint for comparison.
@@ -66,7 +66,7 @@ def draw(
 
 def _axes(epochs: Sequence[Epoch], *, n_epochs: int) -> tuple[_Axis, _Axis]:
     last = max([n_epochs, 2, *(epoch.epoch for epoch in epochs)])
-    tops = [epoch.val_top1 for epoch in epochs] or [0.0, 100.0]
+    tops = [top1 for _, top1 in _validated(epochs)] or [0.0, 100.0]
     step = _round_step((max(tops) - min(tops)) or 10.0, n=8)
     low = max(0.0, math.floor(min(tops) / step) * step)
     high = min(100.0, max(math.ceil(max(tops) / step) * step, low + step))
@@ -75,6 +75,10 @@ def _axes(epochs: Sequence[Epoch], *, n_epochs: int) -> tuple[_Axis, _Axis]:
     x = _Axis(low=1, high=last, step=x_step, start_px=_LEFT, end_px=WIDTH_PX - _RIGHT)
     y = _Axis(low=low, high=high, step=step, start_px=HEIGHT_PX - _BOTTOM, end_px=_TOP)
     return x, y
+
+
+def _validated(epochs: Sequence[Epoch]) -> list[tuple[int, float]]:
+    return [(epoch.epoch, epoch.val_top1) for epoch in epochs if epoch.val_top1 is not None]
 
 
 def _round_step(span: float, *, n: int) -> float:
@@ -106,7 +110,7 @@ def _grid(x: _Axis, y: _Axis) -> Iterator[str]:
 def _line(
     epochs: Sequence[Epoch], x: _Axis, y: _Axis, *, color: str, width: float
 ) -> Iterator[str]:
-    places = [(x.at(epoch.epoch), y.at(epoch.val_top1)) for epoch in epochs]
+    places = [(x.at(epoch), y.at(top1)) for epoch, top1 in _validated(epochs)]
     if not places:
         return
     points = " ".join(f"{left},{top}" for left, top in places)
@@ -118,8 +122,8 @@ def _line(
 
 def _best(epochs: Sequence[Epoch], x: _Axis, y: _Axis) -> Iterator[str]:
     """Ring the epoch that the trial's value comes from: the first with the highest accuracy."""
-    if epochs:
-        best = max(epochs, key=lambda epoch: (epoch.val_top1, -epoch.epoch))
+    best = best_epoch(epochs)
+    if best is not None and best.val_top1 is not None:
         place = f'cx="{x.at(best.epoch)}" cy="{y.at(best.val_top1)}"'
         yield f'<circle {place} r="6.5" fill="none" stroke="#2a9d3a" stroke-width="2"/>'
 

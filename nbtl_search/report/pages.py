@@ -18,17 +18,18 @@ import plotly.graph_objects as go
 from optuna.storages import _CachedStorage
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import distinct, func, select
+from sqlalchemy import distinct, func, or_, select
 
 from nbtl_search.errors import NbtlError, StudyNotFoundError
-from nbtl_search.report import curve, figures
+from nbtl_search.report import curve, figures, paper_figures
 from nbtl_search.report.standing import best_of, default_of, gain_of
 from nbtl_search.report.traces import TOP1
 from nbtl_search.spec import Epoch
-from nbtl_search.study import records, schema, store
+from nbtl_search.study import names, records, schema, store
 from nbtl_search.study.records import TrialRecord
 from nbtl_search.study.storage import Storage, storage_errors
 from nbtl_search.study.store import Study
+from nbtl_search.study.verdicts import verdict_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Pages:
         page = self._pages.get(study._study_id, _Page())  # noqa: SLF001
         study.system_attrs = {**page.attributes, **study.system_attrs}
         study.user_attrs = {**study.user_attrs, **page.verdict}
-        study.user_attrs.pop(store.SPEC, None)
+        study.user_attrs.pop(names.SPEC, None)
 
     def attributes(self, study_id: int) -> Mapping[str, Any]:
         """Return what is laid over a study's attributes."""
@@ -123,6 +124,15 @@ class Pages:
     def _stamps(self) -> dict[int, tuple[Any, ...]]:
         """Return each study's name and some counts that differ when its trials do."""
         study, trial, epoch = schema.study, schema.trial, schema.epoch
+        final, run = schema.final, schema.trial.alias()
+        is_final = or_(run.c.study_id == final.c.confirm_id, run.c.study_id == final.c.test_id)
+        finals = (
+            select(func.count(run.c.finished_at))
+            .select_from(final.join(run, is_final))
+            .where(final.c.parent_id == study.c.study_id)
+            .correlate(study)
+            .scalar_subquery()
+        )
         query = (
             select(
                 study.c.study_id,
@@ -133,6 +143,7 @@ class Pages:
                 func.count(distinct(trial.c.finished_at)),
                 func.count(distinct(trial.c.worker)),
                 func.max(trial.c.token),
+                finals,
             )
             .select_from(study.outerjoin(trial).outerjoin(epoch))
             .group_by(study.c.study_id)
@@ -208,7 +219,13 @@ def _figures(
         "nbtl-learning-curves": figures.learning_curves(trials, curves),
         "nbtl-non-binary": figures.non_binary(trials, n_blocks=study.facts.n_blocks),
         "nbtl-dials": figures.dials(trials),
+        "nbtl-rate": paper_figures.rate_by_new_layers(trials),
+        "nbtl-low-layers": paper_figures.low_layers(trials),
+        "nbtl-l2sp": paper_figures.l2sp_blocks(trials),
     }
+    if study.stage is None:  # else its trials are final runs, which the search's page compares
+        verdict = verdict_of(study)
+        drawn["nbtl-optimal"] = paper_figures.optimal_against_default(trials, verdict)
     if not trials:
         return {}
     return {f"dashboard:plot_data:{key}:0": figure.to_json() for key, figure in drawn.items()}

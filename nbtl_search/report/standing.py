@@ -6,9 +6,8 @@ from statistics import fmean
 from typing import Final
 
 from nbtl_search.spec import Budget
-from nbtl_search.study.records import Totals, TrialRecord
+from nbtl_search.study.records import DEFAULT, Totals, TrialRecord
 
-DEFAULT: Final = "default"  # the name of the baseline among the known recipes
 ENDED: Final = ("complete", "pruned", "failed")
 MIN_IMAGES: Final = 6  # 2 * 0.5**6 < 0.05 <= 2 * 0.5**5
 

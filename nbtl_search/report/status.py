@@ -10,7 +10,7 @@ from rich.text import Text
 from nbtl_search.report import tables
 from nbtl_search.report.standing import Gain, best_of, default_of, gain_of, time_left_s
 from nbtl_search.report.tables import clean, span, state_text
-from nbtl_search.study import records
+from nbtl_search.study import records, rounds
 from nbtl_search.study.records import TrialRecord, WorkerRecord
 from nbtl_search.study.store import Study, StudySummary
 
@@ -27,6 +27,14 @@ class Best(TypedDict):
     params: dict[str, Any]
 
 
+class FinalRuns(TypedDict):
+    """How far the latest finalisation is."""
+
+    stage: str
+    n_done: int
+    n_runs: int
+
+
 class Default(TypedDict):
     """The trial of the default recipe; its value is None until it is complete."""
 
@@ -36,7 +44,7 @@ class Default(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class StatusReport:
-    """Where a study stands. Values are validation top-1 accuracies in percent.
+    """Where a study stands. Values are accuracies in percent, of the kind that `measure` names.
 
     `image_points` is what one validation image is worth, in points; `eta_s` is None where it
     cannot be told.
@@ -44,6 +52,7 @@ class StatusReport:
 
     study: str
     state: str
+    measure: str
     n_trials: int
     complete: int
     pruned: int
@@ -60,6 +69,8 @@ class StatusReport:
     seconds_spent: float
     eta_s: float | None
     workers: tuple[WorkerRecord, ...]
+    final: FinalRuns | None
+    """None where the study was never finalised."""
 
     def plain(self) -> dict[str, Any]:
         """Return plain data for JSON; what is not known yet is None."""
@@ -73,12 +84,15 @@ def status_of(study: Study) -> StatusReport:
         StorageError: the database refuses or does not answer.
     """
     engine, spec, n_val = study.storage.engine, study.spec, study.facts.n_val
+    if study.stage == "test":
+        n_val = study.facts.n_test
     trials = records.trials(engine, study.id)
     workers = records.workers(engine, study.id)
     totals = records.totals(engine, study.id, n_workers=len(workers))
     best, default = best_of(trials), default_of(trials)
     return StatusReport(
         study=study.name,
+        measure="test top-1" if study.stage == "test" else "validation top-1",
         **asdict(totals),
         best=None if best is None else _best(best),
         default=_default(default),
@@ -90,6 +104,7 @@ def status_of(study: Study) -> StatusReport:
             totals, trials, n_workers=len(workers), n_epochs=spec.train.epochs, budget=spec.budget
         ),
         workers=tuple(workers),
+        final=_final(study),
     )
 
 
@@ -103,7 +118,7 @@ def render(
         trials: its trials.
         show_all: also those beyond the first `tables.MAX_TRIALS` worth a look.
     """
-    parts: list[RenderableType] = [*_header(report), *_comparison(report)]
+    parts: list[RenderableType] = [*_header(report), *_comparison(report), *_finalised(report)]
     if trials:
         best = None if report.best is None else report.best["trial"]
         drawn = tables.of_trials(
@@ -171,5 +186,23 @@ def _comparison(report: StatusReport) -> list[RenderableType]:
         lines.append(Text(f"default  {default['value']:.2f} %  trial {default['trial']}"))
     worth = f"one of {report.n_val} images is {report.image_points:.2f} points"
     if report.gain is None:
-        return [*lines, Text(f"validation top-1; {worth}", style="dim")]
+        return [*lines, Text(f"{report.measure}; {worth}", style="dim")]
     return [*lines, Text(f"{report.gain.words()} ({worth})")]
+
+
+def _final(study: Study) -> FinalRuns | None:
+    row = rounds.latest(study)
+    if row is None:
+        return None
+    stage = rounds.stage_of(study, row)
+    n_done, n_runs = rounds.counts(stage)
+    return {"stage": stage.stage or "", "n_done": n_done, "n_runs": n_runs}
+
+
+def _finalised(report: StatusReport) -> list[RenderableType]:
+    """Return the line about the final runs, where there are any."""
+    final = report.final
+    if final is None:
+        return []
+    told = f"final    stage {final['stage']!r}: {final['n_done']} of {final['n_runs']} runs ended"
+    return [Text(f"{told}; nbtl-search finalize {clean(report.study)}")]

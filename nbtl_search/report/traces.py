@@ -172,8 +172,11 @@ def _points(
     trials: Sequence[TrialRecord], curves: Mapping[int, Sequence[Epoch]]
 ) -> Iterator[tuple[int | None, float | None]]:
     for trial in trials:
-        epochs = curves.get(trial.number, ())
-        for epoch in epochs:
-            yield epoch.epoch, round(epoch.val_top1, 2)
-        if epochs:
+        points = [
+            (epoch.epoch, round(epoch.val_top1, 2))
+            for epoch in curves.get(trial.number, ())
+            if epoch.val_top1 is not None
+        ]
+        if points:
+            yield from points
             yield None, None

@@ -9,6 +9,7 @@ from nbtl_search.spec.recipe import (
     ModelSettings,
     Recipe,
     TrainSettings,
+    best_epoch,
 )
 from nbtl_search.spec.study import (
     Budget,
@@ -39,6 +40,7 @@ __all__ = [
     "StudySpec",
     "TrainSettings",
     "Value",
+    "best_epoch",
     "read_toml",
     "with_settings",
     "write_toml",

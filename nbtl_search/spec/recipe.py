@@ -1,6 +1,7 @@
 """A recipe: every setting of one training run, and what a run gives back."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
@@ -11,6 +12,10 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Percentage = Annotated[float, Field(ge=0, le=100)]
+
+# Not written out: recipes, checkpoints and fingerprints read as before there was another choice.
+_USUAL_TRAIN_ON: Final = "train"
 
 
 class DataSettings(Value):
@@ -25,6 +30,11 @@ class DataSettings(Value):
     image_px: int = Field(299, ge=16, le=2048, description="side of the network's input")
     normalisation: Literal["weights", "imagenet", "dataset", "inception"] = Field(
         "weights", description="mean and standard deviation; 'weights' = what the weights expect"
+    )
+    train_on: Literal["train", "train+val"] = Field(
+        _USUAL_TRAIN_ON,
+        description="'train+val' learns from the validation images too, and validates on none",
+        exclude_if=lambda train_on: train_on == _USUAL_TRAIN_ON,
     )
 
 
@@ -126,13 +136,16 @@ class Facts(Value):
 
 
 class Epoch(Value):
-    """What one epoch gave. Accuracies are percentages of the validation set."""
+    """What one epoch gave. Accuracies are percentages of the validation set.
+
+    The three validation figures are None where the validation images are trained on.
+    """
 
     epoch: AtLeastOne
     train_loss: float
-    val_loss: float
-    val_top1: float = Field(ge=0, le=100)
-    val_top5: float = Field(ge=0, le=100)
+    val_loss: float | None = None
+    val_top1: Percentage | None = None
+    val_top5: Percentage | None = None
     lr: float = Field(description="of the high group, during this epoch")
     n_images: AtLeastOne = Field(description="training images seen in this epoch")
     seconds: NonNegative = Field(description="wall clock of training and validation")
@@ -142,3 +155,12 @@ class Epoch(Value):
         """Tell whether two epochs agree in everything but the time they took."""
         hidden = {"seconds", "micro_batch"}
         return self.model_dump(exclude=hidden) == other.model_dump(exclude=hidden)
+
+
+def best_epoch(epochs: Iterable[Epoch]) -> Epoch | None:
+    """Return the first with the highest validation top-1; None where none was validated."""
+    best: tuple[float, Epoch] | None = None
+    for epoch in epochs:
+        if epoch.val_top1 is not None and (best is None or epoch.val_top1 > best[0]):
+            best = epoch.val_top1, epoch
+    return None if best is None else best[1]

@@ -107,6 +107,18 @@ class StudySpec(Value):
     budget: Budget = Budget()
     facts: Facts | None = Field(None, description="filled in by `create`")
 
+    @field_validator("data")
+    @classmethod
+    def _judged_by_unseen_images(cls, data: DataSettings) -> DataSettings:
+        if data.train_on != "train":
+            message = (
+                "a search judges by validation images that it does not train on: train_on must be "
+                f"'train' in a study, got {data.train_on!r}; leave it out, or train one recipe "
+                "with it (nbtl-search train)"
+            )
+            raise ValueError(message)
+        return data
+
     def recipe(self, dials: Dials) -> Recipe:
         """Return the whole recipe of a trial with these dials."""
         return Recipe(

@@ -5,6 +5,7 @@ from typing import Literal
 
 Desired = Literal["run", "pause", "stop"]
 Terminal = Literal["complete", "pruned", "failed"]
+FinalStage = Literal["confirm", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +42,20 @@ class Outcome:
     best_epoch: int | None = None
     cause: str | None = None
     message: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalResult:
+    """What a final run gave on the test images, and where it left its weights."""
+
+    n_images: int
+    top1: float
+    top5: float
+    ten_crop_top1: float
+    ten_crop_top5: float
+    predictions: bytes
+    """The content of predictions.npz."""
+    host: str
+    folder: str
+    digest: str
+    """sha256 of model.safetensors."""

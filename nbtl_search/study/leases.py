@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from nbtl_search.errors import FencedError
 from nbtl_search.spec import Epoch
 from nbtl_search.study import ledger, schema
-from nbtl_search.study.lease import Asked, Desired, Lease, Outcome
+from nbtl_search.study.lease import Asked, Desired, FinalResult, Lease, Outcome
 from nbtl_search.study.storage import storage_errors
 
 MAX_FAILURES: Final = 3
@@ -103,6 +103,7 @@ class Leases:
                     trial_id=asked.trial_id,
                     study_id=self._study_id,
                     number=asked.number,
+                    slot=slot,
                     name=asked.name,
                     protected=asked.protected,
                     recipe=asked.recipe_json,
@@ -151,14 +152,17 @@ class Leases:
                 connection.execute(upsert(schema.epoch).on_conflict_do_nothing(), rows)
                 _forgive_failures(connection, lease)
 
-    def finish(self, lease: Lease, outcome: Outcome) -> None:
-        """End the trial.
+    def finish(self, lease: Lease, outcome: Outcome, *, result: FinalResult | None = None) -> None:
+        """End the trial; a final run of the test stage has a result.
 
         Raises:
             FencedError: another worker holds the trial.
         """
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
+            if result is not None:
+                row = vars(result) | {"trial_id": lease.trial_id}
+                connection.execute(insert(schema.final_result).values(row))
             self._end_trial(connection, lease, outcome)
 
     def release(self, lease: Lease, *, cause: str, message: str = "") -> None:

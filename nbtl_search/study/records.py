@@ -11,6 +11,7 @@ from nbtl_search.study import schema
 from nbtl_search.study.ledger import NOW, Ledger
 from nbtl_search.study.storage import storage_errors
 
+DEFAULT: Final = "default"  # the name of the baseline among the known recipes
 ALIVE_S: Final = 90.0  # a worker that has shown itself within this time counts as alive
 
 

@@ -9,9 +9,11 @@ from typing import Final
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy import select
 
 from nbtl_search import space
 from nbtl_search.spec import Dials, Epoch, StudySpec
+from nbtl_search.study import schema
 from nbtl_search.study.lease import Asked
 from nbtl_search.study.ledger import Ended
 from nbtl_search.study.store import DIALS, NAME, PROTECTED, Study
@@ -44,6 +46,8 @@ def ask(study: Study, *, slot: int, known_ids: set[int]) -> Asked:
     """
     study.optuna.sampler = sampler(study.spec, slot=slot)
     trial = _orphan(study.optuna, known_ids) or study.optuna.ask()
+    if study.stage is not None:
+        return _planned(study, trial, slot)
     searched = space.build(study.spec.search, n_blocks=study.facts.n_blocks)
     known = trial.user_attrs.get(DIALS)
     if known is None:
@@ -58,6 +62,22 @@ def ask(study: Study, *, slot: int, known_ids: set[int]) -> Asked:
         name=trial.user_attrs.get(NAME, ""),
         protected=bool(trial.user_attrs.get(PROTECTED, False)),
         recipe_json=study.spec.recipe(dials).model_dump_json(),
+    )
+
+
+def _planned(study: Study, trial: optuna.Trial, slot: int) -> Asked:
+    """Return the final run that is planned for this slot."""
+    plan = schema.final_run
+    query = select(plan).where(plan.c.study_id == study.id, plan.c.slot == slot)
+    with study.storage.engine.connect() as connection:
+        run = connection.execute(query).one()
+    trial.set_user_attr(NAME, run.name)
+    return Asked(
+        trial_id=trial._trial_id,  # noqa: SLF001
+        number=trial.number,
+        name=run.name,
+        protected=True,
+        recipe_json=run.recipe,
     )
 
 
@@ -76,7 +96,8 @@ def report(study: Study, trial_id: int, epochs: list[Epoch], *, n_epochs: int) -
     there = trial.storage.get_trial(trial_id).intermediate_values
     with _unless_finished():
         for epoch in epochs:
-            if (epoch.epoch % stride == 0 or epoch.epoch == n_epochs) and epoch.epoch not in there:
+            wanted = epoch.epoch % stride == 0 or epoch.epoch == n_epochs
+            if wanted and epoch.epoch not in there and epoch.val_top1 is not None:
                 trial.report(epoch.val_top1, step=epoch.epoch)
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Sequence,
     Table,
@@ -66,6 +67,7 @@ trial = Table(
     Column("trial_id", Integer, primary_key=True, autoincrement=False),
     Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
     Column("number", Integer, nullable=False),
+    Column("slot", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("protected", Boolean, nullable=False),
     Column("recipe", Text, nullable=False),
@@ -114,9 +116,9 @@ epoch = Table(
     Column("epoch", Integer, primary_key=True),
     Column("attempt", Integer, nullable=False),
     Column("train_loss", Float, nullable=False),
-    Column("val_loss", Float, nullable=False),
-    Column("val_top1", Float, nullable=False),
-    Column("val_top5", Float, nullable=False),
+    Column("val_loss", Float),
+    Column("val_top1", Float),
+    Column("val_top5", Float),
     Column("lr", Float, nullable=False),
     Column("n_images", Integer, nullable=False),
     Column("seconds", Float, nullable=False),
@@ -136,6 +138,50 @@ worker = Table(
     Column("trial_number", Integer),
     _time("started_at", now=True),
     _time("seen_at", now=True),
+)
+
+# A finalisation of a study: two studies of their own, whose trials are its final runs.
+final = Table(
+    "nbtl_final",
+    metadata,
+    Column("parent_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("plan", Text, nullable=False),
+    Column("confirm_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), unique=True),
+    Column("test_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), unique=True),
+    Column("winner", Integer),
+    Column("reason", Text, nullable=False),
+    _time("created_at", now=True),
+    _time("test_opened_at"),
+    CheckConstraint(
+        "(test_id IS NULL) = (test_opened_at IS NULL)", name="nbtl_final_readings_are_recorded"
+    ),
+)
+
+# What the slots of such a study train; the ledger's trial has the same slot.
+final_run = Table(
+    "nbtl_final_run",
+    metadata,
+    Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("candidate", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("recipe", Text, nullable=False),
+)
+
+final_result = Table(
+    "nbtl_final_result",
+    metadata,
+    Column("trial_id", ForeignKey(trial.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("n_images", Integer, nullable=False),
+    Column("top1", Float, nullable=False),
+    Column("top5", Float, nullable=False),
+    Column("ten_crop_top1", Float, nullable=False),
+    Column("ten_crop_top5", Float, nullable=False),
+    Column("predictions", LargeBinary, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("digest", Text, nullable=False),
 )
 
 

@@ -4,7 +4,6 @@ A study exists from the moment its row stands in our ledger, which is inserted l
 first. An Optuna study without that row is half-made: nobody sees it, the next `create` clears it.
 """
 
-import contextlib
 import difflib
 import logging
 from collections.abc import Iterator
@@ -14,30 +13,32 @@ from typing import Any, Final
 
 import optuna
 from optuna.study import StudyDirection
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import ColumnElement, Connection, case, exists, func, null, select, text
 from sqlalchemy import delete as delete_from
 
 from nbtl_search import space
 from nbtl_search.errors import SpecError, StorageError, StudyExistsError, StudyNotFoundError
 from nbtl_search.spec import Facts, StudySpec
 from nbtl_search.study import ledger, schema
+from nbtl_search.study.lease import FinalStage
+from nbtl_search.study.names import SPEC, clear_half_made, names_of_final_runs, only_one
 from nbtl_search.study.note import write_note
 from nbtl_search.study.storage import Storage, storage_errors
 
 logger = logging.getLogger(__name__)
 
-SPEC: Final = "nbtl:spec"
 NAME: Final = "nbtl:name"
 REASON: Final = "nbtl:reason"
 PROTECTED: Final = "nbtl:protected"
 DIALS: Final = "nbtl:dials"
-_NAME_LOCK: Final = 6031771  # any number, the same for all who create or delete studies
-_DELETIONS: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study that exists; `id` is Optuna's and the ledger's, `uid` is never used again."""
+    """A study that exists; `id` is Optuna's and the ledger's, `uid` is never used again.
+
+    Final runs of a study are studies themselves; theirs have its specification, and a `stage`.
+    """
 
     name: str
     id: int
@@ -45,6 +46,7 @@ class Study:
     spec: StudySpec
     optuna: optuna.Study
     storage: Storage
+    stage: FinalStage | None = None
 
     @property
     def facts(self) -> Facts:
@@ -77,10 +79,10 @@ def create(storage: Storage, spec: StudySpec) -> Study:
     searched = space.build(spec.search, n_blocks=facts.n_blocks)
     trials = [*_known_trials(spec, searched), *_design_trials(spec, searched)]
     note = write_note(spec, facts)  # before anything is written: it may find the spec wrong
-    with storage_errors(), _only_one(storage, spec.name) as connection:
+    with storage_errors(), only_one(storage, spec.name) as connection:
         if _row(connection, spec.name) is not None:
             return _same(open_study(storage, spec.name), spec)
-        _clear_half_made(storage, spec.name)
+        clear_half_made(storage, spec.name)
         study_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], spec.name)
         storage.optuna.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
         for trial in trials:
@@ -119,11 +121,12 @@ def open_study(storage: Storage, name: str) -> Study:
             spec=spec,
             optuna=_optuna_study(storage, name),
             storage=storage,
+            stage=row.stage,
         )
 
 
 def names(storage: Storage) -> list[StudySummary]:
-    """Return all studies, the newest first.
+    """Return all studies but those of final runs, the newest first.
 
     Raises:
         StorageError: the database refuses.
@@ -134,24 +137,34 @@ def names(storage: Storage) -> list[StudySummary]:
         .where(trial.study_id == study.study_id, trial.finished_at.is_not(None))
         .scalar_subquery()
     )
-    query = select(
-        study.name, study.desired, study.n_trials, n_finished.label("n_finished"), study.created_at
-    ).order_by(study.created_at.desc())
+    query = (
+        select(
+            study.name,
+            study.desired,
+            study.n_trials,
+            n_finished.label("n_finished"),
+            study.created_at,
+        )
+        .where(_stage().is_(None))
+        .order_by(study.created_at.desc())
+    )
     with storage_errors(), storage.engine.connect() as connection:
         return [StudySummary(**row) for row in connection.execute(query).mappings()]
 
 
 def delete(storage: Storage, name: str) -> None:
-    """Delete the study, or what is left of one that was half made or half deleted.
+    """Delete the study with its final runs, or what is left of one half made or half deleted.
 
     Raises:
         StudyNotFoundError: there is none; the message lists those that are.
         StorageError: the database refuses, or workers keep writing.
     """
-    with storage_errors(), _only_one(storage, name) as connection:
+    with storage_errors(), only_one(storage, name) as connection:
+        names = [name, *names_of_final_runs(storage, name)]
         with storage.engine.begin() as ours:
-            gone = ours.execute(delete_from(schema.study).where(schema.study.c.name == name))
-        if not _clear_half_made(storage, name) and gone.rowcount == 0:
+            gone = ours.execute(delete_from(schema.study).where(schema.study.c.name.in_(names)))
+        cleared = [clear_half_made(storage, each) for each in names]
+        if not any(cleared) and gone.rowcount == 0:
             raise StudyNotFoundError(_not_found(storage, name))
         connection.execute(text("SELECT 1"))
     logger.info("study deleted", extra={"action": "delete", "study": name})
@@ -209,29 +222,6 @@ def _same(existing: Study, spec: StudySpec) -> Study:
     raise StudyExistsError(message)
 
 
-def _clear_half_made(storage: Storage, name: str) -> bool:
-    """Delete the Optuna study of this name, of which our ledger does not know; tell if any was.
-
-    Raises:
-        StudyExistsError: it is not one that we began.
-    """
-    for deletion in range(_DELETIONS):  # Optuna ignores it when a late writer gets in between
-        try:
-            study_id = storage.optuna.get_study_id_from_name(name)
-        except KeyError:
-            return deletion > 0
-        began_here = SPEC in storage.optuna.get_study_user_attrs(study_id)
-        if not began_here and storage.optuna.get_n_trials(study_id) > 0:
-            message = (
-                f"the name {name!r} is taken by an Optuna study that nbtl-search did not make; "
-                "give another name"
-            )
-            raise StudyExistsError(message)
-        storage.optuna.delete_study(study_id)
-    message = f"study {name!r} must be left alone while it is deleted; stop its workers, try again"
-    raise StorageError(message)
-
-
 def _spec_of(storage: Storage, study_id: int) -> StudySpec | None:
     try:
         attributes = storage.optuna.get_study_user_attrs(study_id)
@@ -241,8 +231,19 @@ def _spec_of(storage: Storage, study_id: int) -> StudySpec | None:
 
 
 def _row(connection: Connection, name: str) -> Any:
-    query = select(schema.study.c.study_id, schema.study.c.uid).where(schema.study.c.name == name)
+    study = schema.study.c
+    query = select(study.study_id, study.uid, _stage().label("stage")).where(study.name == name)
     return connection.execute(query).one_or_none()
+
+
+def _stage() -> ColumnElement[str | None]:
+    """Return the stage whose final runs the row of `nbtl_study` holds; null for a search."""
+    final, study_id = schema.final.c, schema.study.c.study_id
+    return case(
+        (exists().where(final.confirm_id == study_id), "confirm"),
+        (exists().where(final.test_id == study_id), "test"),
+        else_=null(),
+    )
 
 
 def _not_found(storage: Storage, name: str) -> str:
@@ -252,18 +253,6 @@ def _not_found(storage: Storage, name: str) -> str:
         return f"no study {name!r}: the database has none yet; make one with: nbtl-search create"
     more = f" and {len(near) - 10} more" if len(near) > 10 else ""
     return f"no study {name!r} in this database; it has: {', '.join(near[:10])}{more}"
-
-
-@contextlib.contextmanager
-def _only_one(storage: Storage, name: str) -> Iterator[Connection]:
-    """Let one process at a time create or delete the study of this name."""
-    with storage.engine.begin() as connection:
-        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, :salt))"),
-            {"name": name, "salt": _NAME_LOCK},
-        )
-        yield connection
 
 
 def _attach_note(study: optuna.Study, note: str) -> None:

@@ -2,16 +2,17 @@
 
 import logging
 import shutil
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
 from nbtl_search.errors import FencedError, StorageLostError
-from nbtl_search.spec import Epoch, Recipe
+from nbtl_search.spec import Epoch, Recipe, best_epoch
 from nbtl_search.study import pruning, sampling
-from nbtl_search.study.lease import Lease, Outcome
+from nbtl_search.study.lease import FinalResult, Lease, Outcome
 from nbtl_search.study.leases import Leases
 from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.storage import storage_errors
@@ -54,10 +55,13 @@ class Desk:
 class Attempt:
     """The attempt. A lost database is waited for while training goes on."""
 
-    def __init__(self, lease: Lease, desk: Desk, *, checkpoints: Path) -> None:
+    def __init__(
+        self, lease: Lease, desk: Desk, *, checkpoints: Path, keep: Path | None = None
+    ) -> None:
         self._lease = lease
         self._desk = desk
         self._checkpoints = checkpoints
+        self._keep = keep
         self._recipe = Recipe.parse_json(lease.recipe_json)
         self._history: list[Epoch] = []
         self._n_sent = 0
@@ -76,7 +80,11 @@ class Attempt:
             ChildDiedError: the trainer died, or was killed here because it hung or would not
                 halt; the ledger knows already.
         """
-        order = protocol.Train(recipe=self._recipe, checkpoints=str(self._checkpoints))
+        order = protocol.Train(
+            recipe=self._recipe,
+            checkpoints=str(self._checkpoints),
+            keep=None if self._keep is None else str(self._keep),
+        )
         try:
             self._desk.child.send(order)
             while not self._over:
@@ -112,9 +120,9 @@ class Attempt:
                 self._judge()
                 if self._halting is None:
                     self._desk.child.send(protocol.GoOn())
-            case protocol.Ended(rss_mb=rss_mb):
+            case protocol.Ended(rss_mb=rss_mb, scores=scores):
                 self.rss_mb = rss_mb
-                self._finish("complete")
+                self._complete(scores)
             case protocol.Halted(rss_mb=rss_mb):
                 self.rss_mb = rss_mb
                 self._halted()
@@ -202,6 +210,23 @@ class Attempt:
             case _:
                 self._over = True
 
+    def _complete(self, scores: protocol.Scores | None) -> None:
+        """End a trial that ran to its end; what its value is depends on the stage.
+
+        The search takes the best epoch. The first stage of a finalisation takes the last, which
+        is what the second will have: there no validation images are left to choose one by.
+        """
+        match self._desk.study.stage:
+            case None:
+                self._finish("complete")
+            case "confirm":
+                self._end(_outcome("complete", self._history[-1:]))
+            case "test":
+                assert scores is not None, "the trainer was told where to keep them"  # noqa: S101
+                assert self._keep is not None  # noqa: S101
+                result = _result(scores, self._keep)
+                self._end(Outcome(state="complete", value=scores.top1), result=result)
+
     def _finish(
         self,
         state: Literal["complete", "pruned"],
@@ -209,21 +234,16 @@ class Attempt:
         cause: str | None = None,
         message: str | None = None,
     ) -> None:
-        best = max(self._history, key=lambda epoch: epoch.val_top1, default=None)
-        outcome = Outcome(
-            state=state,
-            value=None if best is None else best.val_top1,
-            best_epoch=None if best is None else best.epoch,
-            cause=cause,
-            message=message,
-        )
+        self._end(_outcome(state, self._history, cause=cause, message=message))
+
+    def _end(self, outcome: Outcome, *, result: FinalResult | None = None) -> None:
         self._over = True
         if self._halting == "fenced":
             return
 
         def end() -> None:
             self._send_epochs()
-            self._desk.leases.finish(self._lease, outcome)
+            self._desk.leases.finish(self._lease, outcome, result=result)
             shutil.rmtree(self._checkpoints, ignore_errors=True)
 
         self._insist(end)
@@ -251,3 +271,30 @@ class Attempt:
             self._give_back(self._halting)
         else:
             self._failed("infra", message)
+
+
+def _outcome(
+    state: Literal["complete", "pruned"],
+    epochs: Sequence[Epoch],
+    *,
+    cause: str | None = None,
+    message: str | None = None,
+) -> Outcome:
+    """Return the end of a trial whose value is the best of these epochs."""
+    best = best_epoch(epochs)
+    return Outcome(
+        state=state,
+        value=None if best is None else best.val_top1,
+        best_epoch=None if best is None else best.epoch,
+        cause=cause,
+        message=message,
+    )
+
+
+def _result(scores: protocol.Scores, folder: Path) -> FinalResult:
+    return FinalResult(
+        **scores.model_dump(),
+        predictions=(folder / "predictions.npz").read_bytes(),
+        host=socket.gethostname(),
+        folder=str(folder),
+    )

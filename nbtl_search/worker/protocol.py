@@ -18,11 +18,15 @@ class Open(Value):
 
 
 class Train(Value):
-    """Train this recipe, from its last checkpoint where there is one."""
+    """Train this recipe, from its last checkpoint where there is one.
+
+    With `keep`, a folder: then read the test images, and leave weights and predictions there.
+    """
 
     kind: Literal["train"] = "train"
     recipe: Recipe
     checkpoints: str
+    keep: str | None = None
 
 
 class GoOn(Value):
@@ -75,11 +79,23 @@ class Trained(Value):
     epoch: Epoch
 
 
+class Scores(Value):
+    """What the last weights gave on the test images, in percent, and their own sha256."""
+
+    n_images: int
+    top1: float
+    top5: float
+    ten_crop_top1: float
+    ten_crop_top5: float
+    digest: str
+
+
 class Ended(Value):
-    """The schedule is done."""
+    """The schedule is done; with scores where weights and predictions were to be kept."""
 
     kind: Literal["ended"] = "ended"
     rss_mb: float
+    scores: Scores | None = None
 
 
 class Halted(Value):

@@ -108,7 +108,8 @@ class Supervisor:
             stopping=lambda: self._stop.requested,
             beat=self._show,
         )
-        attempt = Attempt(lease, desk, checkpoints=self._checkpoints(lease))
+        keep = self._folder("finals", lease) if self._study.stage == "test" else None
+        attempt = Attempt(lease, desk, checkpoints=self._folder("checkpoints", lease), keep=keep)
         try:
             attempt.run()
         except ChildDiedError:
@@ -117,9 +118,9 @@ class Supervisor:
             self._look_at_memory(attempt.rss_mb)
         self._reconcile()
 
-    def _checkpoints(self, lease: Lease) -> Path:
-        folder = f"{self._study.name}-{self._study.uid[:8]}"
-        return self._home / "checkpoints" / folder / str(lease.number)
+    def _folder(self, kind: str, lease: Lease) -> Path:
+        study = f"{self._study.name}-{self._study.uid[:8]}"
+        return self._home / kind / study / str(lease.number)
 
     def _reconcile(self) -> None:
         """Tell Optuna of every trial that ended in the ledger; whoever comes first does it."""

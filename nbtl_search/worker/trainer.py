@@ -20,6 +20,7 @@ import psutil
 
 from nbtl_search.data.cache import Prepared, prepare
 from nbtl_search.engine import checkpoint
+from nbtl_search.engine.final import TestResult, keep, score_test
 from nbtl_search.engine.train import Run, Step, train
 from nbtl_search.errors import DataError, NbtlError, TrialError, WeightsError
 from nbtl_search.worker import protocol
@@ -103,6 +104,10 @@ class Trainer:
             checkpoint.load_latest(directory, run)
             self._send(protocol.Started(history=run.history))
             finished = self._epochs(run, directory)
+            scores = None
+            if finished and order.keep is not None:
+                scores = self._score(run, Path(order.keep))
+                finished = scores is not None
         except TrialError as error:
             return protocol.Failed(
                 cause="diverged" if error.cause == "diverged" else "oom", message=str(error)
@@ -113,7 +118,7 @@ class Trainer:
             logger.exception("training failed", extra={"action": "train"})
             return protocol.Failed(cause="infra", message=f"{type(error).__name__}: {error}")
         if finished:
-            return protocol.Ended(rss_mb=_rss_mb())
+            return protocol.Ended(rss_mb=_rss_mb(), scores=scores)
         return protocol.Halted(rss_mb=_rss_mb())
 
     def _epochs(self, run: Run, directory: Path) -> bool:
@@ -144,6 +149,31 @@ class Trainer:
                 checkpoint.save(directory, run)
             return False
         return True
+
+    def _score(self, run: Run, folder: Path) -> protocol.Scores | None:
+        """Read the test images, and keep weights and predictions; None if told to halt.
+
+        The last epoch is in a checkpoint: who halts here begins to read anew.
+        """
+        said = time.monotonic()
+        for event in score_test(run, home=self._home):
+            if isinstance(event, TestResult):
+                digest = keep(run, folder, event)
+                return protocol.Scores(
+                    n_images=event.n_images,
+                    top1=event.top1,
+                    top5=event.top5,
+                    ten_crop_top1=event.ten_crop_top1,
+                    ten_crop_top5=event.ten_crop_top5,
+                    digest=digest,
+                )
+            if self._inbox.halt() is not None:
+                return None
+            if time.monotonic() - said > _PROGRESS_EVERY_S:
+                self._send(protocol.Progress(epoch=len(run.history), update=event.n_done))
+                said = time.monotonic()
+        message = "reading the test images must end with a result"
+        raise AssertionError(message)
 
 
 def _check(order: protocol.Open, run: Run) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from nbtl_search import api
+from nbtl_search.spec import best_epoch
 from nbtl_search.study import embedded, records, storage, store
 
 NETWORK = "test_resnet"
@@ -202,7 +203,9 @@ def check_invariants(program, study_name, *, n_trials):
     for trial in trials:
         curve = curves[trial.number]
         assert [epoch.epoch for epoch in curve] == list(range(1, len(curve) + 1))
-        assert trial.value == max(epoch.val_top1 for epoch in curve)
+        best = best_epoch(curve)
+        assert best is not None
+        assert trial.value == best.val_top1
         recipe = recipes[trial.number]
         assert recipe is not None
         if trial.state == "complete":

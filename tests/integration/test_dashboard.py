@@ -22,7 +22,7 @@ from nbtl_search.report import dashboard, pages
 from nbtl_search.report.dashboard import Server, listening, page
 from nbtl_search.report.pages import AnnotatedStorage, Pages
 from nbtl_search.report.status import status_of
-from nbtl_search.study import records, storage, store
+from nbtl_search.study import names, records, storage, store
 from nbtl_search.study.ledger import Ledger
 from tests.plausible_study import fill, make_spec
 
@@ -174,7 +174,7 @@ def test_figures_notes_and_the_verdict_are_on_the_pages(site, study):
     assert report.best is not None
     attributes = {row["key"]: row["value"] for row in found["user_attrs"]}
     assert attributes["best"].startswith(f"{report.best['value']:.2f} %")
-    assert store.SPEC not in attributes
+    assert names.SPEC not in attributes
     for trial in found["trials"]:
         keys = {row["key"] for row in trial["user_attrs"]}
         assert store.DIALS not in keys

@@ -1,6 +1,7 @@
 """Evaluation pixels equal timm's own, from the file to the last bit."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,46 @@ def test_ten_crop_is_five_places_and_their_mirrors(image_format):
     mirror = image[:, ::-1]
     for crop, (top, left) in zip(crops[5:], places, strict=True):
         np.testing.assert_array_equal(crop, mirror[top : top + 16, left : left + 16])
+
+
+SIZES = [
+    *((18, 18), (18, 24), (24, 18), (18, 19), (19, 18)),  # the shorter side is as it must be
+    *((17, 17), (40, 40), (9, 11), (1, 3), (33, 90), (90, 33), (51, 40), (37, 401)),
+]
+
+
+def slices(pixels: np.ndarray, image_format: ImageFormat) -> list[np.ndarray]:
+    """Cut corners and centre of the image and of its mirror image, by their coordinates."""
+    px, side = image_format.image_px, int(image_format.image_px / image_format.crop_pct)
+    (height, width), short = pixels.shape[:2], min(pixels.shape[:2])
+    size = (int(side * width / short), int(side * height / short))
+    resampling = Image.Resampling[image_format.interpolation.upper()]
+    resized = np.asarray(Image.fromarray(pixels).resize(size, resampling))
+    down, right = resized.shape[0] - px, resized.shape[1] - px
+    # Half a pixel goes to the even side, as torchvision rounds.
+    centre = (down // 2 + (down % 4 == 3), right // 2 + (right % 4 == 3))
+    places = [(0, 0), (0, right), (down, 0), (down, right), centre]
+    return [
+        view[top : top + px, left : left + px]
+        for view in (resized, np.fliplr(resized))
+        for top, left in places
+    ]
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 0.77, 0.7, 1.0])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_ten_crop_is_its_transcription(image_format, size, interpolation, crop_pct):
+    image = np.random.default_rng(size).integers(0, 256, size=(*size, 3), dtype=np.uint8)
+    changed = replace(image_format, crop_pct=crop_pct, interpolation=interpolation)
+    np.testing.assert_array_equal(ten_crop(image, changed), slices(image, changed))
+
+
+@pytest.mark.data
+def test_ten_crops_of_real_photographs(real_data, image_format):
+    changed = replace(image_format, image_px=299)
+    photographs = sorted((real_data / "dtd10" / "images").glob("*/*.jpg"))[::40]
+    assert len(photographs) >= 10
+    for path in photographs:
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        np.testing.assert_array_equal(ten_crop(pixels, changed), slices(pixels, changed))

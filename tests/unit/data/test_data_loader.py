@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from nbtl_search.data.cache import Prepared, prepare
-from nbtl_search.data.images import ImageFormat
-from nbtl_search.data.loader import Batch, EvalBatches, TrainBatches
+from nbtl_search.data.images import ImageFormat, ten_crop
+from nbtl_search.data.loader import Batch, EvalBatches, TenCropBatches, TrainBatches
+from nbtl_search.errors import DataError
 from nbtl_search.spec import AugmentSettings, DataSettings
 
 FULL = AugmentSettings()
@@ -195,6 +196,34 @@ def test_evaluation_batches_are_normalised_pixels_in_order(prepared, image_forma
     pixels = prepared.evaluation("val", image_format).astype(np.float64) / 255
     expected = (pixels - image_format.mean) / image_format.std
     np.testing.assert_allclose(images.permute(0, 2, 3, 1), expected, atol=1e-5)
+
+
+def test_ten_crop_batches_are_those_of_the_originals_in_order(tmp_path, drawn, image_format):
+    """Of images that are larger than twice the input, and so are kept reduced."""
+    for label in "ab":
+        for i in range(30):
+            drawn(tmp_path / label / f"{i}.jpg", seed=i, size=(50 + i, 70))
+    settings = DataSettings(dataset=str(tmp_path), image_px=16, test_fraction=0.4)
+    prepared = prepare(settings, home=tmp_path / "home", splits=("test",))
+    assert min(prepared.pixels("test", 0).shape[:2]) == 32
+    batches = TenCropBatches(prepared, "test", format=image_format, batch_size=5, device="cpu")
+    parts = list(batches)
+    assert len(prepared.labels("test")) == 24
+    assert [len(labels) for _, labels in parts] == [5, 5, 5, 5, 4]
+    assert len(batches) == 5
+    assert torch.equal(
+        torch.cat([labels for _, labels in parts]), torch.from_numpy(prepared.labels("test"))
+    )
+    mean, std = np.array(image_format.mean) * 255, np.array(image_format.std) * 255
+    for i, crops in enumerate(torch.cat([images for images, _ in parts])):
+        want = (ten_crop(prepared.original("test", i), image_format) - mean) / std
+        np.testing.assert_allclose(crops.permute(0, 2, 3, 1), want, rtol=1e-5, atol=1e-5)
+
+
+def test_ten_crops_of_a_split_that_was_not_asked_for_are_refused(prepared, image_format):
+    batches = TenCropBatches(prepared, "test", format=image_format, batch_size=5, device="cpu")
+    with pytest.raises(DataError, match="got 'test'"):
+        next(iter(batches))
 
 
 @pytest.mark.gpu

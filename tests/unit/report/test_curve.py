@@ -62,3 +62,11 @@ def test_epoch_ticks_are_few_and_different(n_epochs):
     assert ticks[0] == "1"
     assert 2 <= len(ticks) <= 12
     assert len(set(ticks)) == len(ticks)
+
+
+def test_epochs_without_validation_are_left_out(make_curve):
+    picture = draw(make_curve(None, 60, None, 70), title="t", n_epochs=4)
+    whole = draw(make_curve(60, 60, 70, 70), title="t", n_epochs=4)
+    (line,), (all_of_it,) = points(picture), points(whole)
+    assert line == [all_of_it[1], all_of_it[3]]
+    assert points(draw(make_curve(None, None), title="t", n_epochs=4)) == []

@@ -20,6 +20,7 @@ def make_report():
         known: dict[str, Any] = {
             "study": "cats",
             "state": "running",
+            "measure": "validation top-1",
             "n_trials": 40,
             "complete": 2,
             "pruned": 1,
@@ -41,6 +42,7 @@ def make_report():
             "seconds_spent": 4000.0,
             "eta_s": 7300.0,
             "workers": (worker("node1-1234-0"),),
+            "final": None,
         }
         return StatusReport(**known | changes)
 
@@ -96,6 +98,13 @@ def test_every_line_fits_however_long_the_names(make_report, make_trial):
 def test_a_tie_is_called_a_tie(make_report, make_trial):
     trials = [make_trial(0, value=75.0, name="default"), make_trial(1, value=76.0)]
     assert "+1.00 points = 4 validation images, a tie" in drawn(render(make_report(trials), trials))
+
+
+def test_final_runs_are_shown_with_how_far_they_are(make_report, some_trials):
+    assert "final" not in drawn(render(make_report(some_trials), some_trials))
+    final = {"stage": "confirm", "n_done": 3, "n_runs": 16}
+    text = drawn(render(make_report(some_trials, final=final), some_trials))
+    assert "stage 'confirm': 3 of 16 runs ended; nbtl-search finalize cats" in text
 
 
 def test_a_study_without_any_result(make_report):

@@ -13,6 +13,7 @@ from nbtl_search.spec import (
     Facts,
     Recipe,
     StudySpec,
+    best_epoch,
     read_toml,
     with_settings,
     write_toml,
@@ -69,6 +70,8 @@ def test_a_study_reads_back_equal_from_toml_and_json():
         ("search.known=[{name='mine'}]", "must be named 'default'"),
         ("search.known=[{name='default'},{name='default'}]", "must differ"),
         ("train.warmup_lr=nan", "train.warmup_lr"),
+        ("data.train_on=val", "data.train_on"),
+        ("data.train_on='train+val'", "must be 'train' in a study, got 'train+val'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(assignment, says):
@@ -154,11 +157,52 @@ def test_differences_are_named_by_path_and_value():
     assert spec.differences(spec) == []
 
 
+EPOCH = {
+    "epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_top1": 50.0, "val_top5": 90.0,
+    "lr": 0.1, "n_images": 8, "seconds": 1.0, "micro_batch": 8,
+}  # fmt: skip
+
+
 def test_two_epochs_agree_whatever_time_they_took():
-    values = {
-        "epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_top1": 50.0, "val_top5": 90.0,
-        "lr": 0.1, "n_images": 8, "seconds": 1.0, "micro_batch": 8,
-    }  # fmt: skip
-    epoch = Epoch.parse(values)
+    epoch = Epoch.parse(EPOCH)
     assert epoch.same_result(epoch.replace(seconds=9.0, micro_batch=4))
     assert not epoch.same_result(epoch.replace(train_loss=1.0000000000000002))
+
+
+@pytest.mark.parametrize(
+    ("top1s", "best"),
+    [
+        ([], None),
+        ([None, None], None),
+        ([50.0], 1),
+        ([0.0, None], 1),
+        ([50.0, 70.0, 70.0, 60.0], 2),
+        ([None, 70.0, 80.0, None, 80.0], 3),
+    ],
+)
+def test_the_best_epoch_is_the_first_of_the_highest(top1s, best):
+    epochs = [Epoch.parse(EPOCH | {"epoch": i, "val_top1": v}) for i, v in enumerate(top1s, 1)]
+    found = best_epoch(iter(epochs))
+    assert (None if found is None else found.epoch) == best
+
+
+class TestTrainingOnValidationToo:
+    def test_a_recipe_may_and_reads_back_equal(self):
+        recipe = StudySpec.parse(PLAIN).recipe(Dials())
+        both = recipe.replace(data=recipe.data.replace(train_on="train+val"))
+        assert both != recipe
+        assert both.plain()["data"]["train_on"] == "train+val"
+        assert Recipe.parse(tomllib.loads(write_toml(both))) == both
+        assert Recipe.parse_json(both.model_dump_json()) == both
+
+    def test_a_study_may_not_whichever_way_it_is_said(self):
+        spec = StudySpec.parse(PLAIN)
+        with pytest.raises(SpecError, match="images that it does not train on"):
+            spec.replace(data=spec.data.replace(train_on="train+val"))
+
+    def test_the_usual_choice_is_as_if_there_were_none(self):
+        """Fingerprints and digests of before there was a choice stay as they are."""
+        said = StudySpec.parse(with_settings(PLAIN, ["data.train_on=train"]))
+        assert said == StudySpec.parse(PLAIN)
+        assert said.fingerprint() == StudySpec.parse(PLAIN).fingerprint() == "fe8169c4b15cd0d1"
+        assert "train_on" not in said.model_dump_json()

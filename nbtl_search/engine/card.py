@@ -1,0 +1,256 @@
+"""The model card of an exported model: Markdown with the Hugging Face hub's front matter."""
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from string import Template
+from typing import Any
+
+from nbtl_search.engine.story import Gain, Member, Outcome, Story, recipe_in_words
+from nbtl_search.spec import Recipe
+
+N_LABELS_LISTED = 100
+
+
+def write_card(
+    story: Story,
+    *,
+    members: Sequence[Member],
+    about: dict[str, Any],
+    pretrained_licence: str,
+    has_onnx: bool,
+) -> str:
+    """Return the model card; every name that a user chose is escaped.
+
+    Args:
+        story: how the model came about.
+        members: the runs in it: one, or those of a seed ensemble.
+        about: the about.json of one of them.
+        pretrained_licence: of the weights it started from, as timm has it, or 'unknown'.
+        has_onnx: whether model.onnx lies beside the weights.
+    """
+    recipe = Recipe.parse(about["recipe"])
+    parts = [
+        front_matter(story),
+        f"# {escape(story.study)}: {escape(about['model'])}, {len(about['classes'])} classes",
+        _summary(story, members),
+        _usage(members, about, has_onnx=has_onnx),
+        _results(story, members),
+        _choice(story),
+        f"## Recipe\n\n{recipe_in_words(recipe)}",
+        "Every setting is in `config.json`, under `nbtl_search.recipe`, without its folders.",
+        _labels(about["classes"]),
+        _limits(story),
+        _licences(about, pretrained_licence),
+        _versions(about),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown and HTML show as it is, in one line."""
+    line = "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text)
+    return re.sub(r"([\\`*_{}\[\]()#!|~$^@])", r"\\\1", html.escape(" ".join(line.split())))
+
+
+def front_matter(story: Story) -> str:
+    """Return what the Hugging Face hub reads; strings in JSON's form, which is YAML's as well."""
+    lines = [
+        "library_name: timm",
+        "pipeline_tag: image-classification",
+        "license: other",
+        "license_name: unknown",
+        "tags: [image-classification, timm, transfer-learning, nbtl-search]",
+        "metrics: [accuracy]",
+    ]
+    if story.chosen.top1_mean is not None:
+        name = " ".join("".join(c if c.isprintable() else " " for c in story.study).split())
+        metric = {
+            "type": "accuracy",
+            "name": f"test top-1 in percent, mean of {story.chosen.n_seeds} seeds",
+            "value": round(story.chosen.top1_mean, 4),
+        }
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": name, "type": "images"},
+            "metrics": [metric],
+        }
+        lines += ["model-index:", "- " + _flow({"name": name, "results": [result]})]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _flow(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _summary(story: Story, members: Sequence[Member]) -> str:
+    what = "the winning recipe" if story.is_winner else "the default recipe"
+    which = (
+        f"the run with seed {members[0].seed}, the first of the test stage"
+        if len(members) == 1
+        else f"all {len(members)} runs of the test stage, to be averaged"
+    )
+    return (
+        f"An image classifier, fine-tuned with `nbtl-search`. It is {what} of the study "
+        f"{escape(story.study)}: {which}. Which run that is was settled before any result was "
+        "known: **it is not the run that was best on the test images**, since to choose that one "
+        "would be to select on them."
+    )
+
+
+_ONE = Template("""\
+## Usage
+
+```python
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:$folder", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)
+with torch.inference_mode():
+    image = transform(Image.open("photo.jpg").convert("RGB"))
+    probabilities = model(image[None]).softmax(1)[0]
+names = model.pretrained_cfg["label_names"]
+print(names[int(probabilities.argmax())], float(probabilities.max()))
+```
+
+Or `nbtl-search predict $whole photo.jpg` from the shell.""")
+
+
+def _usage(members: Sequence[Member], about: dict[str, Any], *, has_onnx: bool) -> str:
+    many = len(members) > 1
+    text = _ONE.substitute(
+        folder="THIS_FOLDER/seed-1" if many else "THIS_FOLDER", whole="THIS_FOLDER"
+    )
+    if many:
+        text += (
+            " That averages the probabilities of all members, which `ensemble.json` lists; a "
+            "single member loads with timm as above."
+        )
+    if has_onnx:
+        size = f"3, {about['image_format']['image_px']}, {about['image_format']['image_px']}"
+        text += (
+            f"\n\n`model.onnx` takes `images`, float32 (batch, {size}), normalised as by the "
+            "transform above, and gives `logits`."
+        )
+    return text
+
+
+def _results(story: Story, members: Sequence[Member]) -> str:
+    if story.chosen.top1_mean is None:
+        return "## Results\n\nThe study has no test images: nothing was measured on any."
+    rows = [_row(o) for o in (story.chosen, story.default) if o is not None]
+    table = [
+        "| recipe | seeds | top-1, one crop | top-1, ten crops | ensemble, ten crops |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+    own = [
+        f"Seed {m.seed}: {_percent(m.test_top1)} (one crop), "
+        f"{_percent(m.test_ten_crop_top1)} (ten crops)."
+        for m in members
+    ]
+    read = (
+        "opened once, after every choice was made"
+        if story.n_readings <= 1
+        else f"opened {story.n_readings} times: what was chosen after the first may fit them"
+    )
+    said = (
+        f"On {story.n_test_images} test images, {read}. "
+        "Percent, mean ± sample standard deviation over seeds; the ensemble is the mean softmax."
+    )
+    return "\n\n".join(
+        [
+            "## Results",
+            said,
+            "\n".join(table),
+            *([_gain(story.gain)] if story.gain else []),
+            "What is in this folder: " + " ".join(own),
+        ]
+    )
+
+
+def _row(outcome: Outcome) -> str:
+    return (
+        f"| {escape(outcome.name)} | {outcome.n_seeds} "
+        f"| {_spread(outcome.top1_mean, outcome.top1_std)} "
+        f"| {_spread(outcome.ten_crop_mean, outcome.ten_crop_std)} "
+        f"| {_percent(outcome.ensemble_top1)} |"
+    )
+
+
+def _spread(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return "not measured"
+    return f"{mean:.2f} %" if std is None else f"{mean:.2f} ± {std:.2f} %"
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} %"
+
+
+def _gain(gain: Gain) -> str:
+    text = f"The winner's gain over the default, one crop: {gain.mean:+.2f} points"
+    if gain.low is None or gain.high is None:
+        return f"{text}; with {gain.n_seeds} pair of seeds nothing can be said of its spread."
+    tie = " Zero lies inside: a tie." if gain.low <= 0.0 <= gain.high else ""
+    return (
+        f"{text}, {gain.confidence:.0%} confidence interval {gain.low:+.2f} to {gain.high:+.2f} "
+        f"({gain.n_seeds} pairs of runs with equal seeds).{tie}"
+    )
+
+
+def _choice(story: Story) -> str:
+    text = (
+        f"## How it was chosen\n\nOf the search's best trials and the default recipe, "
+        f"{story.n_candidates} candidates in all, each was trained {story.n_confirm_seeds} times "
+        "with new seeds and judged on validation images. The winner has the highest lower "
+        "confidence bound of the mean. Then it was trained on training and validation images, "
+        "over new seeds again, and the test images were read."
+    )
+    if story.tied_with_winner:
+        names = ", ".join(escape(name) for name in story.tied_with_winner)
+        text += f" On the validation images it was not told apart from: {names}."
+    return text
+
+
+def _labels(classes: Sequence[str]) -> str:
+    listed = "\n".join(f"{i}. {escape(name)}" for i, name in enumerate(classes[:N_LABELS_LISTED]))
+    more = len(classes) - N_LABELS_LISTED
+    rest = f"\n\n… and {more} more, in `config.json`." if more > 0 else ""
+    return f"## Classes\n\n{listed}{rest}"
+
+
+def _limits(story: Story) -> str:
+    spread = story.chosen.top1_std
+    seeds = f" (here by {spread:.2f} points, one standard deviation)" if spread is not None else ""
+    return (
+        "## Limits\n\n* The accuracies hold for images like those of the study. Photographs of "
+        "another kind, camera or resolution will do worse.\n* The classifier knows its own "
+        "classes only: an image of anything else gets one of them, too, often with a high "
+        f"probability.\n* Probabilities are not calibrated.\n* Runs differ by their seed{seeds}: a "
+        "smaller difference between two models says nothing."
+    )
+
+
+def _licences(about: dict[str, Any], pretrained: str) -> str:
+    return (
+        "## Licence\n\n**To be filled in by whoever passes this model on.** The images it was "
+        "trained on have a licence of their own, and so have the pre-trained weights it started "
+        f"from ({escape(about['model'])}; timm states for them: {escape(pretrained)}). Which terms "
+        "this model may be passed on under follows from both; put them here and at the top of this "
+        "file, in place of `other`."
+    )
+
+
+def _versions(about: dict[str, Any]) -> str:
+    versions = ", ".join(
+        f"{escape(str(name))} {escape(str(version))}" for name, version in about["versions"].items()
+    )
+    return (
+        f"## Made with\n\n{versions}; {escape(str(about['device']))}, "
+        f"{escape(str(about['precision']))}."
+    )

@@ -1,0 +1,284 @@
+"""Folders that timm loads: weights of final runs, with config.json, a model card and ONNX."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any, Never
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from nbtl_search.engine.card import write_card
+from nbtl_search.engine.exported import CONFIG, ENSEMBLE, MARKER, WEIGHTS, check_free
+from nbtl_search.engine.onnx import require_onnx, write_onnx
+from nbtl_search.engine.publishing import published
+from nbtl_search.engine.randomness import seeded
+from nbtl_search.engine.story import Member, Story
+from nbtl_search.engine.weights import UNREADABLE
+from nbtl_search.errors import WeightsError
+
+ABOUT = "about.json"
+FORMAT = 1
+ABOUT_KEYS = frozenset(
+    {"model", "classes", "image_format", "recipe"}
+    | {"weights_digest", "source_weights_digest", "versions"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A folder of an ended final run, and what the ledger knows of it."""
+
+    folder: Path
+    host: str
+    """Where the folder was written."""
+    digest: str
+    """sha256 of its model.safetensors."""
+    member: Member
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was written."""
+
+    folder: Path
+    members: tuple[str, ...]
+    """Its subfolders of a seed ensemble; ('.',) for a single model."""
+    n_classes: int
+    onnx_difference: float | None
+    """Largest difference of a logit between ONNX and torch, over the logits' scale."""
+
+
+def export(
+    sources: Sequence[Source],
+    output: Path,
+    *,
+    story: Story,
+    onnx: bool = False,
+    force: bool = False,
+) -> Export:
+    """Write one run's weights, or a seed ensemble, as a folder that is there whole or not at all.
+
+    Args:
+        sources: one run, or several, which become `seed-1`, `seed-2`, …
+        output: the folder; it must not exist, or be empty.
+        story: how the model came about.
+        onnx: write model.onnx as well, and compare it with torch.
+        force: replace a folder that an export made.
+
+    Raises:
+        WeightsError: weights that are not here, or not those of the ledger; packages for ONNX are
+            missing; ONNX and torch differ; or `output` is taken.
+    """
+    output = output.expanduser().resolve()
+    check_free(output, force=force)
+    if onnx:
+        require_onnx()
+    abouts = [_read_about(source) for source in sources]
+    members = tuple(f"seed-{i + 1}" for i in range(len(sources))) if len(sources) > 1 else (".",)
+    differences = []
+    with published(output, force=force) as temporary:
+        for source, about, name in zip(sources, abouts, members, strict=True):
+            folder = temporary / name
+            folder.mkdir(exist_ok=True)
+            differences += _write_member(folder, source, about, story=story, onnx=onnx)
+        if len(sources) > 1:
+            _write_ensemble(temporary, sources, abouts, members, story=story, onnx=onnx)
+    return Export(
+        folder=output,
+        members=members,
+        n_classes=len(abouts[0]["classes"]),
+        onnx_difference=max(differences, default=None),
+    )
+
+
+def _read_about(source: Source) -> dict[str, Any]:
+    """Return what a final run says of itself; also check that its weights are here."""
+    if not (source.folder / WEIGHTS).is_file():
+        message = (
+            f"the weights of a final run must be on this machine, got none in "
+            f"{str(source.folder)!r}; they were written on host {source.host!r}: export there, or "
+            "copy that folder here under the same path"
+        )
+        raise WeightsError(message)
+    try:
+        about = dict(json.loads((source.folder / ABOUT).read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        _refuse(f"{ABOUT} is a JSON object", source.folder / ABOUT, error)
+    if missing := sorted(ABOUT_KEYS - about.keys()):
+        _refuse(f"{ABOUT} has {', '.join(missing)}", source.folder / ABOUT)
+    return about
+
+
+def _write_member(
+    folder: Path, source: Source, about: dict[str, Any], *, story: Story, onnx: bool
+) -> list[float]:
+    _copy_weights(source, folder / WEIGHTS)
+    _write_json(folder / CONFIG, config_of(about, story=story, member=source.member))
+    model = loaded(folder)
+    _check_equal(model, folder / WEIGHTS)
+    size_px = int(about["image_format"]["image_px"])
+    differences = [write_onnx(model, folder / "model.onnx", image_px=size_px)] if onnx else []
+    card = write_card(
+        story,
+        members=[source.member],
+        about=about,
+        pretrained_licence=_licence(about["model"]),
+        has_onnx=onnx,
+    )
+    (folder / "README.md").write_text(card, "utf-8")
+    return differences
+
+
+def _write_ensemble(
+    folder: Path,
+    sources: Sequence[Source],
+    abouts: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    *,
+    story: Story,
+    onnx: bool,
+) -> None:
+    members = [source.member for source in sources]
+    content = {
+        MARKER: {"format": FORMAT, "results": asdict(story), "study": story.study},
+        "combine": "mean softmax",
+        "members": [
+            {"folder": name, **asdict(member)} for name, member in zip(names, members, strict=True)
+        ],
+    }
+    _write_json(folder / ENSEMBLE, content)
+    card = write_card(
+        story,
+        members=members,
+        about=abouts[0],
+        pretrained_licence=_licence(abouts[0]["model"]),
+        has_onnx=False,
+    )
+    note = "\n\nEach member has its `model.onnx`, too.\n" if onnx else ""
+    (folder / "README.md").write_text(card + note, "utf-8")
+
+
+def config_of(about: Mapping[str, Any], *, story: Story, member: Member) -> dict[str, Any]:
+    """Return config.json: timm's layout, and our own block beside it.
+
+    Raises:
+        WeightsError: timm has no model of this name.
+    """
+    name = str(about["model"])
+    if not timm.is_model(name):
+        _refuse("the model of a final run is one of timm's", PurePath(name))
+    known = timm.get_pretrained_cfg(name)
+    traits = known.to_dict() if known is not None else {}
+    with torch.device("meta"):
+        skeleton: Any = timm.create_model(name)
+    form, labels = about["image_format"], list(about["classes"])
+    size_px = int(form["image_px"])
+    return {
+        "architecture": name.partition(".")[0],
+        "num_classes": len(labels),
+        "num_features": int(skeleton.num_features),
+        "label_names": labels,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, size_px, size_px],
+            "fixed_input_size": bool(traits.get("fixed_input_size", False)),
+            "interpolation": form["interpolation"],
+            "crop_pct": form["crop_pct"],
+            "crop_mode": "center",
+            "mean": list(form["mean"]),
+            "std": list(form["std"]),
+            "num_classes": len(labels),
+            "pool_size": None,
+            "first_conv": traits.get("first_conv"),
+            "classifier": traits.get("classifier"),
+            "license": "other",
+        },
+        MARKER: {
+            "format": FORMAT,
+            "study": story.study,
+            **asdict(member),
+            "results": asdict(story),
+            "recipe": _without_folders(about["recipe"]),
+            "weights_digest": about["weights_digest"],
+            "source_weights_digest": about["source_weights_digest"],
+            "pretrained_licence": _licence(name),
+            "versions": about["versions"],
+            "device": about.get("device"),
+            "precision": about.get("precision"),
+        },
+    }
+
+
+def loaded(folder: Path) -> nn.Module:
+    """Load an exported folder as timm does.
+
+    Raises:
+        WeightsError: timm cannot load it.
+    """
+    try:
+        with seeded(0):
+            model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (*UNREADABLE, AssertionError) as error:
+        _refuse("weights fit their architecture", folder / WEIGHTS, error)
+    return model.eval()
+
+
+def _copy_weights(source: Source, target: Path) -> None:
+    shutil.copyfile(source.folder / WEIGHTS, target)
+    with target.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != source.digest:
+        message = (
+            f"sha256 of {str(source.folder / WEIGHTS)!r} == {source.digest[:12]}… as the study "
+            f"has it, got {digest[:12]}…: the file is damaged or another one; fetch it again from "
+            f"host {source.host!r}"
+        )
+        raise WeightsError(message)
+
+
+def _check_equal(model: nn.Module, file: Path) -> None:
+    """Check that timm's loader changes no bit of what the file holds."""
+    stored: dict[str, Tensor] = safetensors.torch.load_file(file)
+    state = model.state_dict()
+    differing = sorted(
+        (stored.keys() ^ state.keys())
+        | {name for name in stored.keys() & state.keys() if not _same(stored[name], state[name])}
+    )
+    if differing:
+        _refuse(f"timm loads every tensor as it is (not {differing[0]!r})", file)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut paths to their last part: an exported model is passed on, the user's folders are not."""
+    plain: dict[str, Any] = json.loads(json.dumps(recipe))
+    for table, key in (("data", "dataset"), ("data", "root"), ("model", "weights")):
+        value = plain.get(table, {}).get(key)
+        if isinstance(value, str):
+            plain[table][key] = PurePath(value).name or value
+    return plain
+
+
+def _licence(model_name: str) -> str:
+    known = timm.get_pretrained_cfg(model_name)
+    return str(known.license) if known is not None and known.license else "unknown"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(f"{text}\n", "utf-8")
+
+
+def _refuse(rule: str, place: PurePath, cause: BaseException | None = None) -> Never:
+    reason = f": {next(iter(str(cause).splitlines()), type(cause).__name__)}" if cause else ""
+    message = f"{rule}, got {str(place)!r}{reason:.300}; finalise the study again"
+    raise WeightsError(message) from cause

@@ -1,0 +1,134 @@
+"""Which dials mattered: PED-ANOVA over the complete trials, as a figure and in words."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import optuna
+import plotly.graph_objects as go
+
+from nbtl_search import space
+from nbtl_search.report import traces
+from nbtl_search.report.traces import AXIS, BLUE
+from nbtl_search.space import Choice, Float, Space
+from nbtl_search.study.records import TrialRecord
+
+MIN_TRIALS: Final = 10
+FEW_TRIALS: Final = 50  # a tenth of them are five, which PED-ANOVA wants (its documentation)
+_CLEAR: Final = 0.3  # of the whole: what stands out among eight dials
+NAMES: Final = {
+    "reinit_layers": "new layers",
+    "lr_high": "learning rate",
+    "lr_head_ratio": "rate of the classifier",
+    "n_low": "blocks at the low rate",
+    "lr_low_ratio": "low rate / high rate",
+    "n_l2sp": "L2-SP blocks",
+    "alpha": "L2-SP strength",
+    "beta": "L2 strength",
+    "momentum": "momentum",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importances:
+    """Shares of the dials, which sum to 1, the largest first; none, and why not, in `reading`."""
+
+    shares: Mapping[str, float] = field(default_factory=dict)
+    n_trials: int
+    reading: str
+
+
+def importances(trials: Sequence[TrialRecord], searched: Space) -> Importances:
+    """Share out among the dials what told the best tenth of the complete trials from the rest.
+
+    Conditional PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv 2304.10255), Optuna's default.
+    """
+    complete = [t for t in trials if t.state == "complete" and t.value is not None]
+    n = len(complete)
+    if n < MIN_TRIALS:
+        many = "trial has" if n == 1 else "trials have"
+        reading = f"{n} {many} run to the end; below {MIN_TRIALS} no importance can be told."
+        return Importances(n_trials=n, reading=reading)
+    if len({trial.value for trial in complete}) == 1:
+        reading = f"All {n} complete trials have the same accuracy: no dial can have mattered."
+        return Importances(n_trials=n, reading=reading)
+    raw = _ped_anova(complete, searched)
+    if sum(raw.values()) <= 0:
+        reading = f"Among {n} complete trials no dial tells the best from the rest."
+        return Importances(n_trials=n, reading=reading)
+    whole = sum(raw.values())
+    ranked = sorted(raw.items(), key=lambda item: (-item[1], item[0]))
+    shares = {name: value / whole for name, value in ranked}
+    return Importances(shares=shares, n_trials=n, reading=_reading(shares, n))
+
+
+def bars(found: Importances) -> go.Figure:
+    """Draw the shares as bars, the largest on top."""
+    figure = traces.empty("Importance of the dials", x="share of the importance / %", y="")
+    names = [NAMES.get(name, name) for name in found.shares]
+    shares = [round(100 * share, 1) for share in found.shares.values()]
+    bar = go.Bar(
+        x=shares,
+        y=names,
+        orientation="h",
+        marker={"color": BLUE},
+        hovertemplate="%{y}: %{x} %<extra></extra>",
+        name="share",
+    )
+    figure.add_trace(bar)
+    figure.update_yaxes(autorange="reversed", automargin=True, **AXIS, ticksuffix=" ")
+    return figure.update_layout(showlegend=False)
+
+
+def _ped_anova(complete: Sequence[TrialRecord], searched: Space) -> dict[str, float]:
+    distributions = {row.name: _distribution(row.domain) for row in searched.rows}
+    study = optuna.create_study(
+        direction="maximize",
+        storage=optuna.storages.InMemoryStorage(),
+        pruner=optuna.pruners.NopPruner(),
+    )
+    used: set[str] = set()
+    for trial in complete:
+        params = space.params_of(searched, trial.dials)
+        used |= params.keys()
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params,
+                distributions={name: distributions[name] for name in params},
+                value=trial.value,
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna's, of few trials, which `_reading` says
+        return optuna.importance.get_param_importances(study, params=sorted(used), normalize=False)
+
+
+def _distribution(domain: space.Domain) -> optuna.distributions.BaseDistribution:
+    if isinstance(domain, Choice):
+        return optuna.distributions.CategoricalDistribution(domain.options)
+    if isinstance(domain, Float):
+        return optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
+    return optuna.distributions.IntDistribution(domain.low, domain.high)
+
+
+def _reading(shares: Mapping[str, float], n: int) -> str:
+    (first, share), *others = shares.items()
+    text = f"{_named(first)} mattered most ({share:.0%} of the importance)"
+    clear = [f"{_named(name)} ({share:.0%})" for name, share in others if share >= _CLEAR]
+    if clear:
+        text += f", then {' and '.join(clear)}"
+    if share < _CLEAR:
+        text = f"No dial stands out; {_named(first)} comes first with {share:.0%}"
+    idle = [_named(name) for name, share in shares.items() if share < 0.02]
+    text += f"; hardly any effect: {', '.join(idle)}." if idle else "."
+    text = text[0].upper() + text[1:]
+    top = max(2, n // 10)
+    text += f" It is what tells the best tenth from the rest of {n} complete trials"
+    if n < FEW_TRIALS:
+        text += f"; that tenth is about {top} trials, so take it as a hint"
+    return text + "."
+
+
+def _named(dial: str) -> str:
+    return f"{NAMES.get(dial, dial)}"

@@ -1,0 +1,272 @@
+"""Finalising a study: its best recipes and the usual practice again, over several seeds.
+
+Two stages, each a study of its own whose trials any worker trains, kills and resumes like others:
+
+* *confirm*: the best trials of the search and the default recipe, each over new seeds, trained on
+  train and judged on validation after the last epoch. One run chose them, so each has luck to lose.
+* *test*: the winner and the default over further seeds, trained on train and validation. Only
+  here the test images are opened, and that is recorded before it happens.
+
+Nobody has to stay up for it: whoever comes first when a stage has ended opens the next one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from optuna.study import StudyDirection
+from sqlalchemy import Connection, insert, update
+
+from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
+from nbtl_search.spec import Recipe
+from nbtl_search.study import contest, records, rounds, schema
+from nbtl_search.study.ledger import NOW, Ledger
+from nbtl_search.study.names import SPEC, clear_half_made, only_one
+from nbtl_search.study.records import DEFAULT, TrialRecord
+from nbtl_search.study.rounds import Plan
+from nbtl_search.study.storage import storage_errors
+from nbtl_search.study.store import Study
+
+_SEEDS_OF_A_ROUND: Final = 1000
+
+Enter = Callable[[Connection, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run to be planned."""
+
+    candidate: TrialRecord
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return f"{name_of(self.candidate)}, seed {self.recipe.train.seed}"
+
+
+def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None) -> Plan:
+    """Plan a finalisation, or go on with the one there is.
+
+    Args:
+        study: whose search is over or stopped.
+        changes: fields of `Plan` that are to differ from the defaults.
+        again: why the test images may be read once more, where they have been read.
+
+    Returns:
+        The plan of the latest finalisation.
+
+    Raises:
+        SpecError: the search is not over, there is another plan already, or the test images have
+            been read and `again` is None.
+        DataError: there are no test images.
+        StudyNotFoundError: no trial has run to its end, or the default recipe was not tried.
+    """
+    _check(study)
+    with storage_errors(), only_one(study.storage, study.name):
+        latest = rounds.latest(study)
+        if latest is not None:
+            plan = Plan.parse_json(latest.plan)
+            wanted = plan.replace(**changes)
+            if not (again is not None and rounds.is_done(study, latest)):
+                _check_same(study, latest, wanted, plan)
+                return plan
+        plan = Plan().replace(**changes)
+        number = 1 if latest is None else latest.round + 1
+        _open_confirm(study, plan, number, again or "")
+    return plan
+
+
+def next_stage(study: Study) -> Study | None:
+    """Return the stage that waits for workers; open the second when the first has ended.
+
+    Returns:
+        None where nothing is to be done, or the final runs were told to stop.
+
+    Raises:
+        StudyNotFoundError: no candidate could be trained.
+        StorageError: the database refuses.
+    """
+    with storage_errors():
+        latest = rounds.latest(study)
+        if latest is None:
+            return None
+        stage = rounds.stage_of(study, latest)
+        if stage.stage == "confirm" and rounds.has_ended(stage):
+            with only_one(study.storage, study.name):
+                latest = rounds.latest(study)
+                if latest.test_id is None:
+                    _open_test(study, latest)
+            stage = rounds.stage_of(study, rounds.latest(study))
+    ledger = Ledger(study.storage.engine, stage.id)
+    return None if ledger.desired() == "stop" or rounds.has_ended(stage) else stage
+
+
+def name_of(trial: TrialRecord) -> str:
+    """Return what a candidate is called: the name of its recipe, or its number."""
+    return trial.name or f"trial {trial.number}"
+
+
+def candidates(study: Study, *, n: int) -> list[TrialRecord]:
+    """Return the default recipe's trial, then the best others that ran to their end.
+
+    Raises:
+        StudyNotFoundError: no trial has ended, or the default recipe was not tried.
+    """
+    trials = records.trials(study.storage.engine, study.id)
+    default = next((trial for trial in trials if trial.name == DEFAULT), None)
+    ended = [trial for trial in trials if trial.state == "complete" and trial.name != DEFAULT]
+    best = sorted(ended, key=lambda trial: (-(trial.value or 0.0), trial.number))[:n]
+    if default is None or not best:
+        what = "the default recipe" if default is None else "another recipe than the default"
+        message = (
+            f"finalising compares with the usual practice, and study {study.name!r} has not "
+            f"trained {what} to its end yet; see: nbtl-search status {study.name}"
+        )
+        raise StudyNotFoundError(message)
+    return [default, *best]
+
+
+def winner_of(study: Study, confirm_id: int, default: int) -> int:
+    """Return the candidate with the highest lower confidence bound, of those that ran throughout.
+
+    Raises:
+        StudyNotFoundError: not one candidate could be trained with every seed.
+    """
+    values: dict[int, list[float]] = {}
+    broken: set[int] = set()
+    for row in rounds.runs(study, confirm_id):
+        if row.state == "complete":
+            values.setdefault(row.candidate, []).append(row.value)
+        else:
+            broken.add(row.candidate)
+    whole = {number: found for number, found in values.items() if number not in broken}
+    if not whole:
+        message = (
+            f"a winner must train to its end with every seed, and no candidate of study "
+            f"{study.name!r} did; see: nbtl-search status {study.name}"
+        )
+        raise StudyNotFoundError(message)
+    return contest.choose(whole, default=default)
+
+
+def _check(study: Study) -> None:
+    if study.stage is not None:
+        message = f"a search is finalised, got the final runs {study.name!r}; name its study"
+        raise SpecError(message)
+    if study.facts.n_test == 0:
+        message = (
+            f"finalising needs test images, and study {study.name!r} has none; make a study with "
+            "a test/ folder, or with data.test_fraction above 0"
+        )
+        raise DataError(message)
+    ledger = Ledger(study.storage.engine, study.id)
+    if ledger.desired() != "stop" and not ledger.is_over():
+        message = (
+            f"a search is over before it is finalised, and study {study.name!r} is not; go on "
+            f"with: nbtl-search launch {study.name}, or end it: nbtl-search stop {study.name}"
+        )
+        raise SpecError(message)
+
+
+def _check_same(study: Study, latest: Any, wanted: Plan, plan: Plan) -> None:
+    if wanted == plan:
+        return
+    differences = ", ".join(
+        f"{key} = {value}" for key, value in plan.plain().items() if wanted.plain()[key] != value
+    )
+    what = "has read its test images" if latest.test_id is not None else "is being finalised"
+    message = (
+        f"study {study.name!r} {what} with {differences}; leave the option out, or read the test "
+        "images once more, which is recorded, with --again REASON"
+    )
+    raise SpecError(message)
+
+
+# -- opening a stage ------------------------------------------------------------------------
+
+
+def _open_confirm(study: Study, plan: Plan, number: int, reason: str) -> None:
+    chosen = candidates(study, n=plan.n_candidates)
+    runs = list(_runs(study, chosen, _seeds(study, number, 0, plan.n_confirm_seeds)))
+    row = {
+        "parent_id": study.id,
+        "round": number,
+        "plan": plan.model_dump_json(),
+        "reason": reason,
+    }
+
+    def enter(connection: Connection, stage_id: int) -> None:
+        connection.execute(insert(schema.final).values(row | {"confirm_id": stage_id}))
+
+    _open(study, rounds.stage_name(study, "confirm", number), runs, enter)
+
+
+def _open_test(study: Study, latest: Any) -> None:
+    """Choose the winner, and record that the test images are going to be read."""
+    plan = Plan.parse_json(latest.plan)
+    trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
+    default = next(number for number, trial in trials.items() if trial.name == DEFAULT)
+    winner = winner_of(study, latest.confirm_id, default)
+    chosen = [trials[number] for number in dict.fromkeys((default, winner))]
+    seeds = _seeds(study, latest.round, plan.n_confirm_seeds, plan.n_test_seeds)
+    runs = list(_runs(study, chosen, seeds, train_on="train+val"))
+
+    def enter(connection: Connection, stage_id: int) -> None:
+        final = schema.final
+        connection.execute(
+            update(final)
+            .where(final.c.parent_id == study.id, final.c.round == latest.round)
+            .values(winner=winner, test_id=stage_id, test_opened_at=NOW)
+        )
+
+    _open(study, rounds.stage_name(study, "test", latest.round), runs, enter)
+
+
+def _seeds(study: Study, number: int, n_before: int, n: int) -> range:
+    """Return seeds that neither the search nor another stage or round has."""
+    first = study.spec.train.seed + (number - 1) * _SEEDS_OF_A_ROUND + n_before + 1
+    return range(first, first + n)
+
+
+def _runs(
+    study: Study, chosen: Sequence[TrialRecord], seeds: range, *, train_on: str = "train"
+) -> Iterator[_Run]:
+    """Yield all candidates with one seed before any with the next, so that they get on alike."""
+    recipes = [
+        (trial, records.recipe(study.storage.engine, study.id, trial.number)) for trial in chosen
+    ]
+    for seed in seeds:
+        for trial, recipe in recipes:
+            assert recipe is not None, "a record has its recipe"  # noqa: S101
+            seeded = recipe.replace(
+                train=recipe.train.replace(seed=seed), data=recipe.data.replace(train_on=train_on)
+            )
+            yield _Run(candidate=trial, recipe=seeded)
+
+
+def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter) -> None:
+    """Make the study of a stage; it exists from the one transaction that enters it everywhere."""
+    storage = study.storage
+    clear_half_made(storage, name)
+    stage_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], name)
+    storage.optuna.set_study_user_attr(stage_id, SPEC, study.spec.model_dump_json())
+    rows = [
+        {
+            "study_id": stage_id,
+            "slot": slot,
+            "candidate": run.candidate.number,
+            "name": run.name,
+            "recipe": run.recipe.model_dump_json(),
+        }
+        for slot, run in enumerate(runs, start=1)
+    ]
+    row = {
+        "study_id": stage_id,
+        "name": name,
+        "fingerprint": study.spec.fingerprint(),
+        "n_trials": len(runs),
+    }
+    with storage.engine.begin() as connection:
+        connection.execute(insert(schema.study).values(row))
+        connection.execute(insert(schema.final_run), rows)
+        enter(connection, stage_id)

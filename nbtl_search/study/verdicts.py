@@ -1,0 +1,213 @@
+"""From the ledger's rows to a verdict: means, spreads, winner, ties, ensembles."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+
+from nbtl_search.errors import StudyNotFoundError
+from nbtl_search.spec import Recipe
+from nbtl_search.study import contest, records, rounds, schema
+from nbtl_search.study.contest import Interval
+from nbtl_search.study.finals import name_of
+from nbtl_search.study.lease import FinalStage
+from nbtl_search.study.ledger import TERMINAL
+from nbtl_search.study.records import TrialRecord
+from nbtl_search.study.rounds import Plan
+from nbtl_search.study.storage import storage_errors
+from nbtl_search.study.store import Study
+from nbtl_search.study.verdict import (
+    Contender,
+    Entry,
+    FinalRun,
+    FinalWeights,
+    Reading,
+    TestScore,
+    Verdict,
+)
+
+
+def verdict_of(study: Study) -> Verdict | None:
+    """Return where the latest finalisation of a study stands; None if there is none.
+
+    Raises:
+        StorageError: the database refuses or does not answer.
+    """
+    every = rounds.every(study)
+    if not every:
+        return None
+    row, plan = every[-1], Plan.parse_json(every[-1].plan)
+    trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
+    confirm = _runs(study, row.confirm_id, "confirm")
+    test = [] if row.test_id is None else _runs(study, row.test_id, "test")
+    contenders = _contenders(confirm, trials, winner=row.winner)
+    entries = _entries(study, row, test, trials)
+    stage: Literal["confirm", "test", "done"] = "confirm" if row.test_id is None else "test"
+    return Verdict(
+        round=row.round,
+        stage="done" if rounds.is_done(study, row) else stage,
+        study=rounds.stage_name(study, stage, row.round),
+        n_confirm_seeds=plan.n_confirm_seeds,
+        n_test_seeds=plan.n_test_seeds,
+        contenders=contenders,
+        winner=row.winner,
+        entries=entries,
+        gain=_gain(test, entries, "top1"),
+        ten_crop_gain=_gain(test, entries, "ten_crop_top1"),
+        ensemble_gain=_ensemble_gain(entries),
+        runs=(*confirm, *test),
+        readings=tuple(
+            Reading(round=each.round, opened_at=each.test_opened_at, reason=each.reason)
+            for each in every
+            if each.test_opened_at is not None
+        ),
+    )
+
+
+def _runs(study: Study, stage_id: int, stage: FinalStage) -> list[FinalRun]:
+    return [_run(row, stage) for row in rounds.runs(study, stage_id)]
+
+
+def _run(row: Any, stage: FinalStage) -> FinalRun:
+    scored = row.digest is not None
+    return FinalRun(
+        number=row.slot - 1,
+        stage=stage,
+        candidate=row.candidate,
+        seed=Recipe.parse_json(row.recipe).train.seed,
+        state=row.state or "waiting",
+        n_epochs=row.n_epochs or 0,
+        seconds=row.seconds or 0.0,
+        n_attempts=row.attempt or 0,
+        val_top1=row.value if stage == "confirm" else None,
+        test=None
+        if not scored
+        else TestScore(
+            n_images=row.n_images,
+            top1=row.top1,
+            top5=row.top5,
+            ten_crop_top1=row.ten_crop_top1,
+            ten_crop_top5=row.ten_crop_top5,
+        ),
+        weights=None
+        if not scored
+        else FinalWeights(host=row.host, folder=row.folder, digest=row.digest),
+    )
+
+
+def _contenders(
+    runs: Sequence[FinalRun], trials: dict[int, TrialRecord], *, winner: int | None
+) -> tuple[Contender, ...]:
+    order = list(dict.fromkeys(run.candidate for run in runs))
+    values = {number: _validated(runs, number) for number in order}
+    default = order[0]
+    return tuple(
+        Contender(
+            trial=number,
+            name=name_of(trials[number]),
+            dials=trials[number].dials,
+            search_top1=trials[number].value or 0.0,
+            confirmed=contest.summary(list(values[number].values())),
+            lower_bound=contest.lower_bound(list(values[number].values())),
+            gain=None
+            if number == default
+            else contest.paired_gain(values[number], values[default]),
+            is_tied_with_winner=_is_tie(values, number, winner),
+        )
+        for number in order
+    )
+
+
+def _validated(runs: Sequence[FinalRun], candidate: int) -> dict[int, float]:
+    """Return validation top-1 by seed of the runs that ended."""
+    return {
+        run.seed: run.val_top1
+        for run in runs
+        if run.candidate == candidate and run.state == "complete" and run.val_top1 is not None
+    }
+
+
+def _is_tie(values: dict[int, dict[int, float]], number: int, winner: int | None) -> bool:
+    if winner is None or number == winner:
+        return False
+    difference = contest.paired_gain(values[winner], values[number])
+    return difference is None or difference.is_tie
+
+
+def _entries(
+    study: Study, row: Any, runs: Sequence[FinalRun], trials: dict[int, TrialRecord]
+) -> tuple[Entry, ...]:
+    return tuple(
+        Entry(
+            trial=number,
+            name=name_of(trials[number]),
+            dials=trials[number].dials,
+            single=contest.summary(list(_tested(runs, number, "top1").values())),
+            ten_crop=contest.summary(list(_tested(runs, number, "ten_crop_top1").values())),
+            ensemble_top1=_ensemble(study, row.test_id, runs, number),
+        )
+        for number in dict.fromkeys(run.candidate for run in runs)
+    )
+
+
+def _tested(runs: Sequence[FinalRun], candidate: int, score: str) -> dict[int, float]:
+    """Return a score on the test images by seed."""
+    return {
+        run.seed: getattr(run.test, score)
+        for run in runs
+        if run.candidate == candidate and run.test is not None
+    }
+
+
+def _gain(runs: Sequence[FinalRun], entries: Sequence[Entry], score: str) -> Interval | None:
+    if len(entries) < 2:
+        return None
+    default, winner = (_tested(runs, entry.trial, score) for entry in entries)
+    return contest.paired_gain(winner, default)
+
+
+def _ensemble_gain(entries: Sequence[Entry]) -> float | None:
+    tops = [entry.ensemble_top1 for entry in entries]
+    if len(tops) < 2 or tops[0] is None or tops[1] is None:
+        return None
+    return tops[1] - tops[0]
+
+
+def _ensemble(
+    study: Study, stage_id: int, runs: Sequence[FinalRun], candidate: int
+) -> float | None:
+    mine = [run for run in runs if run.candidate == candidate]
+    if any(run.state not in TERMINAL for run in mine):
+        return None
+    found = [predictions(study, stage_id, run.number) for run in mine if run.test is not None]
+    if not found:
+        return None
+    return contest.ensemble_top1([each["probabilities"] for each in found], found[0]["labels"])
+
+
+def predictions(study: Study, stage_id: int, number: int) -> dict[str, NDArray[Any]]:
+    """Return what a final run predicted for each test image.
+
+    Returns:
+        labels (n,), single (n,): the class under the single crop, and probabilities (n, classes):
+        the mean softmax over ten crops.
+
+    Raises:
+        StudyNotFoundError: the run has no predictions.
+    """
+    trial, result = schema.trial, schema.final_result
+    query = (
+        select(result.c.predictions)
+        .join(trial, trial.c.trial_id == result.c.trial_id)
+        .where(trial.c.study_id == stage_id, trial.c.slot == number + 1)
+    )
+    with storage_errors(), study.storage.engine.connect() as connection:
+        content = connection.execute(query).scalar()
+    if content is None:
+        message = f"final run {number} of study {study.name!r} has not predicted anything yet"
+        raise StudyNotFoundError(message)
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ("labels", "single", "probabilities")}

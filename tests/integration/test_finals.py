@@ -1,0 +1,190 @@
+import concurrent.futures
+
+import pytest
+from sqlalchemy import text
+
+from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
+from nbtl_search.spec import Budget, Epoch, Recipe
+from nbtl_search.study import finals, ledger, names, rounds, sampling, storage, store, verdicts
+from nbtl_search.study.lease import FinalResult, Outcome
+from nbtl_search.study.leases import Leases
+
+PLAN = {"n_candidates": 2, "n_confirm_seeds": 2, "n_test_seeds": 2}
+
+
+def epoch(top1):
+    return Epoch(
+        epoch=1, train_loss=1.0, val_loss=1.0, val_top1=top1, val_top5=100.0, lr=0.1, n_images=8,
+        seconds=2.0, micro_batch=8,
+    )  # fmt: skip
+
+
+def run_one(study, value_of, *, state="complete"):
+    """Take one slot of a study and end it as a worker would; return its recipe, or None."""
+    leases, known = (
+        Leases(study.storage.engine, study.id),
+        ledger.Ledger(study.storage.engine, study.id),
+    )
+    lease = leases.reserve(
+        "w", lambda slot: sampling.ask(study, slot=slot, known_ids=known.trial_ids())
+    )
+    if lease is None:
+        return None
+    recipe = Recipe.parse_json(lease.recipe_json)
+    value = value_of(recipe)
+    result = None
+    if study.stage == "test":
+        result = FinalResult(
+            n_images=12, top1=value, top5=100.0, ten_crop_top1=value, ten_crop_top5=100.0,
+            predictions=b"", host="here", folder="/nowhere", digest="d",
+        )  # fmt: skip
+    else:
+        leases.record(lease, [epoch(value)])
+    leases.finish(lease, Outcome(state=state, value=value, best_epoch=1), result=result)
+    sampling.tell(study, known.untold()[0])
+    known.mark_told(lease.trial_id)
+    return recipe
+
+
+def stage_of(study):
+    stage = finals.next_stage(study)
+    assert stage is not None
+    return stage
+
+
+def verdict_of(study):
+    verdict = verdicts.verdict_of(study)
+    assert verdict is not None
+    return verdict
+
+
+def run_all(study, value_of):
+    recipes = []
+    while (recipe := run_one(study, value_of)) is not None:
+        recipes.append(recipe)
+    return recipes
+
+
+@pytest.fixture
+def searched(db, spec):
+    """A study whose trials are worth more the later they come: 50, 51, …"""
+    study = store.create(db, spec.replace(budget=Budget(n_trials=6)))
+    values = iter(range(50, 56))
+    run_all(study, lambda _recipe: float(next(values)))
+    return study
+
+
+def by_reinit(recipe):
+    return 60.0 + recipe.dials.reinit_layers + recipe.train.seed / 100
+
+
+def test_the_best_and_the_default_are_tried_with_new_seeds(searched):
+    finals.begin(searched, PLAN)
+    stage = stage_of(searched)
+    recipes = run_all(stage, by_reinit)
+    assert [recipe.train.seed for recipe in recipes] == [1, 1, 1, 2, 2, 2]
+    assert {recipe.data.train_on for recipe in recipes} == {"train"}
+    verdict = verdict_of(searched)
+    assert [(each.trial, each.name) for each in verdict.contenders] == [
+        (0, "default"),
+        (5, "trial 5"),
+        (4, "trial 4"),
+    ]
+    assert [each.search_top1 for each in verdict.contenders] == [50.0, 55.0, 54.0]
+
+
+def test_the_winner_and_the_default_go_on_to_the_test_images(searched):
+    finals.begin(searched, PLAN)
+    first = stage_of(searched)
+    assert verdict_of(searched).readings == ()
+    best = {0: 70.0, 5: 60.0, 4: 80.0}
+    order = iter([0, 5, 4] * 2)
+    run_all(first, lambda recipe: best[next(order)] + recipe.train.seed / 10)
+    second = stage_of(searched)
+    assert (second.name, second.stage) == ("cats@test-1", "test")
+    verdict = verdict_of(searched)
+    assert (verdict.winner, verdict.stage) == (4, "test")
+    assert len(verdict.readings) == 1, "recorded before an image is read"
+    recipes = run_all(second, lambda recipe: 90.0 + recipe.train.seed)
+    assert [recipe.train.seed for recipe in recipes] == [3, 3, 4, 4]
+    assert {recipe.data.train_on for recipe in recipes} == {"train+val"}
+    assert finals.next_stage(searched) is None
+
+
+def test_a_candidate_that_broke_once_cannot_win(searched):
+    finals.begin(searched, PLAN)
+    stage = stage_of(searched)
+    states = iter(["complete", "pruned", "complete"] + ["complete"] * 3)
+    values = iter([50.0, 99.0, 60.0, 51.0, 99.0, 61.0])
+    while run_one(stage, lambda _: next(values), state=next(states, "complete")) is not None:
+        pass
+    stage_of(searched)
+    assert verdict_of(searched).winner == 4
+
+
+def test_two_workers_open_one_second_stage(searched, database_url):
+    finals.begin(searched, PLAN)
+    run_all(stage_of(searched), by_reinit)
+    others = [storage.connect(database_url, home=None) for _ in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(len(others)) as pool:
+        stages = list(pool.map(lambda db: stage_of(store.open_study(db, "cats")), others))
+    assert len({stage.id for stage in stages}) == 1
+    verdict = verdict_of(searched)
+    assert len(verdict.readings) == 1
+    assert len([run for run in verdict.runs if run.stage == "test"]) == 2 * len(verdict.entries)
+    for db in others:
+        db.close()
+
+
+def test_a_half_made_stage_is_made_anew(searched):
+    half = searched.storage.optuna.create_new_study(searched.optuna.directions, "cats@confirm-1")
+    searched.storage.optuna.set_study_user_attr(half, names.SPEC, "{}")
+    finals.begin(searched, PLAN)
+    stage = stage_of(searched)
+    assert stage.id != half
+    assert len(run_all(stage, by_reinit)) == 6
+
+
+def test_planning_again_changes_nothing_and_another_plan_is_refused(searched):
+    finals.begin(searched, PLAN)
+    before = rounds.latest(searched)
+    assert finals.begin(searched, {}) == finals.begin(searched, PLAN)
+    with pytest.raises(SpecError, match="is being finalised with n_test_seeds = 2"):
+        finals.begin(searched, {"n_test_seeds": 3})
+    assert rounds.latest(searched) == before
+
+
+def test_what_cannot_be_finalised_is_refused_and_leaves_nothing(db, spec):
+    empty = store.create(db, spec)
+    with pytest.raises(SpecError, match="nbtl-search stop cats"):
+        finals.begin(empty, PLAN)
+    ledger.Ledger(db.engine, empty.id).want("stop")
+    with pytest.raises(StudyNotFoundError, match="has not trained the default recipe"):
+        finals.begin(empty, PLAN)
+    untested = store.create(db, spec.replace(name="untested", facts=spec.facts.replace(n_test=0)))
+    with pytest.raises(DataError, match="test_fraction"):
+        finals.begin(untested, PLAN)
+    assert verdicts.verdict_of(empty) is None
+    assert [each.name for each in store.names(db)] == ["untested", "cats"]
+    assert {each.study_name for each in db.optuna.get_all_studies()} == {"cats", "untested"}
+
+
+def test_final_runs_that_were_told_to_stop_wait(searched):
+    finals.begin(searched, PLAN)
+    stage = stage_of(searched)
+    ledger.Ledger(searched.storage.engine, stage.id).want("stop")
+    assert finals.next_stage(searched) is None
+    waiting = rounds.open_stage(searched)
+    assert waiting is not None
+    assert waiting.name == stage.name
+
+
+def test_a_deleted_study_takes_its_final_runs_along(searched, db):
+    finals.begin(searched, PLAN)
+    run_all(stage_of(searched), by_reinit)
+    stage_of(searched)
+    store.delete(db, "cats")
+    assert db.optuna.get_all_studies() == []
+    with db.engine.connect() as connection:
+        for table in ("study", "trial", "final", "final_run", "final_result"):
+            assert connection.execute(text(f"SELECT count(*) FROM nbtl_{table}")).scalar() == 0
