@@ -9,6 +9,7 @@ would take them: each run is a new process.
 import argparse
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -44,12 +45,16 @@ def main() -> None:
     finally:
         opened.close()
     page = home / "report.html"
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = [_run(home, page) for _ in range(options.n)]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = (after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime) / options.n
     embedded.stop(home)
     spread = statistics.stdev(seconds) if len(seconds) > 1 else 0.0
     print(
         f"{options.trials} trials x {options.epochs} epochs: "
         f"{statistics.mean(seconds):.1f} ± {spread:.1f} s (n = {len(seconds)}), "
+        f"{cpu_s:.1f} s of CPU each without the database, "
         f"{page.stat().st_size / 1e6:.1f} MB; {psutil.cpu_count()} cores, load "
         f"{os.getloadavg()[0]:.1f}, {platform.machine()}, Python {platform.python_version()}"
     )

@@ -10,8 +10,8 @@ from nbtl_search.study.verdict import Entry, FinalRun, Verdict
 from nbtl_search.study.verdicts import verdict_of
 
 if TYPE_CHECKING:
-    from nbtl_search.engine.export import Export, Source
-    from nbtl_search.engine.story import Gain, Outcome, Story
+    from nbtl_search.exports.export import Export, Source
+    from nbtl_search.exports.story import Gain, Outcome, Story
 
 Which = Literal["default", "winner"]
 
@@ -81,7 +81,7 @@ def write(
     Raises:
         WeightsError: the weights are not on this machine, or damaged; or `output` is taken.
     """
-    from nbtl_search.engine.export import export as write_folder
+    from nbtl_search.exports.export import export as write_folder
 
     entry = _entry(verdict, which)
     runs = sorted(
@@ -110,8 +110,8 @@ def _entry(verdict: Verdict, which: Which) -> Entry:
 
 
 def _source(run: FinalRun) -> "Source":
-    from nbtl_search.engine.export import Source
-    from nbtl_search.engine.story import Member
+    from nbtl_search.exports.export import Source
+    from nbtl_search.exports.story import Member
 
     assert run.weights is not None, "checked by the caller"  # noqa: S101
     return Source(
@@ -127,7 +127,7 @@ def _source(run: FinalRun) -> "Source":
 
 
 def _story(verdict: Verdict, entry: Entry, runs: list[FinalRun], *, study: str) -> "Story":
-    from nbtl_search.engine.story import Story
+    from nbtl_search.exports.story import Story
 
     default = verdict.entries[0]
     tied = [c for c in verdict.contenders if c.is_tied_with_winner and c.trial != verdict.winner]
@@ -148,7 +148,7 @@ def _story(verdict: Verdict, entry: Entry, runs: list[FinalRun], *, study: str) 
 
 
 def _outcome(entry: Entry) -> "Outcome":
-    from nbtl_search.engine.story import Outcome
+    from nbtl_search.exports.story import Outcome
 
     return Outcome(
         name=entry.name,
@@ -162,7 +162,7 @@ def _outcome(entry: Entry) -> "Outcome":
 
 
 def _gain(verdict: Verdict) -> "Gain | None":
-    from nbtl_search.engine.story import Gain
+    from nbtl_search.exports.story import Gain
 
     gain = verdict.gain
     if gain is None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from nbtl_search.errors import SpecError
 
 if TYPE_CHECKING:
-    from nbtl_search.engine.confusion import Confusion
-    from nbtl_search.engine.predict import Prediction
+    from nbtl_search.exports.confusion import Confusion
+    from nbtl_search.exports.predict import Prediction
 
 Progress = Callable[[int, int], None]
 
@@ -52,9 +52,9 @@ def predict(
         DataError: an argument names no image.
         SpecError: the device is not on this machine, or the batch size is no size.
     """
-    from nbtl_search.engine import confusion, pictures
-    from nbtl_search.engine.predict import open_classifier
-    from nbtl_search.engine.predict import predict as predict_files
+    from nbtl_search.exports import confusion, pictures
+    from nbtl_search.exports.predict import open_classifier
+    from nbtl_search.exports.predict import predict as predict_files
 
     if batch_size < 1:
         message = f"batch_size >= 1, got {batch_size}; pass 32"

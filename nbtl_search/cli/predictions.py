@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nbtl_search.api.predicting import Predictions
-    from nbtl_search.engine.confusion import Confusion
+    from nbtl_search.exports.confusion import Confusion
 
 SHOWN_MATRIX: Final = 20  # classes of a matrix that still fits a terminal
 _PATIENCE_S: Final = 2.0

@@ -13,7 +13,7 @@ const plots = [...document.querySelectorAll(".plot")];
 const isNarrow = () => window.innerWidth < 560;
 
 // Below the title of the x-axis, whatever the height: plotly counts in heights of the axes.
-const legendY = (height) => -46 / (height - 120);
+const legendY = (height) => -54 / (height - 120);
 
 function draw(plot) {
   const figure = JSON.parse(document.getElementById(`data-${plot.dataset.figure}`).textContent);

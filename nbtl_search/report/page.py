@@ -6,7 +6,6 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Final
 
-import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from nbtl_search.report import sections
@@ -83,9 +82,8 @@ def _made(content: Content) -> str:
 
 def _json(picture: Picture) -> str:
     """Return a figure without its title, which the page sets itself."""
-    figure = go.Figure(picture.figure)
-    figure.update_layout(title=None, margin={"l": 56, "r": 12, "t": 16, "b": 48})
-    made: str = figure.to_json()
+    picture.figure.update_layout(title=None, margin={"l": 56, "r": 12, "t": 16, "b": 48})
+    made: str = picture.figure.to_json(validate=False)
     return made
 
 

@@ -79,7 +79,8 @@ def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
         values = [trial.dials.alpha if symbol == "circle" else trial.dials.beta for trial in group]
         dots = _dots(group, "n_l2sp", name=name, color=BLUE)
         marker = _coloured(group, values, title="alpha (beta at 0)", span=span)
-        figure.add_trace(dots.update(marker=marker | {"symbol": symbol}))
+        has_scale = symbol == "circle" or not pulled  # one of the two, or they overlap
+        figure.add_trace(dots.update(marker=marker | {"symbol": symbol, "showscale": has_scale}))
     figure.add_traces([*_keys((plain, pulled), ("plain L2", "L2-SP"), ("square", "circle"))])
     figure.add_traces([*_rings(shown, "n_l2sp")])
     return traces.without_empty(figure)
@@ -113,8 +114,10 @@ def _bars(entries: Sequence[Entry]) -> go.Figure:
     for name, values, color in measures:
         means = [None if mean is None else round(mean, 2) for mean, _ in values]
         if any(mean is not None for mean in means):
-            spread = {"type": "data", "array": [std or 0 for _, std in values], "thickness": 1.2}
-            bar = go.Bar(x=x, y=means, name=name, marker={"color": color}, error_y=spread)
+            bar = go.Bar(x=x, y=means, name=name, marker={"color": color})
+            if any(std is not None for _, std in values):
+                whiskers = [std or 0.0 for _, std in values]
+                bar.update(error_y={"type": "data", "array": whiskers, "thickness": 1.2})
             figure.add_trace(bar.update(hovertemplate="%{x}<br>%{y:.2f} %"))
     known = [(m, s or 0.0) for _, values, _ in measures for m, s in values if m is not None]
     low = min(mean - spread for mean, spread in known)

@@ -146,8 +146,12 @@ def _tables(reproduction: Reproduction) -> list[int]:
 
 def _title(reproduction: Reproduction, table: int) -> str:
     title = f"Table {table}. {paper_tables()[f'table{table}']['title']}"
-    if _has_test(reproduction, table):
-        title += " (test: ours, single crop, after the last epoch on train + validation)"
+    runs = [row.test.n for row in reproduction.rows if row.test and row.table == table]
+    if runs:
+        title += (
+            f" (test: ours, {max(runs)} runs, single crop, trained on train + validation; diff: of "
+            "test where there is one)"
+        )
     return title
 
 

@@ -61,7 +61,7 @@ def final(content: Content) -> Sheet:
         interval("gain (95 % interval)"),
         remark("settings", "settings"),
     )
-    title = "Test images, read once: top-1 in percent, mean ± standard deviation over seeds"
+    title = "Test images: top-1 in percent, mean ± standard deviation over seeds"
     return Sheet(name="final", title=title, rows=tuple(rows), columns=columns)
 
 

@@ -31,9 +31,9 @@ def recipe_in_words(dials: Dials, *, n_blocks: int) -> str:
     """Say in words what a point of the search space means for a network of so many blocks."""
     layers = "layer" if dials.reinit_layers == 1 else "layers"
     words = [f"{dials.reinit_layers} new {layers}", f"rate {dials.lr_high:.2g}"]
-    if dials.n_low and dials.lr_low_ratio != 1:
+    if dials.n_low and f"{dials.lr_low_ratio:.2g}" != "1":
         words.append(f"first {dials.n_low} of {n_blocks} blocks at {dials.lr_low_ratio:.2g} of it")
-    if dials.lr_head_ratio != 1:
+    if f"{dials.lr_head_ratio:.2g}" != "1":
         words.append(f"classifier at {dials.lr_head_ratio:.2g} of it")
     if dials.n_l2sp:
         words.append(f"L2-SP {dials.alpha:.1g} on {dials.n_l2sp} of {n_blocks} blocks")

@@ -101,7 +101,7 @@ class Reader(HTMLParser):
     def __init__(self):
         super().__init__()
         self.tags, self.attributes, self.texts, self.json = [], [], [], []
-        self._inside = ("", {})
+        self._inside: tuple[str, dict[str, str | None]] = ("", {})
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -353,7 +353,7 @@ class TestImportances:
 class TestFigures:
     def test_text_for_plotly_keeps_entities_it_knows_only(self):
         assert paper_figures.isolated("<b>\"&'") == "&lt;b&gt;\"&amp;'"
-        assert paper_figures.isolated("מגן") == "\u2068מגן\u2069"
+        assert paper_figures.isolated("מגן") == "\u2068מגן\u2069"  # noqa: RUF001
 
     def test_optimal_against_default_has_whiskers_once_there_are_seeds(self, finalised):
         bars = paper_figures.optimal_against_default(finalised.trials, finalised.verdict)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from string import Template
 from typing import Any
 
-from nbtl_search.engine.story import Gain, Member, Outcome, Story, recipe_in_words
+from nbtl_search.exports.story import Gain, Member, Outcome, Story, recipe_in_words
 from nbtl_search.spec import Recipe
 
 N_LABELS_LISTED = 100

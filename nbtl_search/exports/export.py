@@ -3,7 +3,8 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Never
@@ -13,14 +14,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from nbtl_search.engine.card import write_card
-from nbtl_search.engine.exported import CONFIG, ENSEMBLE, MARKER, WEIGHTS, check_free
-from nbtl_search.engine.onnx import require_onnx, write_onnx
-from nbtl_search.engine.publishing import published
+from nbtl_search.engine.folders import whole_folder
 from nbtl_search.engine.randomness import seeded
-from nbtl_search.engine.story import Member, Story
 from nbtl_search.engine.weights import UNREADABLE
 from nbtl_search.errors import WeightsError
+from nbtl_search.exports.card import write_card
+from nbtl_search.exports.exported import CONFIG, ENSEMBLE, MARKER, WEIGHTS, check_free
+from nbtl_search.exports.onnx import require_onnx, write_onnx
+from nbtl_search.exports.story import Member, Story
 
 ABOUT = "about.json"
 FORMAT = 1
@@ -82,7 +83,7 @@ def export(
     abouts = [_read_about(source) for source in sources]
     members = tuple(f"seed-{i + 1}" for i in range(len(sources))) if len(sources) > 1 else (".",)
     differences = []
-    with published(output, force=force) as temporary:
+    with _writing(output), whole_folder(output, force=force) as temporary:
         for source, about, name in zip(sources, abouts, members, strict=True):
             folder = temporary / name
             folder.mkdir(exist_ok=True)
@@ -95,6 +96,18 @@ def export(
         n_classes=len(abouts[0]["classes"]),
         onnx_difference=max(differences, default=None),
     )
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = (
+            f"{str(output)!r} must be a place that can be written, with room, got "
+            f"{error.strerror or error}; choose another folder, or make room"
+        )
+        raise WeightsError(message) from error
 
 
 def _read_about(source: Source) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from nbtl_search.data import images
 from nbtl_search.data.images import ImageFormat
 from nbtl_search.engine.device import place
-from nbtl_search.engine.export import loaded
-from nbtl_search.engine.exported import labels_of, members_of, read_config
 from nbtl_search.errors import DataError, SpecError, WeightsError
+from nbtl_search.exports.export import loaded
+from nbtl_search.exports.exported import labels_of, members_of, read_config
 from nbtl_search.spec import TrainSettings
 
 Probabilities = NDArray[np.float64]

@@ -24,8 +24,8 @@ from nbtl_search.api import exporting
 from nbtl_search.api.predicting import predict
 from nbtl_search.cli.predict import predict_command
 from nbtl_search.cli.predictions import shown
-from nbtl_search.engine.pictures import find_pictures, true_labels
 from nbtl_search.errors import DataError, NbtlError, SpecError, WeightsError
+from nbtl_search.exports.pictures import find_pictures, true_labels
 from tests.exportable import CLASSES, make_verdict
 
 # What folders can be called: the class names without the separator of paths.

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from nbtl_search.api import exporting
-from nbtl_search.engine import onnx
 from nbtl_search.errors import WeightsError
+from nbtl_search.exports import onnx
 from tests.exportable import make_verdict
 
 RUN = """

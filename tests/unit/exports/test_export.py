@@ -20,9 +20,9 @@ from PIL import Image
 from nbtl_search.api import exporting
 from nbtl_search.data import images
 from nbtl_search.data.images import ImageFormat
-from nbtl_search.engine import export as export_module
-from nbtl_search.engine import publishing
+from nbtl_search.engine import folders
 from nbtl_search.errors import WeightsError
+from nbtl_search.exports import export as export_module
 from nbtl_search.study.verdict import FinalWeights
 from tests.exportable import CLASSES, HOST, MODEL, alone, make_run, make_verdict
 
@@ -288,10 +288,10 @@ class TestInterruption:
         assert [p.name for p in tmp_path.iterdir()] == (["out"] if there else [])
 
     def test_what_a_killed_one_left_goes_after_a_day(self, tmp_path):
-        old, new = tmp_path / ".out.1.tmp", tmp_path / ".out.2.tmp"
+        old, new = tmp_path / ".out-tmp-1", tmp_path / ".out-tmp-2"
         for folder in (old, new):
             folder.mkdir()
         os.utime(old, (0, 0))
-        with publishing.published(tmp_path / "out", force=False):
+        with folders.whole_folder(tmp_path / "out", force=False):
             pass
-        assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.2.tmp"}
+        assert {path.name for path in tmp_path.iterdir()} == {"out", ".out-tmp-2"}
