@@ -19,6 +19,7 @@ from rich.text import Text
 from nbtl_search import api
 from nbtl_search.errors import SchemaError, StudyExistsError, StudyNotFoundError
 from nbtl_search.report.standing import best_of, default_of, gain_of
+from nbtl_search.report.words import recipe_in_words
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
 from nbtl_search.study.records import TrialRecord
 from nbtl_search.study.store import Study
@@ -199,7 +200,7 @@ def _lines(outcome: Outcome) -> Iterator[tuple[str, float, str]]:
     n_blocks = outcome.facts.n_blocks
     for name, trial in (("default binary", default), ("best found", best)):
         if trial is not None and trial.value is not None:
-            words = f"trial {trial.number}: {in_words(trial.dials, n_blocks=n_blocks)}"
+            words = f"trial {trial.number}: {recipe_in_words(trial.dials, n_blocks=n_blocks)}"
             yield name, trial.value, words
 
 
@@ -222,17 +223,3 @@ def _remarks(outcome: Outcome) -> Iterator[str]:
         yield f"Best against default: {gain.words()}: nothing says that one is better."
     n_pruned = sum(trial.state == "pruned" for trial in outcome.trials)
     yield f"Trials stopped early: {n_pruned} of {len(outcome.trials)}."
-
-
-def in_words(dials: Dials, *, n_blocks: int) -> str:
-    """Say in words what a point of the search space means for a network of so many blocks."""
-    layers = "layer" if dials.reinit_layers == 1 else "layers"
-    words = [f"{dials.reinit_layers} new {layers}, rate {dials.lr_high:.2g}"]
-    if dials.n_low and dials.lr_low_ratio != 1:
-        words.append(f"first {dials.n_low} of {n_blocks} blocks at {dials.lr_low_ratio:.2g} of it")
-    if dials.lr_head_ratio != 1:
-        words.append(f"classifier at {dials.lr_head_ratio:.2g} of it")
-    if dials.n_l2sp:
-        words.append(f"L2-SP {dials.alpha:.1g} on {dials.n_l2sp} of {n_blocks} blocks")
-    words.append(f"L2 {dials.beta:.1g}" if dials.n_l2sp else f"plain L2 {dials.beta:.1g}")
-    return ", ".join(words)

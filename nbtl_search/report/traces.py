@@ -54,7 +54,11 @@ def value(trial: TrialRecord) -> float | None:
 
 def label(trial: TrialRecord) -> str:
     """Return a trial's number and name, escaped: plotly draws a part of HTML."""
-    return f"trial {trial.number} ({html.escape(trial.name)})" if trial.name else _plain(trial)
+    return (
+        f"trial {trial.number} ({html.escape(trial.name, quote=False)})"
+        if trial.name
+        else _plain(trial)
+    )
 
 
 def _plain(trial: TrialRecord) -> str:

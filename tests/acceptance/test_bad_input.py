@@ -181,3 +181,22 @@ def test_a_damaged_recipe_is_refused(made, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[data]\ndataset = "textures"\n[dials]\nlr_hihg = 1\n')
     refused(made, "train", recipe, says=["'dials.lr_hihg'", "'lr_high'"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("finalize", "tinny"), ["'tinny'", "tiny"]),
+        (("finalize", "tiny"), ["nbtl-search launch tiny", "nbtl-search stop tiny"]),
+        (("report", "tinny"), ["'tinny'", "tiny"]),
+        (("report", "tiny", "-o", "/nowhere/there.html"), ["/nowhere"]),
+        (("export", "tinny", "-o", "out"), ["'tinny'", "tiny"]),
+        (("export", "tiny", "-o", "out"), ["nbtl-search finalize tiny"]),
+        (("predict", "/nowhere", "a.jpg"), ["/nowhere"]),
+        (("reproduce", "dtdd"), ["'dtdd'", "aircraft", "dtd"]),
+    ],
+)
+def test_what_follows_a_search_is_refused_alike(made, arguments, says):
+    before = studies(made)
+    refused(made, *arguments, says=says)
+    assert studies(made) == before

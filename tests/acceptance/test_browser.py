@@ -123,6 +123,10 @@ def test_the_study_page_shows_our_figures_and_the_verdict(browser, address, stud
         "Learning curves of all trials",
         "Not binary: rate, new layers, L2-SP",
         "Each dial alone (pruned trials faint)",
+        "Learning rate, by number of new layers",
+        "Blocks at the low rate",
+        "L2-SP against L2",
+        "Best found against default: one run each",
     }
 
     def drawn(opened):

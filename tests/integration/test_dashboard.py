@@ -26,7 +26,16 @@ from nbtl_search.study import names, records, storage, store
 from nbtl_search.study.ledger import Ledger
 from tests.plausible_study import fill, make_spec
 
-FIGURES = ["nbtl-dials", "nbtl-history", "nbtl-learning-curves", "nbtl-non-binary"]
+FIGURES = [
+    "nbtl-dials",
+    "nbtl-history",
+    "nbtl-l2sp",
+    "nbtl-learning-curves",
+    "nbtl-low-layers",
+    "nbtl-non-binary",
+    "nbtl-optimal",
+    "nbtl-rate",
+]
 
 
 @contextlib.contextmanager

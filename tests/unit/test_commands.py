@@ -32,7 +32,13 @@ def test_each_help_has_an_example_and_explains_each_option(verb):
             "KEY=VALUE", "FLOAT RANGE", "INTEGER RANGE")), line  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", ["create", "status", "list", "best", "train", "prepare"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "create", "status", "list", "best", "train", "prepare",
+        "finalize", "export", "predict", "reproduce",
+    ],
+)  # fmt: skip
 def test_scripts_can_ask_for_json(verb):
     assert "--json" in help_of(verb)
 
