@@ -11,7 +11,7 @@ from nbtl_search.report.sheet import Sheet
 from nbtl_search.report.standing import gain_of
 from nbtl_search.report.tables import span
 from nbtl_search.report.words import mean_std, sentences
-from nbtl_search.spec import Budget, Pruning, write_toml
+from nbtl_search.spec import Pruning, write_toml
 from nbtl_search.study.verdict import Verdict
 
 Drawn = Mapping[str, str]
@@ -63,7 +63,7 @@ def searched(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
         f"weights: {name(spec.model.weights)}",
         "training": f"{spec.train.epochs} epochs, batches of {spec.train.batch_size}, "
         f"{text(spec.train.schedule)} schedule",
-        "budget": text(_budget(spec.budget)),
+        "budget": text(spec.budget.in_words()),
         "early stopping": text(_pruning(spec.search.pruning)),
         "tried first": "<br>".join(
             name(known.name) + (f": {name(known.reason)}" if known.reason else "")
@@ -235,14 +235,6 @@ def _counts(content: Content) -> str:
     named = ("complete", "pruned", "failed", "running", "waiting")
     counts = [f"{getattr(totals, key)} {key}" for key in named if getattr(totals, key)]
     return f"{', '.join(counts)} of {totals.n_trials}; the study is {totals.state}"
-
-
-def _budget(budget: Budget) -> str:
-    limits = [f"{budget.n_trials} trials"]
-    limits += [f"{budget.epochs} epochs"] if budget.epochs is not None else []
-    limits += [f"{budget.gpu_h:g} slot-hours"] if budget.gpu_h is not None else []
-    limits += [f"{budget.wall_clock_h:g} hours"] if budget.wall_clock_h is not None else []
-    return " or ".join(limits)
 
 
 def _pruning(pruning: Pruning) -> str:

@@ -32,6 +32,14 @@ class Budget(Value):
     gpu_h: Positive | None = Field(None, description="no new trial after this many slot-hours")
     wall_clock_h: Positive | None = Field(None, description="no new trial after this many hours")
 
+    def in_words(self) -> str:
+        """Return the limits that are set, such as '40 trials or 12 hours'."""
+        limits = [f"{self.n_trials} trials"]
+        limits += [f"{self.epochs} epochs"] if self.epochs is not None else []
+        limits += [f"{self.gpu_h:g} slot-hours"] if self.gpu_h is not None else []
+        limits += [f"{self.wall_clock_h:g} hours"] if self.wall_clock_h is not None else []
+        return " or ".join(limits)
+
 
 class KnownRecipe(Value):
     """A recipe worth trying before the sampler has learnt anything. It is never pruned."""

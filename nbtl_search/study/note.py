@@ -3,7 +3,7 @@
 import html
 
 from nbtl_search import space
-from nbtl_search.spec import Budget, Facts, StudySpec
+from nbtl_search.spec import Facts, StudySpec
 
 _READING = """\
 **How to read this.** The value of a trial is its best validation top-1 accuracy in percent, over
@@ -25,7 +25,7 @@ def write_note(spec: StudySpec, facts: Facts) -> str:
         _data(spec, facts),
         _searched(spec, facts),
         _known(spec),
-        f"**Budget:** {_budget(spec.budget)}.",
+        f"**Budget:** {spec.budget.in_words()}.",
         _READING,
     ]
     return "\n\n".join(part for part in parts if part)
@@ -64,14 +64,6 @@ def _known(spec: StudySpec) -> str:
         for known in spec.search.known
     ]
     return "\n".join(["**Tried first, never pruned:**", "", *recipes])
-
-
-def _budget(budget: Budget) -> str:
-    limits = [f"{budget.n_trials} trials"]
-    limits += [f"{budget.epochs} epochs"] if budget.epochs is not None else []
-    limits += [f"{budget.gpu_h:g} slot-hours"] if budget.gpu_h is not None else []
-    limits += [f"{budget.wall_clock_h:g} hours"] if budget.wall_clock_h is not None else []
-    return " or ".join(limits)
 
 
 def _text(value: str) -> str:

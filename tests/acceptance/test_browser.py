@@ -2,31 +2,24 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from nbtl_search.report.dashboard import page
 from nbtl_search.report.status import status_of
 from nbtl_search.study import embedded, storage, store
+from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PATIENCE_S = 60
 HOSTILE = "<img src=x onerror=document.title='taken'>"
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--window-size=1500,1100",
-]
 SERVE = """
 import sys
 from pathlib import Path
@@ -84,15 +77,10 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "chromium"
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    opened.set_script_timeout(PATIENCE_S)
-    yield opened
-    opened.quit()
+    profile = tmp_path_factory.mktemp("profile")
+    with chromium(profile=profile, size="1500,1100", logs=("browser",)) as opened:
+        opened.set_script_timeout(PATIENCE_S)
+        yield opened
 
 
 def wait(browser, condition):

@@ -4,13 +4,10 @@ import base64
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 from nbtl_search.cli.report import report_command
@@ -18,19 +15,16 @@ from nbtl_search.report.content import gather
 from nbtl_search.report.page import page
 from nbtl_search.report.standing import default_of
 from nbtl_search.study import embedded, storage, store
+from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec
 from tests.plausible_verdict import make_verdict
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PATIENCE_S = 60
+LOGS = ("browser", "performance")
 HOSTILE = "<script>document.title='taken'</script>\"quotes' 🐟 מגן"
 TESTS = [[77.0, 78.0, 76.5, 77.5], [80.5, 81.5, 80.0, 82.0]]
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--window-size=1280,1000",
-]
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +76,8 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def browser(tmp_path):
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "chromium"
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    yield opened
-    opened.quit()
+    with chromium(profile=tmp_path / "profile", size="1280,1000", logs=LOGS) as opened:
+        yield opened
 
 
 def opened_page(browser, place):
