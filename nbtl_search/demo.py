@@ -18,15 +18,18 @@ from rich.text import Text
 
 from nbtl_search import api
 from nbtl_search.errors import SchemaError, StudyExistsError, StudyNotFoundError
+from nbtl_search.report.outcome import render
 from nbtl_search.report.standing import best_of, default_of, gain_of
 from nbtl_search.report.words import recipe_in_words
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
 from nbtl_search.study.records import TrialRecord
 from nbtl_search.study.store import Study
+from nbtl_search.study.verdict import Verdict
 
 STUDY: Final = "demo"
 # From random weights a network wants other rates than in fine-tuning; the best of these counts.
 RANDOM_RATES: Final = (0.01, 0.03, 0.1)
+N_SEEDS: Final = 3  # of the final runs: the fewest that say something of the spread, in a minute
 
 Progress = Callable[[int, int], None]
 
@@ -46,6 +49,7 @@ class Outcome:
     spec: StudySpec
     trials: Sequence[TrialRecord]
     random: Sequence[RandomRun]
+    verdict: Verdict
 
     @property
     def facts(self) -> Facts:
@@ -119,6 +123,30 @@ def search(
     return report.state == "finished"
 
 
+def finalize(
+    *,
+    workers: int,
+    home: Path,
+    storage: str | None,
+    on_tick: Callable[[Study], None] | None = None,
+) -> Verdict:
+    """Run the best recipe and the default over further seeds, then read the test images once.
+
+    Raises:
+        NbtlError: a worker refused to start, or kept dying.
+    """
+    return api.finalize(
+        STUDY,
+        candidates=1,
+        confirm_seeds=N_SEEDS,
+        test_seeds=N_SEEDS,
+        workers=workers,
+        home=home,
+        storage=storage,
+        on_tick=on_tick,
+    )
+
+
 def random_runs(spec: StudySpec, *, home: Path, progress: Progress) -> Iterator[RandomRun]:
     """Train from random weights, with the study's images and epochs, at each of `RANDOM_RATES`.
 
@@ -176,7 +204,8 @@ def conclusion(outcome: Outcome) -> RenderableType:
     table.add_column("")
     for name, value, how in _lines(outcome):
         table.add_row(Text(name, style="bold"), f"{value:.2f} %", Text(how))
-    return Group("", table, "", *map(Text, _remarks(outcome)))
+    remarks = map(Text, _remarks(outcome))
+    return Group("", table, "", *remarks, "", render(outcome.verdict, name=STUDY))
 
 
 def next_steps(options: str) -> str:
@@ -184,7 +213,8 @@ def next_steps(options: str) -> str:
     steps = (
         ("in a browser", "dashboard"),
         ("all trials", f"status {STUDY}"),
-        ("the best recipe", f"best {STUDY}"),
+        ("a page about it", f"report {STUDY}"),
+        ("the model", f"export {STUDY} -o model"),
         ("your own images", "create --dataset ./my-folder"),
         ("the demo anew", "demo --fresh"),
         ("stop the database", "db stop"),

@@ -80,8 +80,13 @@ def _run(
     if not finished:
         raise KeyboardInterrupt
     random = _random_runs(spec, home)
+    with search_progress(quiet=False) as tick:
+        verdict = demo.finalize(workers=workers, home=home, storage=storage, on_tick=tick)
+    if verdict.stage != "done":
+        raise KeyboardInterrupt
     _, found = api.status(spec.name, home=home, storage=storage)
-    screen.print(demo.conclusion(demo.Outcome(spec=spec, trials=found, random=random)))
+    outcome = demo.Outcome(spec=spec, trials=found, random=random, verdict=verdict)
+    screen.print(demo.conclusion(outcome))
     click.echo(f"\n{demo.next_steps(options)}")
 
 

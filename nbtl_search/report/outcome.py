@@ -20,17 +20,19 @@ def render(verdict: Verdict, *, name: str) -> RenderableType:
         verdict: where its finalisation stands.
         name: of the study.
     """
-    parts: list[RenderableType] = [_confirmed(verdict)]
+    seeds = f"{verdict.n_confirm_seeds} seeds"
+    parts: list[RenderableType] = [
+        Text(f"validation top-1 after the last epoch, {seeds}", style="bold"),
+        _confirmed(verdict),
+    ]
     if verdict.entries:
-        parts += ["", _tested(verdict)]
+        seeds = f"{verdict.n_test_seeds} seeds, trained on train and validation"
+        parts += ["", Text(f"test top-1, {seeds}", style="bold"), _tested(verdict)]
     return Group(*parts, *map(Text, _remarks(verdict, name)))
 
 
 def _confirmed(verdict: Verdict) -> RenderableType:
-    n = verdict.n_confirm_seeds
-    table = _table(
-        f"validation top-1 after the last epoch, {n} seeds", "", "search", "mean", "bound", "gain"
-    )
+    table = _table("", "search", "mean", "bound", "gain")
     for contender in verdict.contenders:
         style = "bold" if contender.trial == verdict.winner else ""
         table.add_row(
@@ -52,13 +54,7 @@ def _mark(contender: Contender, verdict: Verdict) -> str:
 
 
 def _tested(verdict: Verdict) -> RenderableType:
-    n = verdict.n_test_seeds
-    table = _table(
-        f"test top-1, {n} seeds, trained on train and validation",
-        "single crop",
-        "ten crops",
-        "ensemble",
-    )
+    table = _table("single crop", "ten crops", "ensemble")
     for entry in verdict.entries:
         table.add_row(*_cells(entry))
     if verdict.gain is not None:
@@ -75,9 +71,9 @@ def _cells(entry: Entry) -> Iterator[Any]:
     yield _number(entry.ensemble_top1)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(title, max_width=32)
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", max_width=24)
     for column in columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     return table

@@ -37,6 +37,16 @@ def test_it_says_what_the_numbers_are_worth(first):
     assert "Best against default" in first.stdout or "No trial was better" in first.stdout
 
 
+def test_the_winner_is_confirmed_on_the_test_images(first, shared_program):
+    verdict = api.verdict(demo.STUDY, home=shared_program.home)
+    assert verdict is not None
+    assert (verdict.stage, len(verdict.readings)) == ("done", 1)
+    for entry in verdict.entries:
+        assert entry.single.n == demo.N_SEEDS
+        assert f"{entry.single.mean:.2f} ± {entry.single.std:.2f}" in first.stdout
+    assert "The test images were read once" in first.stdout
+
+
 def test_it_says_what_to_do_next(first):
     for command in ("dashboard", "create --dataset ./my-folder", "demo --fresh", "db stop"):
         assert f"nbtl-search {command}" in first.stdout

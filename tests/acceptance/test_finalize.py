@@ -16,6 +16,7 @@ from tests.acceptance.test_kills import kill_one
 pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(900)]
 
 N_TRIALS = 4
+N_KILLS = 10
 PLAN = ("--candidates", 2, "--confirm-seeds", 2, "--test-seeds", 2)
 WORKERS = ("--workers", 2, "--quiet", *FAST)
 
@@ -166,14 +167,15 @@ def test_an_unfinished_search_is_refused(searched, tiny):
 @pytest.mark.chaos
 def test_kills_change_nothing_and_the_test_set_is_read_once(searched):
     chance = random.Random(7)
-    finalize = searched.start("finalize", "killed", *PLAN, *WORKERS)
+    finalize = searched.start("finalize", "killed", *PLAN, "--workers", 3, "--quiet", *FAST)
     wait_until(lambda: is_planned(searched, "killed"))
     n_kills = 0
     while finalize.poll() is None:
-        n_kills += kill_one(searched, chance)
-        time.sleep(chance.uniform(0.5, 4.0) if n_kills < 12 else 8.0)
+        if n_kills < N_KILLS:
+            n_kills += kill_one(searched, chance)
+        time.sleep(chance.uniform(1.0, 5.0))
     assert finalize.returncode == 0, finalize.stderr.read()
-    assert n_kills >= 8
+    assert n_kills >= N_KILLS
     assert result_of(searched, "killed") == result_of(searched, "calm")
     verdict = verdict_of(searched, "killed")
     assert sum(run.n_attempts for run in verdict.runs) > len(verdict.runs)
