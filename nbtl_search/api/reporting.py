@@ -72,8 +72,8 @@ def _gathered(study: Study) -> "Content":
 
 
 def _text(content: "Content", kind: Format) -> str:
-    from nbtl_search.report import formats
-    from nbtl_search.report.page import page
+    from nbtl_search.report.page import formats
+    from nbtl_search.report.page.html import page
 
     makers: dict[Format, Callable[[Content], str]] = {
         "html": page,
@@ -85,8 +85,8 @@ def _text(content: "Content", kind: Format) -> str:
 
 
 def _write(content: "Content", text: str, output: Path | None, figures: Path | None) -> None:
-    from nbtl_search.report.pictures import pictures
-    from nbtl_search.report.plates import files_of
+    from nbtl_search.report.drawing.pictures import pictures
+    from nbtl_search.report.drawing.plates import files_of
 
     try:
         if figures is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from nbtl_search import space
-from nbtl_search.report.importance import Importances, importances
+from nbtl_search.report.drawing.importance import Importances, importances
 from nbtl_search.report.provenance import Provenance, provenance
 from nbtl_search.report.standing import best_of, default_of
 from nbtl_search.space import Space

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from nbtl_search.report.content import Content
-from nbtl_search.report.sheet import Cell, Sheet
-from nbtl_search.report.sheets import tables
+from nbtl_search.report.page.sheet import Cell, Sheet
+from nbtl_search.report.page.sheets import tables
 from nbtl_search.report.words import sentences
 
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~&#!$])")

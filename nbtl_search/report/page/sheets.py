@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from nbtl_search import space
 from nbtl_search.report.content import Content
-from nbtl_search.report.importance import NAMES
-from nbtl_search.report.sheet import Row, Sheet, count, interval, number, remark, spread, words
+from nbtl_search.report.drawing.importance import NAMES
+from nbtl_search.report.page.sheet import Row, Sheet, count, interval, number, remark, spread, words
 from nbtl_search.report.spending import spending
 from nbtl_search.report.words import recipe_in_words
 from nbtl_search.spec import Dials

@@ -16,7 +16,7 @@ from nbtl_search.report.reproduction import (
     ReproducedRow,
     Reproduction,
 )
-from nbtl_search.report.tables import clean
+from nbtl_search.report.terminal.tables import clean
 from nbtl_search.spec.paper import figure, paper_tables
 
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~#])")

@@ -1,0 +1,1 @@
+"""The Optuna dashboard, served for reading on this machine, with our figures."""

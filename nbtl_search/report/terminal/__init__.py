@@ -1,0 +1,1 @@
+"""What a terminal shows: tables of at most 80 columns."""
