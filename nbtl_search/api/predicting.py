@@ -59,8 +59,8 @@ def predict(
     if batch_size < 1:
         message = f"batch_size >= 1, got {batch_size}; pass 32"
         raise SpecError(message)
-    found = pictures.find_pictures(images)
     classifier = open_classifier(Path(model), device=device)
+    found = pictures.find_pictures(images)
     files = [picture.file for picture in found]
     predictions = []
     for prediction in predict_files(classifier, files, batch_size=batch_size, ten_crop=ten_crop):

