@@ -103,7 +103,7 @@ def optimal_against_default(trials: Sequence[TrialRecord], verdict: Verdict | No
 
 
 def _bars(entries: Sequence[Entry]) -> go.Figure:
-    y = "test top-1 / %"
+    y = "test top-1 / % (axis cut)"  # differences of a point must be seen
     figure = traces.empty("Optimal against default, test images", x="", y=y)
     measures: list[tuple[str, list[tuple[float | None, float | None]], str]] = [
         ("single crop", [(entry.single.mean, entry.single.std) for entry in entries], BLUE),
