@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from optuna.study import StudyDirection
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Connection, insert, text, update
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.spec import Recipe
@@ -62,7 +62,7 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
         StudyNotFoundError: no trial has run to its end, or the default recipe was not tried.
     """
     _check(study)
-    with storage_errors(), only_one(study.storage, study.name):
+    with storage_errors(), only_one(study.storage, study.name) as lock:
         latest = rounds.latest(study)
         if latest is not None:
             plan = Plan.parse_json(latest.plan)
@@ -72,7 +72,7 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
                 return plan
         plan = Plan().replace(**changes)
         number = 1 if latest is None else latest.round + 1
-        _open_confirm(study, plan, number, again or "")
+        _open_confirm(study, plan, number, again or "", lock=lock)
     return plan
 
 
@@ -92,10 +92,10 @@ def next_stage(study: Study) -> Study | None:
             return None
         stage = rounds.stage_of(study, latest)
         if stage.stage == "confirm" and rounds.has_ended(stage):
-            with only_one(study.storage, study.name):
+            with only_one(study.storage, study.name) as lock:
                 latest = rounds.latest(study)
                 if latest.test_id is None:
-                    _open_test(study, latest)
+                    _open_test(study, latest, lock=lock)
             stage = rounds.stage_of(study, rounds.latest(study))
     ledger = Ledger(study.storage.engine, stage.id)
     return None if ledger.desired() == "stop" or rounds.has_ended(stage) else stage
@@ -185,7 +185,7 @@ def _check_same(study: Study, latest: Any, wanted: Plan, plan: Plan) -> None:
 # -- opening a stage ------------------------------------------------------------------------
 
 
-def _open_confirm(study: Study, plan: Plan, number: int, reason: str) -> None:
+def _open_confirm(study: Study, plan: Plan, number: int, reason: str, *, lock: Connection) -> None:
     chosen = candidates(study, n=plan.n_candidates)
     runs = list(_runs(study, chosen, _seeds(study, number, 0, plan.n_confirm_seeds)))
     row = {
@@ -198,10 +198,10 @@ def _open_confirm(study: Study, plan: Plan, number: int, reason: str) -> None:
     def enter(connection: Connection, stage_id: int) -> None:
         connection.execute(insert(schema.final).values(row | {"confirm_id": stage_id}))
 
-    _open(study, rounds.stage_name(study, "confirm", number), runs, enter)
+    _open(study, rounds.stage_name(study, "confirm", number), runs, enter, lock=lock)
 
 
-def _open_test(study: Study, latest: Any) -> None:
+def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
     """Choose the winner, and record that the test images are going to be read."""
     plan = Plan.parse_json(latest.plan)
     trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
@@ -219,7 +219,7 @@ def _open_test(study: Study, latest: Any) -> None:
             .values(winner=winner, test_id=stage_id, test_opened_at=NOW)
         )
 
-    _open(study, rounds.stage_name(study, "test", latest.round), runs, enter)
+    _open(study, rounds.stage_name(study, "test", latest.round), runs, enter, lock=lock)
 
 
 def _seeds(study: Study, number: int, n_before: int, n: int) -> range:
@@ -244,7 +244,7 @@ def _runs(
             yield _Run(candidate=trial, recipe=seeded)
 
 
-def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter) -> None:
+def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter, *, lock: Connection) -> None:
     """Make the study of a stage; it exists from the one transaction that enters it everywhere."""
     storage = study.storage
     clear_half_made(storage, name)
@@ -266,6 +266,7 @@ def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter) -> None:
         "fingerprint": study.spec.fingerprint(),
         "n_trials": len(runs),
     }
+    lock.execute(text("SELECT 1"))  # fails if the lock was lost meanwhile
     with storage.engine.begin() as connection:
         connection.execute(insert(schema.study).values(row))
         connection.execute(insert(schema.final_run), rows)
