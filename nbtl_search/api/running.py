@@ -118,10 +118,11 @@ def work(
             deadline=time.monotonic() + wait_s,
             sleep=pause,
         )
-        while (
-            stage := wait_for(lambda: _stage(study), deadline=_later(), sleep=pause)
-        ) is not None:
-            Supervisor(stage, home=home, stop=stop, timing=timing).run()
+        supervisor = Supervisor(study, home=home, stop=stop, timing=timing)
+        stack.callback(supervisor.close)
+        while stage := wait_for(lambda: _stage(study), deadline=_later(), sleep=pause):
+            supervisor.turn_to(stage)
+            supervisor.run()
             if stop.requested:
                 break
 

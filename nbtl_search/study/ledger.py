@@ -117,7 +117,13 @@ class Ledger:
         query = upsert(schema.worker).values(row)
         query = query.on_conflict_do_update(
             index_elements=["worker"],
-            set_={"state": state, "trial_number": trial_number, "device": device, "seen_at": NOW},
+            set_={
+                "study_id": self._study_id,
+                "state": state,
+                "trial_number": trial_number,
+                "device": device,
+                "seen_at": NOW,
+            },
         )
         with storage_errors(), self._engine.begin() as connection:
             connection.execute(query)

@@ -30,20 +30,24 @@ _MAX_DEATHS: Final = 8
 
 @final
 class Supervisor:
-    """Take trials of one study, one after the other, until the study is over or told to stop."""
+    """Take trials of a study, one after the other, until the study is over or told to stop."""
 
     def __init__(self, study: Study, *, home: Path, stop: Stop, timing: Timing) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._study = study
         self._home = home
         self._stop = stop
         self._timing = timing
-        self._leases = Leases(study.storage.engine, study.id, lease_s=timing.lease_s)
-        self._ledger = Ledger(study.storage.engine, study.id)
+        self.turn_to(study)
         self._child: Child | None = None
         self._ready: protocol.Ready | None = None
         self._baseline_mb: float | None = None
         self._n_deaths = 0
+
+    def turn_to(self, study: Study) -> None:
+        """Go on with the final runs of the study, which need the same trainer."""
+        self._study = study
+        self._leases = Leases(study.storage.engine, study.id, lease_s=self._timing.lease_s)
+        self._ledger = Ledger(study.storage.engine, study.id)
 
     def run(self) -> None:
         """Work until the study is over, is stopped, or this process is told to stop.
@@ -51,12 +55,13 @@ class Supervisor:
         Raises:
             NbtlError: data or weights of the study cannot be had on this machine.
         """
-        try:
-            while not self._stop.requested and self.step():
-                pass
-        finally:
-            self._replace_child()
-            self._show("gone", None)
+        while not self._stop.requested and self.step():
+            pass
+
+    def close(self) -> None:
+        """End the trainer, and say that this worker is gone."""
+        self._replace_child()
+        self._show("gone", None)
 
     def step(self) -> bool:
         """Train one trial, or wait a moment; return whether there may be more to do."""
