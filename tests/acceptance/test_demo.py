@@ -42,7 +42,7 @@ def test_the_winner_is_confirmed_on_the_test_images(first, shared_program):
     assert verdict is not None
     assert (verdict.stage, len(verdict.readings)) == ("done", 1)
     for entry in verdict.entries:
-        assert entry.single.n == demo.N_SEEDS
+        assert entry.single.n == demo.TEST_SEEDS
         assert f"{entry.single.mean:.2f} ± {entry.single.std:.2f}" in first.stdout
     assert "The test images were read once" in first.stdout
 
