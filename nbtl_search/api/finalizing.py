@@ -1,12 +1,14 @@
 """Finalise a study: from the best trial to a figure that can be published."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened_study
 from nbtl_search.api.running import launch
+from nbtl_search.errors import StorageLostError
 from nbtl_search.study import finals, rounds
 from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.store import Study
@@ -89,6 +91,7 @@ def verdict(name: str, *, home: Path | None = None, storage: str | None = None) 
 
 
 def _tick(study: Study, on_tick: Tick) -> None:
-    stage = rounds.open_stage(study)
-    if stage is not None:
-        on_tick(stage)
+    with suppress(StorageLostError):  # workers wait for it, and so do we
+        stage = rounds.open_stage(study)
+        if stage is not None:
+            on_tick(stage)

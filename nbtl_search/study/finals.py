@@ -67,7 +67,8 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
         if latest is not None:
             plan = Plan.parse_json(latest.plan)
             wanted = plan.replace(**changes)
-            if not (again is not None and rounds.is_done(study, latest)):
+            ended = rounds.has_ended(rounds.stage_of(study, latest))
+            if again is None or not ended:
                 _check_same(study, latest, wanted, plan)
                 return plan
         plan = Plan().replace(**changes)
@@ -143,7 +144,8 @@ def winner_of(study: Study, confirm_id: int, default: int) -> int:
     if not whole:
         message = (
             f"a winner must train to its end with every seed, and no candidate of study "
-            f"{study.name!r} did; see: nbtl-search status {study.name}"
+            f"{study.name!r} did; see why in the logs, then run: nbtl-search finalize {study.name} "
+            "--again REASON"
         )
         raise StudyNotFoundError(message)
     return contest.choose(whole, default=default)

@@ -122,6 +122,18 @@ def test_a_candidate_that_broke_once_cannot_win(searched):
     assert verdict_of(searched).winner == 4
 
 
+def test_where_every_candidate_broke_another_round_can_be_begun(searched):
+    finals.begin(searched, PLAN)
+    stage = stage_of(searched)
+    while run_one(stage, lambda _: 50.0, state="pruned") is not None:
+        pass
+    with pytest.raises(StudyNotFoundError, match="--again REASON"):
+        finals.next_stage(searched)
+    finals.begin(searched, PLAN, again="the machine was mended")
+    assert stage_of(searched).name == "cats@confirm-2"
+    assert verdict_of(searched).readings == ()
+
+
 def test_two_workers_open_one_second_stage(searched, database_url):
     finals.begin(searched, PLAN)
     run_all(stage_of(searched), by_reinit)
