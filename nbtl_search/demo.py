@@ -18,9 +18,9 @@ from rich.text import Text
 
 from nbtl_search import api
 from nbtl_search.errors import SchemaError, StudyExistsError, StudyNotFoundError
-from nbtl_search.report.standing import best_of, default_of, gain_of
-from nbtl_search.report.terminal.outcome import render
-from nbtl_search.report.words import recipe_in_words
+from nbtl_search.reports.standing import best_of, default_of, gain_of
+from nbtl_search.reports.terminal.outcome import render
+from nbtl_search.reports.words import recipe_in_words
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
 from nbtl_search.study.records import TrialRecord
 from nbtl_search.study.store import Study

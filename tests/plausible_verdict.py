@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from nbtl_search.report.standing import default_of
+from nbtl_search.reports.standing import default_of
 from nbtl_search.study import contest
 from nbtl_search.study.records import TrialRecord
 from nbtl_search.study.verdict import (

@@ -7,8 +7,8 @@ from typing import Final, Literal
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened, opened_study
 from nbtl_search.errors import StudyNotFoundError
-from nbtl_search.report.standing import best_of
-from nbtl_search.report.terminal.status import StatusReport, status_of
+from nbtl_search.reports.standing import best_of
+from nbtl_search.reports.terminal.status import StatusReport, status_of
 from nbtl_search.spec import Recipe
 from nbtl_search.study import records, rounds, store
 from nbtl_search.study.lease import Desired
@@ -115,7 +115,7 @@ def dashboard(
     Raises:
         StudyNotFoundError: no such study.
     """
-    from nbtl_search.report.dashboard.server import (  # a web application others never need
+    from nbtl_search.reports.dashboard.server import (  # a web application others never need
         page,
         serve,
     )

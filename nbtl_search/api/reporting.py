@@ -12,7 +12,7 @@ from nbtl_search.errors import NbtlError, SpecError
 from nbtl_search.study.store import Study
 
 if TYPE_CHECKING:
-    from nbtl_search.report.content import Content
+    from nbtl_search.reports.content import Content
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def report(
 
 
 def _gathered(study: Study) -> "Content":
-    from nbtl_search.report.content import gather
+    from nbtl_search.reports.content import gather
     from nbtl_search.study.verdicts import verdict_of
 
     if study.stage is not None:
@@ -72,8 +72,8 @@ def _gathered(study: Study) -> "Content":
 
 
 def _text(content: "Content", kind: Format) -> str:
-    from nbtl_search.report.page import formats
-    from nbtl_search.report.page.html import page
+    from nbtl_search.reports.page import formats
+    from nbtl_search.reports.page.html import page
 
     makers: dict[Format, Callable[[Content], str]] = {
         "html": page,
@@ -85,8 +85,8 @@ def _text(content: "Content", kind: Format) -> str:
 
 
 def _write(content: "Content", text: str, output: Path | None, figures: Path | None) -> None:
-    from nbtl_search.report.drawing.pictures import pictures
-    from nbtl_search.report.drawing.plates import files_of
+    from nbtl_search.reports.drawing.pictures import pictures
+    from nbtl_search.reports.drawing.plates import files_of
 
     try:
         if figures is not None:

@@ -7,7 +7,7 @@ from nbtl_search.api.creating import Progress, store_draft
 from nbtl_search.api.drafting import drafted
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened, opened_study
-from nbtl_search.report.reproduction import Reproduction, reproduction_of
+from nbtl_search.reports.reproduction import Reproduction, reproduction_of
 from nbtl_search.spec import StudySpec
 from nbtl_search.spec.paper_study import paper_study
 from nbtl_search.study import records, store

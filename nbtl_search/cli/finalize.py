@@ -64,7 +64,7 @@ def finalize_command(
     from dataclasses import asdict
 
     from nbtl_search import api
-    from nbtl_search.report.terminal.outcome import render
+    from nbtl_search.reports.terminal.outcome import render
 
     with search_progress(quiet=quiet) as tick:
         verdict = api.finalize(

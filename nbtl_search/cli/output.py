@@ -70,7 +70,7 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
 
     def tick(study: "Study") -> None:
         from nbtl_search.errors import StorageLostError
-        from nbtl_search.report.terminal.status import status_of
+        from nbtl_search.reports.terminal.status import status_of
 
         bar.start()  # not before: a study that does not exist gets its one line alone
         try:

@@ -54,7 +54,7 @@ def reproduce_command(
     nbtl-search reproduce dtd --format md > dtd.md
     """
     from nbtl_search import api
-    from nbtl_search.report.terminal import reproduction_text
+    from nbtl_search.reports.terminal import reproduction_text
 
     with decoding_progress() as progress:
         found = api.reproduce(

@@ -35,7 +35,7 @@ def status_command(
         report, _trials = api.status(study, home=home, storage=storage)
         echo_json(report.plain())
         return
-    from nbtl_search.report.terminal.status import render
+    from nbtl_search.reports.terminal.status import render
 
     def picture() -> tuple[object, bool]:
         report, trials = api.status(study, home=home, storage=storage)
@@ -59,7 +59,7 @@ def list_command(*, home: Path | None, storage: str | None, as_json: bool) -> No
     from dataclasses import asdict
 
     from nbtl_search import api
-    from nbtl_search.report.terminal.status import render_list
+    from nbtl_search.reports.terminal.status import render_list
 
     found = api.studies(home=home, storage=storage)
     if as_json:

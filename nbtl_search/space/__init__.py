@@ -1,6 +1,6 @@
 """The non-binary search space, as data."""
 
-from nbtl_search.space.domains import Choice, Domain, Float, Int, Suggests
+from nbtl_search.space.domains import Choice, Domain, Float, Int, Suggests, in_words
 from nbtl_search.space.named import SPACES, Space, SpaceRow, When, build
 from nbtl_search.space.points import design, known_dials, outside, params_of, suggest, suggest_row
 
@@ -16,6 +16,7 @@ __all__ = [
     "When",
     "build",
     "design",
+    "in_words",
     "known_dials",
     "outside",
     "params_of",

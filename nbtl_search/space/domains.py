@@ -85,3 +85,11 @@ class Choice:
 
 
 Domain = Float | Int | Choice
+
+
+def in_words(domain: Domain) -> str:
+    """Return a domain's bounds or options, such as '0.0005 to 0.05, logarithmic'."""
+    if isinstance(domain, Choice):
+        return ", ".join(str(option) for option in domain.options)
+    scale = ", logarithmic" if isinstance(domain, Float) and domain.log else ""
+    return f"{domain.low:g} to {domain.high:g}{scale}"

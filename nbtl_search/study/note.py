@@ -42,20 +42,13 @@ def _data(spec: StudySpec, facts: Facts) -> str:
 def _searched(spec: StudySpec, facts: Facts) -> str:
     built = space.build(spec.search, n_blocks=facts.n_blocks)
     rows = [
-        f"| `{row.name}` | {_text(_domain(row.domain))} | "
+        f"| `{row.name}` | {_text(space.in_words(row.domain))} | "
         f"{f'`{row.when.dial}` > 0' if row.when else ''} |"
         for row in built.rows
     ]
     rows += [f"| `{name}` | fixed: {_text(str(value))} | |" for name, value in built.fixed.items()]
     head = [f"**Searched** (space `{spec.search.space}`):", "", "| dial | values | only if |"]
     return "\n".join([*head, "|---|---|---|", *rows])
-
-
-def _domain(domain: space.Domain) -> str:
-    if isinstance(domain, space.Choice):
-        return ", ".join(str(option) for option in domain.options)
-    scale = ", logarithmic" if isinstance(domain, space.Float) and domain.log else ""
-    return f"{domain.low:g} .. {domain.high:g}{scale}"
 
 
 def _known(spec: StudySpec) -> str:

@@ -10,8 +10,8 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from nbtl_search.report.dashboard.server import page
-from nbtl_search.report.terminal.status import status_of
+from nbtl_search.reports.dashboard.server import page
+from nbtl_search.reports.terminal.status import status_of
 from nbtl_search.study import embedded, storage, store
 from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec
@@ -23,7 +23,7 @@ HOSTILE = "<img src=x onerror=document.title='taken'>"
 SERVE = """
 import sys
 from pathlib import Path
-from nbtl_search.report.dashboard.server import serve
+from nbtl_search.reports.dashboard.server import serve
 from nbtl_search.study.storage import connect
 with_database = connect(None, home=Path(sys.argv[1]))
 serve(with_database, port=0, ready=lambda address: print(address, flush=True))

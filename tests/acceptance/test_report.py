@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from selenium.webdriver.support.ui import WebDriverWait
 
 from nbtl_search.cli.report import report_command
-from nbtl_search.report.content import gather
-from nbtl_search.report.page.html import page
-from nbtl_search.report.standing import default_of
+from nbtl_search.reports.content import gather
+from nbtl_search.reports.page.html import page
+from nbtl_search.reports.standing import default_of
 from nbtl_search.study import embedded, storage, store
 from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec

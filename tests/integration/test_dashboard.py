@@ -18,11 +18,11 @@ from optuna.trial import TrialState
 from sqlalchemy import NullPool, create_engine, event, text
 
 from nbtl_search.errors import NbtlError, SchemaError, StorageLostError
-from nbtl_search.report.dashboard import pages
-from nbtl_search.report.dashboard import server as dashboard
-from nbtl_search.report.dashboard.pages import AnnotatedStorage, Pages
-from nbtl_search.report.dashboard.server import Server, listening, page
-from nbtl_search.report.terminal.status import status_of
+from nbtl_search.reports.dashboard import pages
+from nbtl_search.reports.dashboard import server as dashboard
+from nbtl_search.reports.dashboard.pages import AnnotatedStorage, Pages
+from nbtl_search.reports.dashboard.server import Server, listening, page
+from nbtl_search.reports.terminal.status import status_of
 from nbtl_search.study import names, records, storage, store
 from nbtl_search.study.ledger import Ledger
 from tests.plausible_study import fill, make_spec
@@ -327,7 +327,7 @@ def test_missing_tables_are_one_line(empty_database_url):
 
 SERVE = """
 import sys
-from nbtl_search.report.dashboard.server import serve
+from nbtl_search.reports.dashboard.server import serve
 from nbtl_search.study.storage import connect
 opened = connect(sys.stdin.read(), home=None)
 serve(opened, port=0, ready=lambda address: print(address, flush=True))
@@ -366,7 +366,7 @@ def test_signals_end_it_quickly_also_with_connections_open(database_url, number)
 
 def test_search_never_loads_what_only_the_dashboard_needs():
     code = (
-        "import sys, nbtl_search.worker.supervisor, nbtl_search.report.terminal.status\n"
+        "import sys, nbtl_search.worker.supervisor, nbtl_search.reports.terminal.status\n"
         "bad = {'plotly', 'optuna_dashboard', 'torch'} & set(sys.modules)\n"
         "assert not bad, bad"
     )

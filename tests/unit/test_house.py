@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import pytest
 
+import nbtl_search
 from nbtl_search import space
 from nbtl_search.cli.app import app
 from nbtl_search.spec import Dials, StudySpec, Value
@@ -98,6 +99,12 @@ class TestFloors:
             if not {_normal(found) for found in distributions.get(name, [])} & set(_dependencies())
         }
         assert undeclared == set()
+
+
+def test_no_verb_has_the_name_of_a_module() -> None:
+    # The module would take the verb's place in the package as soon as anything imported it.
+    modules = {path.stem for path in (ROOT / "nbtl_search").iterdir()}
+    assert not modules & set(nbtl_search.__all__)
 
 
 def _verbs() -> list[str]:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nbtl_search.report.drawing import figures
+from nbtl_search.reports.drawing import figures
 
 HOSTILE = "<script>alert(1)</script><b>x</b>"
 

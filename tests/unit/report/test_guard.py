@@ -2,7 +2,7 @@ from io import BytesIO
 
 import pytest
 
-from nbtl_search.report.dashboard.guard import Guard, names_of
+from nbtl_search.reports.dashboard.guard import Guard, names_of
 
 READ = ["GET", "HEAD"]
 WRITE = ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get", ""]

@@ -12,17 +12,17 @@ from html.parser import HTMLParser
 import pytest
 
 from nbtl_search import space
-from nbtl_search.report.content import Content
-from nbtl_search.report.drawing import paper_figures, plates
-from nbtl_search.report.drawing.importance import FEW_TRIALS, MIN_TRIALS, importances
-from nbtl_search.report.drawing.pictures import pictures
-from nbtl_search.report.page import formats
-from nbtl_search.report.page.html import page
-from nbtl_search.report.page.markup import script_json
-from nbtl_search.report.page.sheets import tables
-from nbtl_search.report.provenance import Device, Provenance, commit
-from nbtl_search.report.spending import spending
-from nbtl_search.report.words import sentences
+from nbtl_search.reports.content import Content
+from nbtl_search.reports.drawing import paper_figures, plates
+from nbtl_search.reports.drawing.importance import FEW_TRIALS, MIN_TRIALS, importances
+from nbtl_search.reports.drawing.pictures import pictures
+from nbtl_search.reports.page import formats
+from nbtl_search.reports.page.html import page
+from nbtl_search.reports.page.markup import script_json
+from nbtl_search.reports.page.sheets import tables
+from nbtl_search.reports.provenance import Device, Provenance, commit
+from nbtl_search.reports.spending import spending
+from nbtl_search.reports.words import sentences
 from nbtl_search.spec import DataSettings
 from nbtl_search.spec.paper import paper_rows
 from nbtl_search.study.contest import Interval

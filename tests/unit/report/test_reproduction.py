@@ -7,8 +7,8 @@ import json
 import pytest
 from rich.console import Console
 
-from nbtl_search.report.reproduction import reproduction_of
-from nbtl_search.report.terminal import reproduction_text
+from nbtl_search.reports.reproduction import reproduction_of
+from nbtl_search.reports.terminal import reproduction_text
 from nbtl_search.spec import Dials, Facts, StudySpec
 from nbtl_search.spec.paper import KEYS, paper_rows
 from nbtl_search.spec.paper_study import paper_study

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from nbtl_search.report.standing import ENDED
+from nbtl_search.reports.standing import ENDED
 from nbtl_search.spec import StudySpec
 from nbtl_search.spec.paper import PaperRow, paper_rows, table_notes
 from nbtl_search.spec.paper_study import paper_recipes

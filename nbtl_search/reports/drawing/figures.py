@@ -7,9 +7,9 @@ from typing import Any, Final
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from nbtl_search.report.drawing import traces
-from nbtl_search.report.drawing.traces import BLUE, FAINT, GREEN, ORANGE, TOP1
-from nbtl_search.report.standing import best_of, default_of
+from nbtl_search.reports.drawing import traces
+from nbtl_search.reports.drawing.traces import BLUE, FAINT, GREEN, ORANGE, TOP1
+from nbtl_search.reports.standing import best_of, default_of
 from nbtl_search.spec import Epoch
 from nbtl_search.study.records import TrialRecord
 

@@ -7,9 +7,9 @@ from typing import Any, Final, TypedDict
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from nbtl_search.report.standing import Gain, best_of, default_of, gain_of, time_left_s
-from nbtl_search.report.terminal import tables
-from nbtl_search.report.terminal.tables import clean, span, state_text
+from nbtl_search.reports.standing import Gain, best_of, default_of, gain_of, time_left_s
+from nbtl_search.reports.terminal import tables
+from nbtl_search.reports.terminal.tables import clean, span, state_text
 from nbtl_search.study import records, rounds
 from nbtl_search.study.records import TrialRecord, WorkerRecord
 from nbtl_search.study.store import Study, StudySummary

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from nbtl_search import space
-from nbtl_search.report.drawing.importance import Importances, importances
-from nbtl_search.report.provenance import Provenance, provenance
-from nbtl_search.report.standing import best_of, default_of
+from nbtl_search.reports.drawing.importance import Importances, importances
+from nbtl_search.reports.provenance import Provenance, provenance
+from nbtl_search.reports.standing import best_of, default_of
 from nbtl_search.space import Space
 from nbtl_search.spec import Epoch, Facts, StudySpec
 from nbtl_search.spec.paper import KEYS, PaperRow, paper_rows

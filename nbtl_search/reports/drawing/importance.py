@@ -9,8 +9,8 @@ import optuna
 import plotly.graph_objects as go
 
 from nbtl_search import space
-from nbtl_search.report.drawing import traces
-from nbtl_search.report.drawing.traces import AXIS, BLUE
+from nbtl_search.reports.drawing import traces
+from nbtl_search.reports.drawing.traces import AXIS, BLUE
 from nbtl_search.space import Choice, Float, Space
 from nbtl_search.study.records import TrialRecord
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import plotly.graph_objects as go
 
-from nbtl_search.report.drawing.pictures import Picture
+from nbtl_search.reports.drawing.pictures import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from nbtl_search.report.content import Content
-from nbtl_search.report.drawing.pictures import Picture
-from nbtl_search.report.page import markup, sheets
-from nbtl_search.report.page.markup import details, name, paragraph, table, text
-from nbtl_search.report.page.sheet import Sheet
-from nbtl_search.report.standing import gain_of
-from nbtl_search.report.terminal.tables import span
-from nbtl_search.report.words import mean_std, sentences
+from nbtl_search.reports.content import Content
+from nbtl_search.reports.drawing.pictures import Picture
+from nbtl_search.reports.page import markup, sheets
+from nbtl_search.reports.page.markup import details, name, paragraph, table, text
+from nbtl_search.reports.page.sheet import Sheet
+from nbtl_search.reports.standing import gain_of
+from nbtl_search.reports.terminal.tables import span
+from nbtl_search.reports.words import mean_std, sentences
 from nbtl_search.spec import Pruning, write_toml
 from nbtl_search.study.verdict import Verdict
 

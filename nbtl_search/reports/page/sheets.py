@@ -3,11 +3,20 @@
 from collections.abc import Sequence
 
 from nbtl_search import space
-from nbtl_search.report.content import Content
-from nbtl_search.report.drawing.importance import NAMES
-from nbtl_search.report.page.sheet import Row, Sheet, count, interval, number, remark, spread, words
-from nbtl_search.report.spending import spending
-from nbtl_search.report.words import recipe_in_words
+from nbtl_search.reports.content import Content
+from nbtl_search.reports.drawing.importance import NAMES
+from nbtl_search.reports.page.sheet import (
+    Row,
+    Sheet,
+    count,
+    interval,
+    number,
+    remark,
+    spread,
+    words,
+)
+from nbtl_search.reports.spending import spending
+from nbtl_search.reports.words import recipe_in_words
 from nbtl_search.spec import Dials
 from nbtl_search.study.contest import Interval
 from nbtl_search.study.records import TrialRecord
@@ -106,7 +115,7 @@ def searched(content: Content) -> Sheet:
         {
             "dial": row.name,
             "meaning": NAMES.get(row.name, row.name),
-            "values": _domain(row.domain),
+            "values": space.in_words(row.domain),
             "only_if": f"{row.when.dial} > 0" if row.when else "",
         }
         for row in content.searched.rows
@@ -273,8 +282,7 @@ def _ours(content: Content, label: str) -> Row:
     """Return our figure that answers to a row of the paper's table 2 or 6."""
     by_role = {row["is_winner"]: row for row in final(content).rows}
     winner = by_role.get(True)
-    default = by_role.get(False, winner)
-    found = {"default": default, "optimal": winner}.get(label)
+    found = {"default": by_role.get(False, winner), "optimal": winner}.get(label)
     if label == "ensemble" and winner is not None:
         return {"ours_mean": winner["ensemble"], "ours_std": None}
     if found is None:
@@ -290,10 +298,3 @@ def _gain(gain: Interval | None) -> Row:
 
 def _settings(content: Content, dials: Dials) -> str:
     return recipe_in_words(dials, n_blocks=content.facts.n_blocks)
-
-
-def _domain(domain: space.Domain) -> str:
-    if isinstance(domain, space.Choice):
-        return ", ".join(str(option) for option in domain.options)
-    scale = ", logarithmic" if isinstance(domain, space.Float) and domain.log else ""
-    return f"{domain.low:g} to {domain.high:g}{scale}"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from nbtl_search.report.content import Content
-from nbtl_search.report.drawing import figures, importance, paper_figures
+from nbtl_search.reports.content import Content
+from nbtl_search.reports.drawing import figures, importance, paper_figures
 
 _FAINT_POINTS = 5000  # above, faint lines answer no pointer: each move would search them all
 

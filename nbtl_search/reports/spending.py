@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from nbtl_search.report.content import Content
+from nbtl_search.reports.content import Content
 
 _STATES: Final = {
     "complete": "search: complete",

@@ -18,8 +18,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import optuna_dashboard
 
 from nbtl_search.errors import NbtlError
-from nbtl_search.report.dashboard.guard import Guard, names_of
-from nbtl_search.report.dashboard.pages import AnnotatedStorage, Pages
+from nbtl_search.reports.dashboard.guard import Guard, names_of
+from nbtl_search.reports.dashboard.pages import AnnotatedStorage, Pages
 from nbtl_search.study.storage import Storage, check
 
 if TYPE_CHECKING:

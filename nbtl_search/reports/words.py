@@ -1,8 +1,8 @@
 """The verdict on a study in two sentences: what was found, and how sure that is."""
 
-from nbtl_search.report.content import Content
-from nbtl_search.report.page.sheet import NONE
-from nbtl_search.report.standing import gain_of
+from nbtl_search.reports.content import Content
+from nbtl_search.reports.page.sheet import NONE
+from nbtl_search.reports.standing import gain_of
 from nbtl_search.spec import Dials
 from nbtl_search.study.contest import Interval, Summary
 from nbtl_search.study.records import TrialRecord

@@ -8,10 +8,10 @@ from typing import Final
 
 from plotly.offline import get_plotlyjs
 
-from nbtl_search.report.content import Content
-from nbtl_search.report.drawing.pictures import Picture, pictures
-from nbtl_search.report.page import sections
-from nbtl_search.report.page.markup import text
+from nbtl_search.reports.content import Content
+from nbtl_search.reports.drawing.pictures import Picture, pictures
+from nbtl_search.reports.page import sections
+from nbtl_search.reports.page.markup import text
 
 _Section = Callable[[Content, sections.Drawn], str]
 _SECTIONS: Final[dict[str, tuple[str, _Section]]] = {
@@ -92,4 +92,4 @@ def _digest(script: str) -> str:
 
 
 def _resource(name: str) -> str:
-    return files("nbtl_search.report.page").joinpath(name).read_text("utf-8")
+    return files("nbtl_search.reports.page").joinpath(name).read_text("utf-8")

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nbtl_search.report.terminal.tables import clean
-from nbtl_search.report.words import mean_std
+from nbtl_search.reports.terminal.tables import clean
+from nbtl_search.reports.words import mean_std
 from nbtl_search.study.contest import Interval
 from nbtl_search.study.verdict import Contender, Entry, Verdict
 

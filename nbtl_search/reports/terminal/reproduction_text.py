@@ -10,13 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nbtl_search.report.reproduction import (
+from nbtl_search.reports.reproduction import (
     PAPER_BLOCKS,
     PAPER_MODEL,
     ReproducedRow,
     Reproduction,
 )
-from nbtl_search.report.terminal.tables import clean
+from nbtl_search.reports.terminal.tables import clean
 from nbtl_search.spec.paper import figure, paper_tables
 
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~#])")

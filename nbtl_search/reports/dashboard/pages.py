@@ -21,9 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import distinct, func, or_, select
 
 from nbtl_search.errors import NbtlError, StudyNotFoundError
-from nbtl_search.report.drawing import curve, figures, paper_figures
-from nbtl_search.report.drawing.traces import TOP1
-from nbtl_search.report.standing import best_of, default_of, gain_of
+from nbtl_search.reports.drawing import curve, figures, paper_figures
+from nbtl_search.reports.drawing.traces import TOP1
+from nbtl_search.reports.standing import best_of, default_of, gain_of
 from nbtl_search.spec import Epoch
 from nbtl_search.study import names, records, schema, store
 from nbtl_search.study.records import TrialRecord

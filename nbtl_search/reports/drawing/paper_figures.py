@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
-from nbtl_search.report.drawing import traces
-from nbtl_search.report.drawing.figures import NEW_LAYERS
-from nbtl_search.report.drawing.traces import BLUE, FAINT, GREEN, ORANGE, TOP1
-from nbtl_search.report.standing import best_of, default_of
+from nbtl_search.reports.drawing import traces
+from nbtl_search.reports.drawing.figures import NEW_LAYERS
+from nbtl_search.reports.drawing.traces import BLUE, FAINT, GREEN, ORANGE, TOP1
+from nbtl_search.reports.standing import best_of, default_of
 from nbtl_search.study.records import TrialRecord
 from nbtl_search.study.verdict import Entry, Verdict
 

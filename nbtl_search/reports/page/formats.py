@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from nbtl_search.report.content import Content
-from nbtl_search.report.page.sheet import Cell, Sheet
-from nbtl_search.report.page.sheets import tables
-from nbtl_search.report.words import sentences
+from nbtl_search.reports.content import Content
+from nbtl_search.reports.page.sheet import Cell, Sheet
+from nbtl_search.reports.page.sheets import tables
+from nbtl_search.reports.words import sentences
 
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~&#!$])")
 _FORMULA: Final = ("=", "+", "-", "@", "\t")
