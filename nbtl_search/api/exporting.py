@@ -130,7 +130,7 @@ def _story(verdict: Verdict, entry: Entry, runs: list[FinalRun], *, study: str) 
     from nbtl_search.exports.story import Story
 
     default = verdict.entries[0]
-    tied = [c for c in verdict.contenders if c.is_tied_with_winner and c.trial != verdict.winner]
+    tied = [contender for contender in verdict.contenders if contender.is_tied_with_winner]
     return Story(
         study=study,
         final_study=verdict.study,

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import shutil
 import time
 import uuid
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from nbtl_search.engine.durable import write_durably
+from nbtl_search.engine.durable import flush, write_durably
 
 _ABANDONED_S: Final = 86_400
 _TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
@@ -49,9 +48,9 @@ def whole_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
-            _flush(path)
+            flush(path)
         _take_place(temporary, target, force=force)
-        _flush(target.parent)
+        flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if not target.exists():
@@ -97,11 +96,3 @@ def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -104,7 +104,6 @@ def _against_default(
 
 def _default_won(content: Content, verdict: Verdict, entry: Entry) -> tuple[str, str]:
     tied = [contender for contender in verdict.contenders if contender.is_tied_with_winner]
-    tied = [contender for contender in tied if contender.trial != verdict.winner]
     n_others = max(0, len(verdict.contenders) - 1)
     found = f"The default recipe is the best found{_on_test(content, entry)}."
     sure = (

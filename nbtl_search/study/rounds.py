@@ -75,7 +75,10 @@ def is_done(study: Study, row: Any) -> bool:
 def open_stage(study: Study) -> Study | None:
     """Return the stage whose runs have not all ended; None where nothing is being finalised."""
     row = latest(study)
-    return None if row is None or is_done(study, row) else stage_of(study, row)
+    if row is None:
+        return None
+    stage = stage_of(study, row)
+    return None if stage.stage == "test" and has_ended(stage) else stage
 
 
 def runs(study: Study, stage_id: int) -> Sequence[Any]:

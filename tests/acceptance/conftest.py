@@ -126,6 +126,14 @@ def shared_program():
         yield program
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder for an embedded database, which is stopped at the end."""
+    folder = tmp_path_factory.mktemp("home")
+    yield folder
+    embedded.stop(folder)
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """Three classes of 30 small images that a network can tell apart: stripes of three widths."""

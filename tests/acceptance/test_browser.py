@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from nbtl_search.reports.dashboard.server import page
 from nbtl_search.reports.terminal.status import status_of
-from nbtl_search.study import embedded, storage, store
+from nbtl_search.study import storage, store
 from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec
 
@@ -28,13 +28,6 @@ from nbtl_search.study.storage import connect
 with_database = connect(None, home=Path(sys.argv[1]))
 serve(with_database, port=0, ready=lambda address: print(address, flush=True))
 """
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    embedded.stop(folder)
 
 
 @pytest.fixture(scope="module")

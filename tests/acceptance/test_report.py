@@ -14,7 +14,7 @@ from nbtl_search.cli.report import report_command
 from nbtl_search.reports.content import gather
 from nbtl_search.reports.page.html import page
 from nbtl_search.reports.standing import default_of
-from nbtl_search.study import embedded, storage, store
+from nbtl_search.study import storage, store
 from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec
 from tests.plausible_verdict import make_verdict
@@ -25,13 +25,6 @@ PATIENCE_S = 60
 LOGS = ("browser", "performance")
 HOSTILE = "<script>document.title='taken'</script>\"quotes' 🐟 מגן"
 TESTS = [[77.0, 78.0, 76.5, 77.5], [80.5, 81.5, 80.0, 82.0]]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    embedded.stop(folder)
 
 
 @pytest.fixture(scope="module")
