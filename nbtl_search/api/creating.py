@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbtl_search.api.drafting import draft
+from nbtl_search import space
+from nbtl_search.advice import advise as advise_on
+from nbtl_search.api.drafting import draft, with_threads
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened
-from nbtl_search.launchers import local
-from nbtl_search.spec import StudySpec
-from nbtl_search.study import store
-from nbtl_search.study.storage import create_or_upgrade
+from nbtl_search.errors import SpecError, StudyExistsError
+from nbtl_search.spec import Advised, Diagnosis, StudySpec
+from nbtl_search.study import diagnoses, memory, store
+from nbtl_search.study.storage import Storage, create_or_upgrade
 
 if TYPE_CHECKING:
     from nbtl_search.data.cache import Prepared
@@ -24,30 +26,50 @@ def create(
     study: Path | None = None,
     name: str | None = None,
     settings: Sequence[str] = (),
+    advise: bool | None = None,
     home: Path | None = None,
     storage: str | None = None,
     progress: Progress | None = None,
 ) -> StudySpec:
     """Check data and weights, and store a new study; the same one again changes nothing.
 
+    Args:
+        dataset: a shipped study's name, or a folder of images.
+        study: a TOML file instead.
+        name: of the study; by default that of the dataset or the file's.
+        settings: `dotted.key=value`, applied last.
+        advise: start from what `diagnose` measured and from finished studies; by default where
+            measures of these images and weights exist.
+        home: folder for data, weights, checkpoints and the embedded database.
+        storage: URL of the database; by default the embedded one.
+        progress: is told how many images are decoded, and of how many.
+
     Raises:
-        SpecError: the specification is not valid.
+        SpecError: the specification is not valid, or advice is wanted and nothing was measured.
         DataError: the images cannot be had, or are not as they should be.
         WeightsError: the weights cannot be had, or are of another network.
         StudyExistsError: a study of this name has another specification.
         StorageError: the database refuses.
     """
     spec = draft(dataset, study=study, name=name, settings=settings)
-    return store_draft(spec, home=home or default_home(), storage=storage, progress=progress)
+    return store_draft(
+        spec, advise=advise, home=home or default_home(), storage=storage, progress=progress
+    )
 
 
 def store_draft(
-    spec: StudySpec, *, home: Path, storage: str | None = None, progress: Progress | None = None
+    spec: StudySpec,
+    *,
+    advise: bool | None = None,
+    home: Path,
+    storage: str | None = None,
+    progress: Progress | None = None,
 ) -> StudySpec:
     """Check the data and weights of a drafted study, and store it; again, it changes nothing.
 
     Raises:
-        SpecError: the specification does not suit the data or the network.
+        SpecError: the specification does not suit the data or the network, or advice is wanted
+            and nothing was measured.
         DataError: the images cannot be had, or are not as they should be.
         WeightsError: the weights cannot be had, or are of another network.
         StudyExistsError: a study of this name has another specification.
@@ -55,12 +77,40 @@ def store_draft(
     """
     from nbtl_search.engine.probe import probe
 
-    spec = _with_threads(spec)
+    spec = with_threads(spec)
     facts = probe(spec, home=home, progress=progress)
     spec = spec.replace(facts=facts)
     with opened(storage, home, checked=False) as database:
         create_or_upgrade(database)
-        return store.create(database, spec).spec
+        diagnosis = None if advise is False else diagnoses.latest(database, spec)
+        if diagnosis is None and advise:
+            message = (
+                f"advice needs measures of {spec.data.dataset!r} with these weights at "
+                f"{spec.data.image_px} px, got none; run nbtl-search diagnose with the same options"
+            )
+            raise SpecError(message)
+        advice = None if diagnosis is None else _advice(database, spec, diagnosis)
+        study = store.create(database, spec.replace(advice=advice))
+        if advise and study.spec.advice is None:
+            message = (
+                f"study {spec.name!r} must be new to be advised, and it exists without advice; "
+                "give another name, or delete it"
+            )
+            raise StudyExistsError(message)
+        if diagnosis is not None:
+            diagnoses.show(study, diagnosis)
+        return study.spec
+
+
+def _advice(database: Storage, spec: StudySpec, diagnosis: Diagnosis) -> Advised:
+    assert spec.facts is not None  # noqa: S101
+    return advise_on(
+        diagnosis,
+        space=space.build(spec.search, n_blocks=spec.facts.n_blocks),
+        known=spec.search.known,
+        n_trials=spec.budget.n_trials,
+        remembered=memory.remember(database, spec),
+    )
 
 
 def prepare(
@@ -82,10 +132,3 @@ def prepare(
     return decode(
         spec.data, home=home or default_home(), skip_corrupt=skip_corrupt, progress=progress
     )
-
-
-def _with_threads(spec: StudySpec) -> StudySpec:
-    """Fix the threads of a CPU slot: they are part of the result, bit for bit."""
-    if spec.train.n_threads is not None or local.gpus():
-        return spec
-    return spec.replace(train=spec.train.replace(n_threads=1))

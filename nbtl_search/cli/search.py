@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 @click.option("--image-px", type=int, help="Side of the network's input.")
 @click.option("--epochs", type=int, help="Epochs of one trial.")
 @click.option("--trials", type=int, help="Trials in all.")
+@click.option(
+    "--advise/--no-advise",
+    default=None,
+    help="Start from what `diagnose` measured and from finished studies; by default where there "
+    "are measures.",
+)
 @settings_option
 @storage_option
 @json_option
@@ -36,6 +42,7 @@ def create_command(
     dataset: str | None,
     study: Path | None,
     name: str | None,
+    advise: bool | None,
     settings: Sequence[str],
     home: Path | None,
     storage: str | None,
@@ -56,6 +63,7 @@ def create_command(
             study=study,
             name=name,
             settings=[*_assignments(shortcuts), *settings],
+            advise=advise,
             home=home,
             storage=storage,
             progress=progress,
@@ -99,9 +107,24 @@ def _say_created(spec: "StudySpec") -> None:
         f"  images   {facts.n_train} to train, {facts.n_val} to validate, {facts.n_test} to test, "
         f"{facts.n_classes} classes\n"
         f"  network  {spec.model.name}, {facts.n_blocks} blocks, weights {spec.model.weights}\n"
-        f"  pruning  {where}\n"
-        f"next: nbtl-search launch {spec.name}"
+        f"  pruning  {where}"
     )
+    _say_advice(spec)
+    click.echo(f"next: nbtl-search launch {spec.name}")
+
+
+def _say_advice(spec: "StudySpec") -> None:
+    advice = spec.advice
+    if advice is None:
+        click.echo("  advice   none; nbtl-search diagnose measures how well the weights fit")
+        return
+    click.echo(f"  advice   the weights look {advice.regime}; --no-advise leaves this out")
+    for recipe in advice.recipes:
+        click.echo(f"           tried early: {recipe.name} ({recipe.reason})")
+    for dial, prior in advice.prior.items():
+        click.echo(f"           more often:  {dial} {prior.low} to {prior.high} ({prior.reason})")
+    for line in advice.evidence:
+        click.echo(f"           because:     {line}")
 
 
 @click.command("prepare")

@@ -9,9 +9,9 @@ from nbtl_search.reports.drawing.importance import Importances, importances
 from nbtl_search.reports.provenance import Provenance, provenance
 from nbtl_search.reports.standing import best_of, default_of
 from nbtl_search.space import Space
-from nbtl_search.spec import Epoch, Facts, StudySpec
+from nbtl_search.spec import Diagnosis, Epoch, Facts, StudySpec
 from nbtl_search.spec.paper import KEYS, PaperRow, paper_rows
-from nbtl_search.study import records
+from nbtl_search.study import diagnoses, records
 from nbtl_search.study.records import Totals, TrialRecord
 from nbtl_search.study.store import Study
 from nbtl_search.study.verdict import Verdict
@@ -31,6 +31,8 @@ class Content:
     """By the trial's number."""
     verdict: Verdict | None
     """None where the study was never finalised."""
+    diagnosis: Diagnosis | None
+    """The latest of these images and weights; None where there is none."""
     importances: Importances
     provenance: Provenance
     paper: tuple[PaperRow, ...]
@@ -71,6 +73,7 @@ def gather(study: Study, verdict: Verdict | None) -> Content:
         trials=tuple(trials),
         curves=records.curves(engine, study.id),
         verdict=verdict,
+        diagnosis=diagnoses.latest(study.storage, study.spec),
         importances=importances(trials, searched),
         provenance=provenance(study),
         paper=paper_rows(dataset) if dataset in KEYS else (),

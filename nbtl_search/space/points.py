@@ -7,7 +7,8 @@ from typing import Any
 from nbtl_search.errors import SpecError
 from nbtl_search.space.domains import Suggests
 from nbtl_search.space.named import Space, SpaceRow, count_of
-from nbtl_search.spec import Dials, KnownRecipe
+from nbtl_search.space.priors import value_at
+from nbtl_search.spec import Dials, KnownRecipe, Prior
 
 
 def suggest(space: Space, trial: Suggests) -> Dials:
@@ -70,20 +71,32 @@ def params_of(space: Space, dials: Dials) -> dict[str, Any]:
     }
 
 
-def design(space: Space, *, n: int, seed: int) -> list[dict[str, Any]]:
-    """Return n points that fill the space evenly: a scrambled Sobol sequence (Owen, 1998)."""
+def design(
+    space: Space, *, n: int, seed: int, prior: Mapping[str, Prior] | None = None
+) -> list[dict[str, Any]]:
+    """Return n points that fill the space evenly: a scrambled Sobol sequence (Owen, 1998).
+
+    A prior makes them fall more often where it points (`value_at`); one on a dial that the space
+    does not search is ignored.
+
+    Raises:
+        SpecError: a prior's bounds are no numbers with low <= high.
+    """
     from scipy.stats import qmc  # noqa: PLC0415  (half a second that most commands never need)
 
     if n == 0 or not space.rows:
         return []
     sequence = qmc.Sobol(len(space.rows), scramble=True, rng=seed)
     points = sequence.random_base2(math.ceil(math.log2(n)) if n > 1 else 0)[:n]
-    return [_point(space, point) for point in points]
+    return [_point(space, point, prior or {}) for point in points]
 
 
-def _point(space: Space, point: Sequence[float]) -> dict[str, Any]:
+def _point(space: Space, point: Sequence[float], prior: Mapping[str, Prior]) -> dict[str, Any]:
     values = _defaults(space)
-    values |= {row.name: row.domain.at(float(u)) for row, u in zip(space.rows, point, strict=True)}
+    values |= {
+        row.name: value_at(row, float(u), prior=prior.get(row.name), n_blocks=space.n_blocks)
+        for row, u in zip(space.rows, point, strict=True)
+    }
     return {row.name: values[row.name] for row in _active(space, values)}
 
 

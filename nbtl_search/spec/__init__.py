@@ -1,5 +1,8 @@
 """The values that define a study, a run and what a run gives back."""
 
+from nbtl_search.spec.advised import Advised, Prior, Regime
+from nbtl_search.spec.diagnosis import POOLED, TITLES, Diagnosis, Measured
+from nbtl_search.spec.known import KnownRecipe, SettingValue
 from nbtl_search.spec.recipe import (
     AugmentSettings,
     DataSettings,
@@ -13,27 +16,32 @@ from nbtl_search.spec.recipe import (
 )
 from nbtl_search.spec.study import (
     Budget,
-    KnownRecipe,
     Pruning,
     Row,
     SearchSettings,
-    SettingValue,
     StudySpec,
 )
 from nbtl_search.spec.text import read_toml, with_settings, write_toml
 from nbtl_search.spec.values import Value
 
 __all__ = [
+    "POOLED",
+    "TITLES",
+    "Advised",
     "AugmentSettings",
     "Budget",
     "DataSettings",
+    "Diagnosis",
     "Dials",
     "Epoch",
     "Facts",
     "KnownRecipe",
+    "Measured",
     "ModelSettings",
+    "Prior",
     "Pruning",
     "Recipe",
+    "Regime",
     "Row",
     "SearchSettings",
     "SettingValue",

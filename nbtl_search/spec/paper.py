@@ -14,8 +14,8 @@ from importlib import resources
 from typing import Any, Final
 
 from nbtl_search.errors import SpecError
+from nbtl_search.spec.known import SettingValue
 from nbtl_search.spec.shipped import shipped_study
-from nbtl_search.spec.study import SettingValue
 
 KEYS: Final[Mapping[str, str]] = {
     "aircraft": "aircraft",

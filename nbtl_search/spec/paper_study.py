@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nbtl_search.spec.known import SettingValue
 from nbtl_search.spec.paper import PaperRow, figure, paper_rows
 from nbtl_search.spec.shipped import shipped_study
-from nbtl_search.spec.study import SettingValue
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from nbtl_search.spec.advised import Advised
+from nbtl_search.spec.known import KnownRecipe, SettingValue
 from nbtl_search.spec.recipe import (
     AtLeastOne,
     AugmentSettings,
@@ -21,7 +23,9 @@ from nbtl_search.spec.recipe import (
 )
 from nbtl_search.spec.values import Value
 
-SettingValue = bool | int | float | str
+
+def _is_none(value: Any) -> bool:
+    return value is None
 
 
 class Budget(Value):
@@ -39,17 +43,6 @@ class Budget(Value):
         limits += [f"{self.gpu_h:g} slot-hours"] if self.gpu_h is not None else []
         limits += [f"{self.wall_clock_h:g} hours"] if self.wall_clock_h is not None else []
         return " or ".join(limits)
-
-
-class KnownRecipe(Value):
-    """A recipe worth trying before the sampler has learnt anything. It is never pruned."""
-
-    name: str = Field(description="a short name, shown beside the trial")
-    reason: str = Field("", description="why it is here, with its source")
-    dials: dict[str, SettingValue] = Field(
-        default_factory=dict,
-        description="as Dials; n_low and n_l2sp may be 'all' or a fraction such as '14/22'",
-    )
 
 
 class Row(Value):
@@ -114,6 +107,9 @@ class StudySpec(Value):
     search: SearchSettings = SearchSettings()
     budget: Budget = Budget()
     facts: Facts | None = Field(None, description="filled in by `create`")
+    advice: Advised | None = Field(
+        None, description="filled in by `create` where measures exist", exclude_if=_is_none
+    )
 
     @field_validator("data")
     @classmethod
@@ -141,11 +137,11 @@ class StudySpec(Value):
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that differ where the result can differ.
 
-        Name, description, reasons, budget and the number of loader processes do not count. Where
-        the facts are known, the contents of data and weights count, and the places they were read
-        from do not.
+        Name, description, reasons, budget and the number of loader processes do not count, nor does
+        advice, which changes with what the database holds. Where the facts are known, the contents
+        of data and weights count, and the places they were read from do not.
         """
-        plain = self.model_dump(mode="json", exclude={"name", "description", "budget"})
+        plain = self.model_dump(mode="json", exclude={"name", "description", "budget", "advice"})
         del plain["train"]["n_loaders"]
         for known in plain["search"]["known"]:
             del known["reason"]

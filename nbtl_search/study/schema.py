@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from nbtl_search.errors import SchemaError
 
-VERSION: Final = 1
+VERSION: Final = 2  # 2: diagnoses
 UPGRADE_COMMAND: Final = "nbtl-search db upgrade"
 _UPGRADE_LOCK: Final = 6031769  # any number, the same for all who create or upgrade tables
 
@@ -184,6 +184,21 @@ final_result = Table(
     Column("digest", Text, nullable=False),
 )
 
+# Measures of a dataset under one network's weights: no study owns them. The latest counts.
+diagnosis = Table(
+    "nbtl_diagnosis",
+    metadata,
+    Column("diagnosis_id", Integer, primary_key=True),
+    Column("data_digest", Text, nullable=False),
+    Column("weights_digest", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("image_px", Integer, nullable=False),
+    Column("layer", Text, nullable=False),
+    Column("diagnosis", Text, nullable=False),
+    _time("created_at", now=True),
+    Index("nbtl_diagnosis_of_data", "data_digest", "weights_digest"),
+)
+
 
 def create_or_upgrade(engine: Engine) -> int:
     """Make our tables, or bring them to this code's version; return the version they had.
@@ -197,7 +212,7 @@ def create_or_upgrade(engine: Engine) -> int:
         if found > VERSION:
             raise SchemaError(_newer(found))
         metadata.create_all(connection)
-        if found == 0:
+        if found < VERSION:
             connection.execute(insert(meta).values(version=VERSION))
     return found
 

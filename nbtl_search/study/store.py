@@ -6,7 +6,7 @@ first. An Optuna study without that row is half-made: nobody sees it, the next `
 
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -18,7 +18,7 @@ from sqlalchemy import delete as delete_from
 
 from nbtl_search import space
 from nbtl_search.errors import SpecError, StorageError, StudyExistsError, StudyNotFoundError
-from nbtl_search.spec import Facts, StudySpec
+from nbtl_search.spec import Advised, Facts, KnownRecipe, SearchSettings, StudySpec
 from nbtl_search.study import ledger, schema
 from nbtl_search.study.lease import FinalStage
 from nbtl_search.study.names import SPEC, clear_half_made, names_of_final_runs, only_one
@@ -77,7 +77,9 @@ def create(storage: Storage, spec: StudySpec) -> Study:
     """
     facts = _facts(spec)
     searched = space.build(spec.search, n_blocks=facts.n_blocks)
-    trials = [*_known_trials(spec, searched), *_design_trials(spec, searched)]
+    advice = spec.advice or Advised()
+    known = (*spec.search.known, *advice.recipes)
+    trials = [*_known_trials(known, searched), *_design_trials(spec.search, advice, searched)]
     note = write_note(spec, facts)  # before anything is written: it may find the spec wrong
     with storage_errors(), only_one(storage, spec.name) as connection:
         if _row(connection, spec.name) is not None:
@@ -177,20 +179,26 @@ def _facts(spec: StudySpec) -> Facts:
     return spec.facts
 
 
-def _known_trials(spec: StudySpec, searched: space.Space) -> Iterator[optuna.trial.FrozenTrial]:
-    for known in spec.search.known:
-        dials = space.known_dials(known, space=searched)
+def _known_trials(
+    known: Sequence[KnownRecipe], searched: space.Space
+) -> Iterator[optuna.trial.FrozenTrial]:
+    for recipe in known:
+        dials = space.known_dials(recipe, space=searched)
         attributes = {
-            NAME: known.name,
-            REASON: known.reason,
+            NAME: recipe.name,
+            REASON: recipe.reason,
             PROTECTED: True,
             DIALS: dials.model_dump_json(),
         }
         yield _waiting(space.params_of(searched, dials), attributes)
 
 
-def _design_trials(spec: StudySpec, searched: space.Space) -> Iterator[optuna.trial.FrozenTrial]:
-    for point in space.design(searched, n=spec.search.n_startup, seed=spec.search.seed):
+def _design_trials(
+    search: SearchSettings, advice: Advised, searched: space.Space
+) -> Iterator[optuna.trial.FrozenTrial]:
+    """Yield start-up points; those that advice has chosen count among them."""
+    n = max(0, search.n_startup - len(advice.recipes))
+    for point in space.design(searched, n=n, seed=search.seed, prior=advice.prior):
         yield _waiting(point, {})
 
 

@@ -10,13 +10,14 @@ from plotly.offline import get_plotlyjs
 
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.drawing.pictures import Picture, pictures
-from nbtl_search.reports.page import sections
+from nbtl_search.reports.page import fit, sections
 from nbtl_search.reports.page.markup import text
 
 _Section = Callable[[Content, sections.Drawn], str]
 _SECTIONS: Final[dict[str, tuple[str, _Section]]] = {
     "result": ("Result", sections.result),
     "searched": ("What was searched", sections.searched),
+    "fit": ("Do the weights fit?", fit.fit),
     "history": ("The search", sections.history),
     "curves": ("Learning curves", sections.curves),
     "importance": ("Which dials mattered", sections.importance),

@@ -50,7 +50,7 @@ def totals(trials):
 
 @pytest.fixture
 def make_content(make_curve):
-    def make(trials, *, verdict=None, spec=None, paper=(), devices=()):
+    def make(trials, *, verdict=None, spec=None, paper=(), devices=(), diagnosis=None):
         spec = spec or make_spec()
         searched = space.build(spec.search, n_blocks=22)
         return Content(
@@ -62,6 +62,7 @@ def make_content(make_curve):
             trials=tuple(trials),
             curves={t.number: make_curve(20.0, t.value or 30.0) for t in trials},
             verdict=verdict,
+            diagnosis=diagnosis,
             importances=importances(trials, searched),
             provenance=Provenance(
                 versions={"optuna": "5.0.0"},

@@ -1,0 +1,168 @@
+import optuna
+import pytest
+from optuna_dashboard import get_note, save_note
+from sqlalchemy import text
+
+from nbtl_search import space
+from nbtl_search.advice import advise
+from nbtl_search.spec import Advised, Budget, Diagnosis, KnownRecipe, Measured, Prior
+from nbtl_search.study import diagnoses, ledger, memory, schema, store
+
+from .test_finals import run_all
+
+
+@pytest.fixture
+def diagnosis():
+    """A diagnosis of what the study `cats` has: its weights suit its images."""
+    return Diagnosis(
+        dataset="textures",
+        model="inception_v4",
+        image_px=299,
+        n_images=3000,
+        n_val=1200,
+        n_features=1536,
+        n_classes=3,
+        data_digest="d" * 16,
+        weights_digest="random",
+        measures=(
+            Measured(name="fixed_accuracy", value=80.0, null=33.3),
+            Measured(name="random_accuracy", value=40.0, settings={"epochs": 4}),
+            Measured(name="emd", reason="needs source | prototypes <b>"),
+        ),
+    )
+
+
+class TestRecord:
+    def test_the_latest_of_these_images_and_weights_is_found(self, db, spec, diagnosis):
+        assert diagnoses.latest(db, spec) is None
+        diagnoses.record(db, diagnosis)
+        newer = diagnosis.replace(seconds=3.0)
+        diagnoses.record(db, newer)
+        assert diagnoses.latest(db, spec) == newer
+        with db.engine.connect() as connection:
+            assert connection.execute(text("SELECT count(*) FROM nbtl_diagnosis")).scalar() == 2
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"data_digest": "e" * 16},
+            {"weights_digest": "f" * 16},
+            {"model": "mobilenetv2_100"},
+            {"image_px": 112},
+            {"layer": "features.9"},
+        ],
+    )
+    def test_of_other_images_weights_or_features_it_is_not(self, db, spec, diagnosis, change):
+        diagnoses.record(db, diagnosis.replace(**change))
+        assert diagnoses.latest(db, spec) is None
+
+    def test_the_notes_of_its_studies_show_it_and_keep_the_rest(self, db, spec, diagnosis):
+        study = store.create(db, spec)
+        other = store.create(db, spec.replace(name="dogs", model={"name": "resnet18"}))
+        written = get_note(study.optuna)
+        diagnoses.record(db, diagnosis)
+        note = get_note(store.open_study(db, "cats").optuna)
+        assert note.startswith(written)
+        assert "| accuracy, fixed features (%) | 80 | 33.3 |" in note
+        assert "needs source \\| prototypes &lt;b&gt;" in note
+        assert get_note(store.open_study(db, "dogs").optuna) == get_note(other.optuna)
+
+    def test_a_newer_one_takes_its_place_between_what_people_wrote(self, db, spec, diagnosis):
+        study = store.create(db, spec)
+        diagnoses.record(db, diagnosis)
+        save_note(study.optuna, "mine\n\n" + get_note(study.optuna) + "\n\nand mine")
+        measures = (Measured(name="fixed_accuracy", value=81.5),)
+        diagnoses.record(db, diagnosis.replace(measures=measures))
+        note = get_note(store.open_study(db, "cats").optuna)
+        assert note.startswith("mine\n\n")
+        assert note.endswith("\n\nand mine")
+        assert note.count("How well the weights fit") == 1
+        assert "81.5" in note
+        assert "33.3" not in note
+
+
+class TestAdvisedStudies:
+    def test_advice_is_tried_after_the_known_and_counts_as_start_up(self, db, spec, diagnosis):
+        built = space.build(spec.search, n_blocks=22)
+        advice = advise(diagnosis, space=built, known=spec.search.known, n_trials=8)
+        assert advice.regime == "suited"
+        study = store.create(db, spec.replace(advice=advice))
+        trials = study.optuna.get_trials()
+        names = [trial.user_attrs.get("nbtl:name", "") for trial in trials]
+        advised = [recipe.name for recipe in advice.recipes]
+        assert 1 <= len(advised) <= 2
+        assert names == ["default", "paper", *advised, *[""] * (4 - len(advised))]
+        fixed = [trial.system_attrs["fixed_params"] for trial in trials[2 + len(advised) :]]
+        n = 4 - len(advised)
+        assert fixed == space.design(built, n=n, seed=spec.search.seed, prior=advice.prior)
+        assert fixed != space.design(built, n=n, seed=spec.search.seed)
+        assert store.open_study(db, "cats").spec.advice == advice
+        assert "the weights look suited" in get_note(study.optuna)
+
+    def test_advice_does_not_make_it_another_study(self, db, spec):
+        recipe = KnownRecipe(name="tip", dials={"reinit_layers": 2})
+        advised = spec.replace(
+            advice=Advised(recipes=(recipe,), prior={"lr_high": Prior(low=1e-3, high=1e-2)})
+        )
+        assert advised.fingerprint() == spec.fingerprint()
+        made = store.create(db, advised)
+        again = store.create(db, spec)
+        assert again.spec.advice == made.spec.advice
+        assert len(again.optuna.get_trials()) == 2 + 1 + 3
+
+    def test_an_advised_study_ends_with_exactly_its_budget(self, db, spec, diagnosis):
+        built = space.build(spec.search, n_blocks=22)
+        advice = advise(diagnosis, space=built, known=spec.search.known, n_trials=8)
+        study = store.create(db, spec.replace(advice=advice))
+        recipes = run_all(study, lambda _recipe: 50.0)
+        assert len(recipes) == 8
+        tried = space.known_dials(advice.recipes[0], space=built)
+        assert recipes[2].dials == tried
+
+
+class TestMemory:
+    def test_finished_studies_are_remembered_best_first(self, db, spec, diagnosis):
+        diagnoses.record(db, diagnosis)
+        study = store.create(db, spec)
+        values = iter([50.0, 61.0, 40.0, 70.0, 65.0, 30.0, 20.0, 10.0])
+        recipes = run_all(study, lambda _recipe: next(values))
+        (found,) = memory.remember(db, spec.replace(name="new"))
+        assert (found.study, found.diagnosis) == ("cats", diagnosis)
+        assert [(r.trial, r.top1, r.gain) for r in found.recipes] == [
+            (3, 70.0, 20.0),
+            (4, 65.0, 15.0),
+            (1, 61.0, 11.0),
+        ]
+        assert dict(found.recipes[0].dials) == recipes[3].dials.model_dump()
+
+    def test_running_empty_and_other_networks_studies_are_not(self, db, spec):
+        store.create(db, spec)
+        other = store.create(
+            db, spec.replace(name="dogs", model={"name": "resnet18"}, budget=Budget(n_trials=1))
+        )
+        run_all(other, lambda _recipe: 50.0)
+        failed = store.create(db, spec.replace(name="owls"))
+        ledger.Ledger(db.engine, failed.id).want("stop")
+        assert memory.remember(db, spec.replace(name="new")) == []
+        assert [found.study for found in memory.remember(db, other.spec.replace(name="new"))] == [
+            "dogs"
+        ]
+
+    def test_a_study_does_not_remember_itself(self, db, spec):
+        study = store.create(db, spec.replace(budget=Budget(n_trials=1)))
+        run_all(study, lambda _recipe: 50.0)
+        assert memory.remember(db, spec) == []
+
+
+def test_a_database_without_the_table_is_brought_up_to_date(db, spec, diagnosis):
+    store.create(db, spec)
+    with db.engine.begin() as connection:
+        connection.execute(text("DROP TABLE nbtl_diagnosis"))
+        connection.execute(text("UPDATE nbtl_meta SET version = 1"))
+    with pytest.raises(schema.SchemaError, match="version 1.*version 2.*db upgrade"):
+        schema.check(db.engine)
+    assert schema.create_or_upgrade(db.engine) == 1
+    schema.check(db.engine)
+    diagnoses.record(db, diagnosis)
+    assert diagnoses.latest(db, spec) == diagnosis
+    assert optuna.get_all_study_names(db.optuna) == ["cats"]
