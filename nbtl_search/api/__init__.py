@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbtl_search.api.creating import create, prepare
+    from nbtl_search.api.diagnosing import diagnose
     from nbtl_search.api.drafting import draft
     from nbtl_search.api.exporting import export
     from nbtl_search.api.finalizing import finalize, verdict
@@ -27,6 +28,7 @@ _PLACES = {
     "dashboard": "looking",
     "default_home": "home",
     "delete": "looking",
+    "diagnose": "diagnosing",
     "draft": "drafting",
     "export": "exporting",
     "finalize": "finalizing",
@@ -49,6 +51,7 @@ __all__ = [
     "dashboard",
     "default_home",
     "delete",
+    "diagnose",
     "draft",
     "export",
     "finalize",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtl_search.errors import SpecError
+from nbtl_search.launchers import local
 from nbtl_search.spec import StudySpec, read_toml, with_settings
 from nbtl_search.spec.shipped import shipped_studies, shipped_study
 
@@ -46,6 +47,13 @@ def drafted(
     if name is not None:
         plain = plain | {"name": name}
     return StudySpec.parse(_absolute(with_settings(plain, settings)))
+
+
+def with_threads(spec: StudySpec) -> StudySpec:
+    """Return it with the threads of a CPU slot fixed: they are part of the result, bit for bit."""
+    if spec.train.n_threads is not None or local.gpus():
+        return spec
+    return spec.replace(train=spec.train.replace(n_threads=1))
 
 
 def _of_dataset(dataset: str) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""The command that measures how well the weights fit the images."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from nbtl_search.cli.options import json_option, settings_option, storage_option
+from nbtl_search.cli.output import console, counting_bar, echo_json
+
+if TYPE_CHECKING:
+    from nbtl_search.spec import Diagnosis
+
+_PATIENCE_S: Final = 2.0
+_KEYS: Final = {
+    "model": "model.name",
+    "weights": "model.weights",
+    "root": "data.root",
+    "image_px": "data.image_px",
+}
+
+
+@click.command("diagnose")
+@click.argument("target", metavar="STUDY|DATASET")
+@click.option("--model", help="A timm model; by default the study's.")
+@click.option("--weights", help="timm, a .safetensors or .pth file, or a Hugging Face folder.")
+@click.option("--root", help="Where a registered dataset's images lie already.")
+@click.option("--image-px", type=int, help="Side of the network's input.")
+@click.option(
+    "--layer",
+    default="pooled",
+    show_default=True,
+    help="Whose output is measured: pooled (what enters the classifier), or a block's number.",
+)
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    help="Images that the weights were trained on, one folder per class, or an .npz file with "
+    "arrays prototypes and counts.",
+)
+@click.option(
+    "--source-min-images",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="Source classes with fewer images are left out.",
+)
+@click.option(
+    "--random-epochs",
+    type=click.IntRange(min=1),
+    help="Epochs of training from random weights; by default as many as a trial has.",
+)
+@click.option(
+    "--no-random",
+    is_flag=True,
+    help="Do not train from random weights, the longest part; then no advice can be given.",
+)
+@settings_option
+@storage_option
+@json_option
+def diagnose_command(
+    *,
+    target: str,
+    layer: str,
+    source: Path | None,
+    source_min_images: int,
+    random_epochs: int | None,
+    no_random: bool,
+    settings: Sequence[str],
+    home: Path | None,
+    storage: str | None,
+    as_json: bool,
+    **shortcuts: str | int | None,
+) -> None:
+    """Measure how well the pre-trained weights fit the images of a study, a dataset or a folder.
+
+    What was measured is kept, and the next `create` for the same images, weights and image size
+    starts from it. Training from random weights takes about as long as one trial; what was
+    interrupted goes on where it was.
+
+    \b
+    nbtl-search diagnose dtd
+    nbtl-search diagnose ./photos --model mobilenetv2_100 --image-px 112 --random-epochs 20
+    """
+    if no_random and random_epochs is not None:
+        message = "--random-epochs and --no-random exclude each other; give one"
+        raise click.UsageError(message)
+    from nbtl_search import api
+
+    with _stages() as progress:
+        diagnosis = api.diagnose(
+            target,
+            layer=layer,
+            source=source,
+            min_source_images=source_min_images,
+            random_epochs=random_epochs,
+            no_random=no_random,
+            settings=[*_assignments(shortcuts), *settings],
+            home=home,
+            storage=storage,
+            progress=progress,
+        )
+    if as_json:
+        echo_json(_plain(diagnosis))
+        return
+    from nbtl_search.reports.terminal.diagnosis import render
+
+    console().print(render(diagnosis))
+
+
+def _assignments(shortcuts: dict[str, str | int | None]) -> list[str]:
+    """Return shortcuts as assignments; texts are quoted, lest a path be read as TOML."""
+    return [
+        f"{_KEYS[key]}='''{value}'''" if isinstance(value, str) else f"{_KEYS[key]}={value}"
+        for key, value in shortcuts.items()
+        if value is not None
+    ]
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a callback (stage, done, total) whose bars appear on stderr after two seconds."""
+    bar, started_s = counting_bar(), monotonic()
+    tasks: dict[str, Any] = {}
+
+    def tick(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total)
+        bar.update(tasks[stage], completed=done, total=total)
+        if not bar.live.is_started and monotonic() - started_s > _PATIENCE_S:
+            bar.start()
+
+    try:
+        yield tick
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _plain(diagnosis: "Diagnosis") -> dict[str, Any]:
+    """Return plain data with what is concluded; a measure without a value has null."""
+    from dataclasses import asdict
+
+    from nbtl_search.advice import conclude
+
+    return diagnosis.model_dump(mode="json") | {"conclusion": asdict(conclude(diagnosis))}

@@ -1,0 +1,211 @@
+"""Source prototypes: class means of the features of the images that the weights were trained on.
+
+They come from an .npz file (`prototypes` k x d, `counts` k, `weights_digest`, `layer`), or from a
+folder of source images with one folder per class.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Never
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from nbtl_search.data import datasets
+from nbtl_search.engine.durable import write_durably
+from nbtl_search.engine.features import SPLITS, extract
+from nbtl_search.errors import DataError, WeightsError
+from nbtl_search.measures.emd import prototypes_of
+from nbtl_search.spec import POOLED, DataSettings, Recipe
+
+Progress = Callable[[int, int], None]
+
+SUFFIX: Final = ".npz"
+_UNREADABLE = (OSError, ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prototypes:
+    """One mean feature per source class, and how many images it is the mean of."""
+
+    prototypes: Float64[np.ndarray, "k d"]
+    counts: Int64[np.ndarray, " k"]
+    origin: str
+    weights_digest: str | None = None
+    """None where the file does not say."""
+    layer: str | None = None
+
+
+def read_prototypes(file: Path) -> Prototypes:
+    """Read prototypes from an .npz file; nothing in it is executed.
+
+    Raises:
+        DataError: it cannot be read, or does not hold finite prototypes with counts.
+    """
+    try:
+        # From memory: numpy leaves a file that is cut open.
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
+            prototypes = np.asarray(content["prototypes"], dtype=np.float64)
+            counts = np.asarray(content["counts"])
+            digest, layer = (_text(content, key) for key in ("weights_digest", "layer"))
+    except _UNREADABLE as error:
+        said = " ".join(str(error).split())[:200]
+        _refuse(file, f"{type(error).__name__}: {said}", cause=error)
+    if prototypes.ndim != 2 or len(prototypes) < 2 or counts.shape != prototypes.shape[:1]:
+        _refuse(file, f"shapes {prototypes.shape} and {counts.shape}")
+    if counts.dtype.kind not in "iuf" or not np.isfinite(counts).all() or counts.min() < 0:
+        _refuse(file, f"counts of type {counts.dtype}, or negative ones")
+    if not np.isfinite(prototypes).all():
+        _refuse(file, "prototypes that are not finite")
+    return Prototypes(
+        prototypes=prototypes,
+        counts=counts.astype(np.int64),
+        origin=str(file),
+        weights_digest=digest,
+        layer=layer,
+    )
+
+
+def prototypes_of_folder(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    home: Path,
+    layer: str = POOLED,
+    progress: Progress | None = None,
+    decoding: Progress | None = None,
+    n_threads: int | None = None,
+) -> Prototypes:
+    """Return the prototypes of a folder of source images, one folder per class.
+
+    Features are extracted and kept as those of any dataset. Where the folder has a `train`, only
+    its images count; otherwise all do.
+
+    Raises:
+        SpecError: the weights are random, or the network has no such layer.
+        DataError: the images cannot be had, or the disk is full.
+        WeightsError: the weights cannot be had, or are of another network.
+    """
+    data = source_settings(folder, recipe)
+    listed = datasets.manifest(data, home=home)
+    given = all(item.key.startswith("train/") for item in listed.train)
+    own_val = given and all(item.key.startswith("val/") for item in listed.val)
+    found = extract(
+        recipe.replace(data=data),
+        home=home,
+        splits=SPLITS[:1] if own_val else SPLITS,
+        layer=layer,
+        progress=progress,
+        decoding=decoding,
+        n_threads=n_threads,
+    )
+    features = np.concatenate([found.train, found.val]).astype(np.float64)
+    labels = np.concatenate([found.train_labels, found.val_labels])
+    prototypes, counts = prototypes_of(features, labels)
+    return Prototypes(
+        prototypes=np.asarray(prototypes, dtype=np.float64),
+        counts=np.asarray(counts).astype(np.int64),
+        origin=str(folder),
+        weights_digest=found.weights_digest,
+        layer=layer,
+    )
+
+
+def save_prototypes(
+    folder: Path,
+    file: Path,
+    recipe: Recipe,
+    *,
+    home: Path,
+    layer: str = POOLED,
+    progress: Progress | None = None,
+    n_threads: int | None = None,
+) -> Prototypes:
+    """Write the prototypes of a folder of source images to an .npz file, whole or not at all.
+
+    Raises:
+        SpecError: the weights are random, or the network has no such layer.
+        DataError: the images cannot be had, or the file cannot be written.
+        WeightsError: the weights cannot be had, or are of another network.
+    """
+    if file.suffix != SUFFIX or not file.parent.is_dir():
+        message = (
+            f"prototypes are written to *.npz in a folder that exists, got {str(file)!r}; name "
+            "such a file"
+        )
+        raise DataError(message)
+    made = prototypes_of_folder(
+        folder, recipe, home=home, layer=layer, progress=progress, n_threads=n_threads
+    )
+    content = io.BytesIO()
+    np.savez(
+        content,
+        prototypes=made.prototypes,
+        counts=made.counts,
+        weights_digest=np.array(made.weights_digest),
+        layer=np.array(layer),
+    )
+    try:
+        write_durably(file, content.getbuffer())
+    except OSError as error:
+        message = f"prototypes must be written whole, got {error} at {str(file)!r}; make room"
+        raise DataError(message) from error
+    return made
+
+
+def source_settings(folder: Path, recipe: Recipe) -> DataSettings:
+    """Return how a folder of source images is read: as the target, and nothing held out."""
+    return DataSettings(
+        dataset=str(folder.expanduser().resolve()),
+        val_fraction=0.01,
+        test_fraction=0.0,
+        image_px=recipe.data.image_px,
+        normalisation=recipe.data.normalisation,
+    )
+
+
+def check_matches(source: Prototypes, *, weights_digest: str, layer: str) -> None:
+    """Refuse prototypes of other weights or of another layer, where they say what they are of.
+
+    Raises:
+        WeightsError: they are.
+    """
+    ours = {"weights": weights_digest, "layer": layer}
+    theirs = {"weights": source.weights_digest, "layer": source.layer}
+    for what, value in theirs.items():
+        if value is not None and value != ours[what]:
+            message = (
+                f"source prototypes must be of the same {what} as the target's features "
+                f"({ours[what][:12]}), got {value[:12]} in {source.origin!r}; make them anew"
+            )
+            raise WeightsError(message)
+
+
+def check_width(source: Prototypes, *, n_features: int) -> None:
+    """Refuse prototypes with another number of features.
+
+    Raises:
+        DataError: they have.
+    """
+    width = source.prototypes.shape[1]
+    if width != n_features:
+        message = (
+            f"source prototypes must have d == {n_features} features as the target's, got {width} "
+            f"in {source.origin!r}; make them with the same network and layer"
+        )
+        raise DataError(message)
+
+
+def _text(content: Any, key: str) -> str | None:
+    return str(content[key]) if key in content else None
+
+
+def _refuse(file: Path, got: str, *, cause: BaseException | None = None) -> Never:
+    message = (
+        "a file of source prototypes is an .npz with finite prototypes (k x d, k >= 2) and counts "
+        f"(k), got {str(file)!r}: {got}; make it anew, or name a folder of images"
+    )
+    raise DataError(message) from cause

@@ -1,0 +1,1 @@
+"""Transferability measures, one file each, as pure functions of features and labels."""

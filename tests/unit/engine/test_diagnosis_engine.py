@@ -1,0 +1,240 @@
+"""The whole diagnosis: every measure in its order, with or without a source, and quick refusals."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nbtl_search.engine import diagnosis as engine
+from nbtl_search.engine import measuring
+from nbtl_search.engine.diagnosis import diagnose
+from nbtl_search.engine.features import extract
+from nbtl_search.engine.prototypes import read_prototypes, save_prototypes
+from nbtl_search.errors import DataError, SpecError, WeightsError
+from nbtl_search.measures.emd import prototypes_of
+from nbtl_search.spec import TITLES, Diagnosis
+
+HEADLESS = ("leep", "nce", "emd_classifier_rows")
+EMD = ("emd", "emd_similarity", "emd_scale_free")
+
+
+@pytest.fixture
+def home(tmp_path, tiny_home, tiny_prepared):
+    """A home of its own; the decoded images are shared."""
+    home = tmp_path / "home"
+    home.mkdir()
+    assert tiny_prepared.directory.is_relative_to(tiny_home / "data")
+    (home / "data").symlink_to(tiny_home / "data")
+    return home
+
+
+@pytest.fixture(scope="module")
+def source_folder(tmp_path_factory):
+    """Four classes of source images, of 3 to 6 pictures."""
+    folder, noise = tmp_path_factory.mktemp("source"), np.random.default_rng(1)
+    for label in range(4):
+        (folder / f"class {label}").mkdir()
+        for i in range(3 + label):
+            pixels = noise.integers(0, 64, (40, 40, 3)) + 48 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"class {label}" / f"{i}.png")
+    return folder
+
+
+def npz(path, **changes):
+    arrays = {"prototypes": np.ones((3, 96)), "counts": np.array([300, 300, 300])} | changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path
+
+
+def no_work(monkeypatch):
+    """Fail if anything that takes time begins."""
+    monkeypatch.setattr(engine, "extract", lambda *_, **__: pytest.fail("began to extract"))
+
+
+def test_every_measure_is_there_once_in_order(tiny_recipe, tiny_prepared, home):
+    stages: list[str] = []
+    found = diagnose(
+        tiny_recipe(),
+        home=home,
+        random_epochs=1,
+        seed=3,
+        n_threads=1,
+        on_stage=lambda stage, _done, _total: stages.append(stage),
+    )
+    assert [measure.name for measure in found.measures] == list(TITLES)
+    assert all((measure.value is None) == bool(measure.reason) for measure in found.measures)
+    for name in ("fixed_accuracy", "random_accuracy", "logme", *HEADLESS):
+        assert found.value(name) is not None, name
+    assert (found.n_images, found.n_val, found.n_features, found.n_classes) == (24, 9, 96, 3)
+    assert found.data_digest == tiny_prepared.digest
+    assert (found.layer, found.split, found.device, found.seed) == ("pooled", "train", "cpu", 3)
+    assert {"torch", "timm", "numpy", "scikit-learn", "POT"} <= found.versions.keys()
+    assert found.seconds > 0
+    assert list(dict.fromkeys(stages)) == [
+        "extracting features",
+        "measuring",
+        "training from random weights",
+    ]
+    assert Diagnosis.parse_json(found.model_dump_json()) == found
+
+
+def test_again_it_says_the_same(tiny_recipe, home):
+    first = diagnose(tiny_recipe(), home=home, random_epochs=1, n_threads=1)
+    again = diagnose(tiny_recipe(), home=home, random_epochs=1, n_threads=1)
+    assert first.measures == again.measures
+
+
+@pytest.mark.parametrize("epochs", [None, 0])
+def test_without_random_training_there_is_a_reason(tiny_recipe, home, epochs):
+    found = diagnose(tiny_recipe(), home=home, random_epochs=epochs, n_threads=1)
+    random = found.measured("random_accuracy")
+    assert random is not None
+    assert random.value is None
+    assert random.reason.startswith("not asked for (")
+    assert not (home / "diagnoses").exists()
+
+
+def test_without_a_source_emd_says_how_to_give_one(tiny_recipe, home):
+    found = diagnose(tiny_recipe(), home=home, n_threads=1)
+    for name in EMD:
+        measured = found.measured(name)
+        assert measured is not None
+        assert measured.value is None
+        assert measured.reason.startswith("needs source prototypes: give --source")
+
+
+def test_the_source_probabilities_are_the_softmax_of_the_source_network(tiny_recipe, home):
+    features = extract(tiny_recipe(), home=home, n_threads=1)
+    probabilities = measuring.Evidence(features=features).source_probabilities
+    assert probabilities is not None
+    assert probabilities.dtype == np.float64
+    assert probabilities.shape == (24, 11)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+    logits = torch.from_numpy(features.train).double() @ torch.from_numpy(
+        np.asarray(features.head_weight)
+    ).double().T + torch.from_numpy(np.asarray(features.head_bias))
+    np.testing.assert_allclose(probabilities, logits.softmax(dim=1).numpy(), rtol=1e-9)
+
+
+def test_a_block_has_no_source_classifier(tiny_recipe, home):
+    found = diagnose(tiny_recipe(), home=home, layer="2", n_threads=1)
+    assert found.layer == "2"
+    for name in HEADLESS:
+        measured = found.measured(name)
+        assert measured is not None
+        assert measured.value is None
+        assert "layer '2'" in measured.reason
+    assert found.value("fixed_accuracy") is not None
+
+
+def test_a_folder_of_source_images_and_its_saved_prototypes_agree(
+    tiny_recipe, home, source_folder, tmp_path
+):
+    recipe, file = tiny_recipe(), tmp_path / "source.npz"
+    saved = save_prototypes(source_folder, file, recipe, home=home, n_threads=1)
+    assert sorted(saved.counts.tolist()) == [3, 4, 5, 6]
+    read = read_prototypes(file)
+    np.testing.assert_array_equal(read.prototypes, saved.prototypes)
+    assert (read.weights_digest, read.layer) == (saved.weights_digest, "pooled")
+    by_folder, by_file = (
+        diagnose(recipe, home=home, source=source, min_source_images=1, n_threads=1)
+        for source in (source_folder, file)
+    )
+    for name in EMD:
+        assert by_folder.value(name) is not None
+        assert by_folder.value(name) == by_file.value(name)
+
+
+def test_small_source_classes_are_left_out(tiny_recipe, home, source_folder):
+    few = diagnose(tiny_recipe(), home=home, source=source_folder, min_source_images=5, n_threads=1)
+    every = diagnose(
+        tiny_recipe(), home=home, source=source_folder, min_source_images=1, n_threads=1
+    )
+    none = diagnose(tiny_recipe(), home=home, source=source_folder, n_threads=1)
+    assert few.value("emd") != every.value("emd")
+    assert none.value("emd") is None
+
+
+def test_a_dataset_is_at_no_distance_from_itself(tiny_recipe, home, tmp_path):
+    features = extract(tiny_recipe(), home=home, n_threads=1)
+    means, counts = prototypes_of(features.train.astype(np.float64), features.train_labels)
+    file = npz(tmp_path / "self.npz", prototypes=means, counts=counts)
+    found = diagnose(tiny_recipe(), home=home, source=file, min_source_images=0, n_threads=1)
+    assert found.value("emd") == pytest.approx(0, abs=1e-9)
+    assert found.value("emd_similarity") == pytest.approx(1)
+
+
+def test_only_training_images_of_a_split_source_count(tiny_recipe, home, source_folder, tmp_path):
+    split = tmp_path / "split"
+    for name in ("train", "val"):
+        (split / name).mkdir(parents=True)
+        for folder in source_folder.iterdir():
+            (split / name / folder.name).mkdir()
+            for picture in sorted(folder.iterdir())[: 2 if name == "val" else None]:
+                (split / name / folder.name / picture.name).symlink_to(picture)
+    saved = save_prototypes(split, tmp_path / "s.npz", tiny_recipe(), home=home, n_threads=1)
+    assert sorted(saved.counts.tolist()) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"counts": None}, "counts"),
+        ({"counts": np.array([1, 2])}, "shapes"),
+        ({"counts": np.array([1, 2, -1])}, "negative"),
+        ({"counts": np.array(["a", "b", "c"])}, "counts of type"),
+        ({"prototypes": np.full((3, 96), np.nan)}, "not finite"),
+        ({"prototypes": np.ones(3)}, "shapes"),
+        ({"prototypes": np.array([{}, {}, {}], dtype=object)}, "allow_pickle"),
+    ],
+    ids=["no counts", "length", "negative", "texts", "nan", "1-d", "pickle"],
+)
+def test_bad_prototypes_are_refused_before_any_work(
+    tiny_recipe, home, tmp_path, monkeypatch, changes, says
+):
+    no_work(monkeypatch)
+    with pytest.raises(DataError, match=says) as caught:
+        diagnose(tiny_recipe(), home=home, source=npz(tmp_path / "bad.npz", **changes))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in home.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "text.npz", "other.txt", "cut.npz"])
+def test_files_that_are_no_npz_are_refused_before_any_work(
+    tiny_recipe, home, tmp_path, monkeypatch, name
+):
+    no_work(monkeypatch)
+    (tmp_path / "text.npz").write_text("not an archive")
+    (tmp_path / "other.txt").write_text("not an archive")
+    whole = npz(tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=name) as caught:
+        diagnose(tiny_recipe(), home=home, source=tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["weights_digest", "layer"])
+def test_prototypes_of_something_else_are_refused(tiny_recipe, home, tmp_path, monkeypatch, key):
+    no_work(monkeypatch)
+    file = npz(tmp_path / "other.npz", **{key: np.array("another")})
+    with pytest.raises(WeightsError, match="got another in"):
+        diagnose(tiny_recipe(), home=home, source=file)
+
+
+def test_prototypes_of_another_width_are_refused(tiny_recipe, home, tmp_path):
+    file = npz(tmp_path / "wide.npz", prototypes=np.ones((3, 97)))
+    with pytest.raises(DataError, match="d == 96 features as the target's, got 97"):
+        diagnose(tiny_recipe(), home=home, source=file, n_threads=1)
+
+
+def test_random_weights_have_nothing_to_diagnose(tiny_recipe, home, monkeypatch):
+    no_work(monkeypatch)
+    with pytest.raises(SpecError, match="needs pre-trained weights"):
+        diagnose(tiny_recipe(model={"weights": "random"}), home=home)
+
+
+def test_prototypes_are_not_written_anywhere(tiny_recipe, home, source_folder, tmp_path):
+    for file in (tmp_path / "a.txt", tmp_path / "nowhere" / "a.npz"):
+        with pytest.raises(DataError, match=r"written to \*\.npz in a folder that exists"):
+            save_prototypes(source_folder, file, tiny_recipe(), home=home)
+    assert not (home / "features").exists()
