@@ -24,6 +24,10 @@ WARNING: Final = (
     "four datasets only; care should be taken on new ones, above all outside image classification"
 )
 
+_FEW_IMAGES: Final = (
+    "fisher is compared with nothing: there are fewer images than features, so that its size is "
+    "the ridge's"
+)
 _SUITED: Final = ("dtd", "caltech")
 _UNSUITED: Final = ("cars", "aircraft")
 _IN_WORDS: Final = {
@@ -51,6 +55,7 @@ def conclude(diagnosis: Diagnosis, *, margin: float = 3.0) -> Conclusion:
 
     Anything between is borderline. m is the margin, or twice the standard error of delta where
     that is larger: a difference inside the noise of few validation images decides nothing.
+    Training from random weights that is still at chance has been too short to be compared.
     Fisher's score alone gives a hint in the evidence and no regime; the earth mover's distance
     is never used (paper, section 5).
 
@@ -63,6 +68,10 @@ def conclude(diagnosis: Diagnosis, *, margin: float = 3.0) -> Conclusion:
     random, fixed = diagnosis.value(RANDOM), diagnosis.value(FIXED)
     if random is None or fixed is None:
         lines = (*_missing(diagnosis), *_hints(diagnosis))
+        return Conclusion(regime="unknown", delta=None, margin=margin, evidence=(*lines, WARNING))
+    at_chance = _at_chance(diagnosis, random)
+    if at_chance:
+        lines = (at_chance, *_hints(diagnosis))
         return Conclusion(regime="unknown", delta=None, margin=margin, evidence=(*lines, WARNING))
     noise = 2 * standard_error(random, fixed, n=diagnosis.n_val)
     delta, wide = random - fixed, max(margin, noise)
@@ -90,6 +99,19 @@ def standard_error(first: float, second: float, *, n: int) -> float:
     """
     shares = ((n * accuracy / 100 + 1) / (n + 2) for accuracy in (first, second))
     return 100 * math.sqrt(sum(p * (1 - p) for p in shares) / (n + 2))
+
+
+def _at_chance(diagnosis: Diagnosis, random: float) -> str:
+    """Return why the training from random weights tells nothing; '' where it tells something."""
+    measured = diagnosis.measured(RANDOM)
+    chance = None if measured is None else measured.null
+    if chance is None or random - chance >= 2 * standard_error(random, chance, n=diagnosis.n_val):
+        return ""
+    return (
+        f"{RANDOM} {random:.1f} is within the noise of chance, {chance:.1f}, on {diagnosis.n_val} "
+        "validation images: it was trained for too short a time to be compared with anything; "
+        "measure again with more --random-epochs"
+    )
 
 
 def _margin(asked: float, noise: float) -> str:
@@ -126,7 +148,8 @@ def _missing(diagnosis: Diagnosis) -> Iterator[str]:
 def _hints(diagnosis: Diagnosis) -> Iterator[str]:
     fisher = diagnosis.measured("fisher")
     if fisher is not None and fisher.value is not None:
-        yield _fisher_hint(fisher, fisher.value)
+        few = diagnosis.n_images - diagnosis.n_classes < diagnosis.n_features
+        yield _FEW_IMAGES if few else _fisher_hint(fisher, fisher.value)
     for measured in diagnosis.measures:
         if measured.name.startswith("emd") and measured.value is not None:
             yield (

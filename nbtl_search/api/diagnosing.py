@@ -21,6 +21,7 @@ def diagnose(
     layer: str = POOLED,
     source: Path | str | None = None,
     min_source_images: int = 200,
+    save_source: Path | str | None = None,
     random_epochs: int | None = None,
     no_random: bool = False,
     settings: Sequence[str] = (),
@@ -35,7 +36,9 @@ def diagnose(
         layer: 'pooled' (what enters the classifier), or a block's number from the input.
         source: an .npz file of source prototypes, or a folder of source images by class.
         min_source_images: source classes with fewer are left out.
-        random_epochs: of the training from random weights; by default as many as a trial has.
+        save_source: an .npz file to write the prototypes of a folder of source images to.
+        random_epochs: of the training from random weights; by default as many as a trial has, and
+            at least 300 updates.
         no_random: leave that training out.
         settings: `dotted.key=value`, applied to the study or the shipped one.
         home: folder for data, weights, features and the embedded database.
@@ -50,7 +53,6 @@ def diagnose(
     """
     home = home or default_home()
     spec = with_threads(_spec(target, settings=settings, home=home, storage=storage))
-    epochs = spec.train.epochs if random_epochs is None else random_epochs
     from nbtl_search.engine.diagnosis import diagnose as measure
 
     diagnosis = measure(
@@ -59,7 +61,8 @@ def diagnose(
         layer=layer,
         source=None if source is None else Path(source).expanduser(),
         min_source_images=min_source_images,
-        random_epochs=None if no_random else epochs,
+        save_source=None if save_source is None else Path(save_source).expanduser(),
+        random_epochs=0 if no_random else random_epochs,
         seed=spec.train.seed,
         on_stage=progress,
     )

@@ -49,9 +49,15 @@ _KEYS: Final = {
     help="Source classes with fewer images are left out.",
 )
 @click.option(
+    "--save-source",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="An .npz file to keep the prototypes of a folder of source images in.",
+)
+@click.option(
     "--random-epochs",
     type=click.IntRange(min=1),
-    help="Epochs of training from random weights; by default as many as a trial has.",
+    help="Epochs of training from random weights; by default as many as a trial has, "
+    "and at least 300 updates.",
 )
 @click.option(
     "--no-random",
@@ -67,6 +73,7 @@ def diagnose_command(
     layer: str,
     source: Path | None,
     source_min_images: int,
+    save_source: Path | None,
     random_epochs: int | None,
     no_random: bool,
     settings: Sequence[str],
@@ -96,6 +103,7 @@ def diagnose_command(
             layer=layer,
             source=source,
             min_source_images=source_min_images,
+            save_source=save_source,
             random_epochs=random_epochs,
             no_random=no_random,
             settings=[*_assignments(shortcuts), *settings],

@@ -40,6 +40,11 @@ def read_folder(
     return _manifest(root, split)
 
 
+def class_files(root: Path) -> Files:
+    """Return the images of every class of a folder, of its `train` where it has one."""
+    return _given_splits(root).get("train") or _files(root)
+
+
 def _given_splits(root: Path) -> dict[str, Files]:
     """Return the files of the splits that have a folder; none if `train` is a class itself."""
     folders = {name: root / name for name in ("train", "val", "test")}

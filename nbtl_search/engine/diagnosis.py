@@ -14,10 +14,12 @@ from nbtl_search.engine.prototypes import (
     SUFFIX,
     Prototypes,
     check_matches,
+    check_target,
     check_width,
-    prototypes_of_folder,
     read_prototypes,
+    save_prototypes,
 )
+from nbtl_search.engine.source import prototypes_of_folder
 from nbtl_search.engine.weights import read_weights
 from nbtl_search.errors import DataError, SpecError
 from nbtl_search.spec import POOLED, TITLES, Diagnosis, Measured, Recipe
@@ -30,6 +32,7 @@ SOURCE: Final = "extracting source features"
 MEASURING: Final = "measuring"
 SCRATCH: Final = "training from random weights"
 
+MIN_UPDATES: Final = 300  # fewer leave a network from random weights at chance
 _VERSIONS_OF: Final = ("nbtl-search", "torch", "timm", "numpy", "scipy", "scikit-learn", "POT")
 
 
@@ -40,6 +43,7 @@ def diagnose(
     layer: str = POOLED,
     source: Path | None = None,
     min_source_images: int = 200,
+    save_source: Path | None = None,
     random_epochs: int | None = None,
     random_lr: float = scratch.SCRATCH_LR,
     seed: int = 0,
@@ -56,7 +60,9 @@ def diagnose(
         layer: 'pooled' (what enters the classifier), or a block's number from the input.
         source: an .npz file of source prototypes, or a folder of source images.
         min_source_images: source classes with fewer are left out.
-        random_epochs: of the training from random weights; None or 0 for none.
+        save_source: an .npz file to write the prototypes of a folder to.
+        random_epochs: of the training from random weights; 0 for none, None for as many as a
+            trial has, and at least `MIN_UPDATES` updates.
         random_lr: its rate.
         seed: of the linear classifier and of the training from random weights.
         on_stage: called with (stage, done, in all).
@@ -70,6 +76,8 @@ def diagnose(
     """
     started_s = time.perf_counter()
     _check(recipe, random_epochs=random_epochs, min_source_images=min_source_images)
+    if save_source is not None:
+        _check_save(source, save_source)
     given = None if source is None else _read_source(source, recipe, home=home, layer=layer)
     features = extract(
         recipe,
@@ -80,7 +88,16 @@ def diagnose(
         n_threads=n_threads,
     )
     if source is not None and given is None:
-        given = _source_folder(source, recipe, home, layer, on_stage, n_threads)
+        given = prototypes_of_folder(
+            source,
+            recipe,
+            home=home,
+            layer=layer,
+            progress=_on(on_stage, SOURCE),
+            n_threads=n_threads,
+        )
+        if save_source is not None:
+            save_prototypes(given, save_source)
     if given is not None:
         check_width(given, n_features=features.train.shape[1])
     evidence = Evidence(
@@ -89,7 +106,9 @@ def diagnose(
     with threads(n_threads or cpu_threads()):
         measured = {row.name: row for row in _measured(evidence, _on(on_stage, MEASURING))}
     recipe = recipe.replace(train=recipe.train.replace(seed=seed))
-    measured[scratch.NAME] = _random(recipe, home, random_epochs, random_lr, _on(on_stage, SCRATCH))
+    measured[scratch.NAME] = _random(
+        recipe, home, random_epochs, random_lr, len(features.train), _on(on_stage, SCRATCH)
+    )
     measures = tuple(measured[name] for name in TITLES if name in measured)
     seconds = time.perf_counter() - started_s
     return _diagnosis(recipe, features, measures, seconds=seconds, seed=seed)
@@ -117,6 +136,16 @@ def _check(recipe: Recipe, *, random_epochs: int | None, min_source_images: int)
         raise SpecError(message)
 
 
+def _check_save(source: Path | None, file: Path) -> None:
+    if source is None or not source.is_dir():
+        message = (
+            f"prototypes are saved of a folder of source images, got {str(source)!r}; give it by "
+            "--source"
+        )
+        raise DataError(message)
+    check_target(file)
+
+
 def _read_source(source: Path, recipe: Recipe, *, home: Path, layer: str) -> Prototypes | None:
     """Return the prototypes of a file; None for a folder, whose features come later."""
     if source.is_dir():
@@ -131,25 +160,6 @@ def _read_source(source: Path, recipe: Recipe, *, home: Path, layer: str) -> Pro
     digest = read_weights(recipe.model, home=home).digest
     check_matches(found, weights_digest=digest, layer=layer)
     return found
-
-
-def _source_folder(
-    source: Path,
-    recipe: Recipe,
-    home: Path,
-    layer: str,
-    on_stage: OnStage | None,
-    n_threads: int | None,
-) -> Prototypes:
-    return prototypes_of_folder(
-        source,
-        recipe,
-        home=home,
-        layer=layer,
-        progress=_on(on_stage, SOURCE),
-        decoding=_on(on_stage, DECODING),
-        n_threads=n_threads,
-    )
 
 
 def _measured(
@@ -168,9 +178,13 @@ def _random(
     home: Path,
     epochs: int | None,
     lr: float,
+    n_train: int,
     progress: Callable[[int, int], None] | None,
 ) -> Measured:
-    if not epochs:
+    if epochs is None:
+        n_updates = max(1, n_train // recipe.train.batch_size)
+        epochs = max(recipe.train.epochs, -(-MIN_UPDATES // n_updates))
+    if epochs == 0:
         return scratch.not_trained("not asked for (give --random-epochs, or leave --no-random out)")
     return scratch.random_accuracy(recipe, home=home, epochs=epochs, lr=lr, progress=progress)
 

@@ -88,7 +88,7 @@ def extract(
     """
     check_pretrained(recipe)
     _check_splits(splits)
-    placement = _placement(recipe, n_threads)
+    placement = feature_placement(recipe, n_threads)
     recipe = recipe.replace(dials=Dials())
     prepared = prepare(recipe.data, home=home, progress=decoding, splits=splits)
     n_classes = len(prepared.classes)
@@ -236,7 +236,8 @@ def exact_float32() -> Iterator[None]:
         matmul.fp32_precision, conv.fp32_precision = before
 
 
-def _placement(recipe: Recipe, n_threads: int | None) -> Placement:
+def feature_placement(recipe: Recipe, n_threads: int | None) -> Placement:
+    """Return where features are computed: in float32, on a CPU with so many threads."""
     device = place(recipe.train).device
     if device.type != "cpu":
         return Placement(device=device, bf16=False)

@@ -31,7 +31,7 @@ Measure = Callable[["Evidence"], Rows]
 
 EMD: Final = ("emd", "emd_similarity", "emd_scale_free")
 EMD_ROWS: Final = "emd_classifier_rows"
-NO_SOURCE: Final = "needs source prototypes: give --source FILE.npz, or a folder of source images"
+NO_SOURCE: Final = "needs source prototypes (--source)"
 
 
 @dataclass(frozen=True, kw_only=True)

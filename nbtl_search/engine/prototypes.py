@@ -6,7 +6,6 @@ folder of source images with one folder per class.
 
 import io
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Never
@@ -14,14 +13,8 @@ from typing import Any, Final, Never
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from nbtl_search.data import datasets
 from nbtl_search.engine.durable import write_durably
-from nbtl_search.engine.features import SPLITS, extract
 from nbtl_search.errors import DataError, WeightsError
-from nbtl_search.measures.emd import prototypes_of
-from nbtl_search.spec import POOLED, DataSettings, Recipe
-
-Progress = Callable[[int, int], None]
 
 SUFFIX: Final = ".npz"
 _UNREADABLE = (OSError, ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile)
@@ -69,67 +62,30 @@ def read_prototypes(file: Path) -> Prototypes:
     )
 
 
-def prototypes_of_folder(
-    folder: Path,
-    recipe: Recipe,
-    *,
-    home: Path,
-    layer: str = POOLED,
-    progress: Progress | None = None,
-    decoding: Progress | None = None,
-    n_threads: int | None = None,
-) -> Prototypes:
-    """Return the prototypes of a folder of source images, one folder per class.
-
-    Features are extracted and kept as those of any dataset. Where the folder has a `train`, only
-    its images count; otherwise all do.
+def save_prototypes(made: Prototypes, file: Path) -> None:
+    """Write prototypes to an .npz file, whole or not at all.
 
     Raises:
-        SpecError: the weights are random, or the network has no such layer.
-        DataError: the images cannot be had, or the disk is full.
-        WeightsError: the weights cannot be had, or are of another network.
+        DataError: it has another ending, or cannot be written.
     """
-    data = source_settings(folder, recipe)
-    listed = datasets.manifest(data, home=home)
-    given = all(item.key.startswith("train/") for item in listed.train)
-    own_val = given and all(item.key.startswith("val/") for item in listed.val)
-    found = extract(
-        recipe.replace(data=data),
-        home=home,
-        splits=SPLITS[:1] if own_val else SPLITS,
-        layer=layer,
-        progress=progress,
-        decoding=decoding,
-        n_threads=n_threads,
-    )
-    features = np.concatenate([found.train, found.val]).astype(np.float64)
-    labels = np.concatenate([found.train_labels, found.val_labels])
-    prototypes, counts = prototypes_of(features, labels)
-    return Prototypes(
-        prototypes=np.asarray(prototypes, dtype=np.float64),
-        counts=np.asarray(counts).astype(np.int64),
-        origin=str(folder),
-        weights_digest=found.weights_digest,
-        layer=layer,
-    )
+    check_target(file)
+    content = io.BytesIO()
+    arrays: dict[str, Any] = {"prototypes": made.prototypes, "counts": made.counts}
+    about = {"weights_digest": made.weights_digest, "layer": made.layer}
+    arrays |= {key: np.array(value) for key, value in about.items() if value is not None}
+    np.savez(content, **arrays)
+    try:
+        write_durably(file, content.getbuffer())
+    except OSError as error:
+        message = f"prototypes must be written whole, got {error} at {str(file)!r}; make room"
+        raise DataError(message) from error
 
 
-def save_prototypes(
-    folder: Path,
-    file: Path,
-    recipe: Recipe,
-    *,
-    home: Path,
-    layer: str = POOLED,
-    progress: Progress | None = None,
-    n_threads: int | None = None,
-) -> Prototypes:
-    """Write the prototypes of a folder of source images to an .npz file, whole or not at all.
+def check_target(file: Path) -> None:
+    """Make sure that prototypes can be written to this file, before any work.
 
     Raises:
-        SpecError: the weights are random, or the network has no such layer.
-        DataError: the images cannot be had, or the file cannot be written.
-        WeightsError: the weights cannot be had, or are of another network.
+        DataError: it is no .npz, or its folder does not exist.
     """
     if file.suffix != SUFFIX or not file.parent.is_dir():
         message = (
@@ -137,34 +93,6 @@ def save_prototypes(
             "such a file"
         )
         raise DataError(message)
-    made = prototypes_of_folder(
-        folder, recipe, home=home, layer=layer, progress=progress, n_threads=n_threads
-    )
-    content = io.BytesIO()
-    np.savez(
-        content,
-        prototypes=made.prototypes,
-        counts=made.counts,
-        weights_digest=np.array(made.weights_digest),
-        layer=np.array(layer),
-    )
-    try:
-        write_durably(file, content.getbuffer())
-    except OSError as error:
-        message = f"prototypes must be written whole, got {error} at {str(file)!r}; make room"
-        raise DataError(message) from error
-    return made
-
-
-def source_settings(folder: Path, recipe: Recipe) -> DataSettings:
-    """Return how a folder of source images is read: as the target, and nothing held out."""
-    return DataSettings(
-        dataset=str(folder.expanduser().resolve()),
-        val_fraction=0.01,
-        test_fraction=0.0,
-        image_px=recipe.data.image_px,
-        normalisation=recipe.data.normalisation,
-    )
 
 
 def check_matches(source: Prototypes, *, weights_digest: str, layer: str) -> None:

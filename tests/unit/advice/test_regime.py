@@ -140,6 +140,24 @@ def test_exchanging_the_accuracies_exchanges_the_regimes(random, fixed, n_val, m
     assert found.margin >= margin
 
 
+@pytest.mark.parametrize(("value", "regime"), [(21.0, "unknown"), (35.0, "suited")])
+def test_training_that_is_still_at_chance_is_compared_with_nothing(diagnosed, value, regime):
+    short = Measured(name="random_accuracy", value=value, null=20.0, settings={"epochs": 2})
+    found = conclude(diagnosed({"random_accuracy": short, "fixed_accuracy": 80}))
+    assert found.regime == regime
+    said = [line for line in found.evidence if "noise of chance, 20.0" in line]
+    assert len(said) == (regime == "unknown")
+    assert all("--random-epochs" in line for line in said)
+    assert (found.delta is None) == (regime == "unknown")
+
+
+def test_fisher_is_no_hint_where_the_ridge_makes_it(diagnosed):
+    fisher = Measured(name="fisher", value=78010.0, null=25810.0)
+    found = conclude(diagnosed({"fisher": fisher}).replace(n_images=120, n_features=1280))
+    assert any("its size is the ridge's" in line for line in found.evidence)
+    assert not any("78010" in line for line in found.evidence)
+
+
 def test_a_reduced_budget_is_named(diagnosed):
     assert not any("reduced" in line for line in conclude(diagnosed(accuracies(60, 80))).evidence)
     short = Measured(name="random_accuracy", value=60, settings={"epochs": 12})

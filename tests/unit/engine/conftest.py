@@ -98,3 +98,13 @@ def tiny_recipe(tiny_data: DataSettings, tiny_weights: Path) -> Callable[..., Re
         return Recipe.parse(plain)
 
     return make
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny_home: Path, tiny_prepared: Prepared) -> Path:
+    """A home of its own; the decoded images are shared."""
+    home = tmp_path / "home"
+    home.mkdir()
+    assert tiny_prepared.directory.is_relative_to(tiny_home / "data")
+    (home / "data").symlink_to(tiny_home / "data")
+    return home

@@ -7,25 +7,19 @@ from PIL import Image
 
 from nbtl_search.engine import diagnosis as engine
 from nbtl_search.engine import measuring
-from nbtl_search.engine.diagnosis import diagnose
 from nbtl_search.engine.features import extract
-from nbtl_search.engine.prototypes import read_prototypes, save_prototypes
 from nbtl_search.errors import DataError, SpecError, WeightsError
 from nbtl_search.measures.emd import prototypes_of
 from nbtl_search.spec import TITLES, Diagnosis
 
+
+def diagnose(recipe, **options):
+    """Diagnose, without training from random weights unless that is asked for."""
+    return engine.diagnose(recipe, **{"random_epochs": 0, **options})
+
+
 HEADLESS = ("leep", "nce", "emd_classifier_rows")
 EMD = ("emd", "emd_similarity", "emd_scale_free")
-
-
-@pytest.fixture
-def home(tmp_path, tiny_home, tiny_prepared):
-    """A home of its own; the decoded images are shared."""
-    home = tmp_path / "home"
-    home.mkdir()
-    assert tiny_prepared.directory.is_relative_to(tiny_home / "data")
-    (home / "data").symlink_to(tiny_home / "data")
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +78,20 @@ def test_again_it_says_the_same(tiny_recipe, home):
     assert first.measures == again.measures
 
 
-@pytest.mark.parametrize("epochs", [None, 0])
-def test_without_random_training_there_is_a_reason(tiny_recipe, home, epochs):
-    found = diagnose(tiny_recipe(), home=home, random_epochs=epochs, n_threads=1)
+def test_without_random_training_there_is_a_reason(tiny_recipe, home):
+    found = diagnose(tiny_recipe(), home=home, random_epochs=0, n_threads=1)
     random = found.measured("random_accuracy")
     assert random is not None
     assert random.value is None
     assert random.reason.startswith("not asked for (")
     assert not (home / "diagnoses").exists()
+
+
+def test_few_images_are_trained_on_for_more_epochs_than_a_trial_has(tiny_recipe, home):
+    found = diagnose(tiny_recipe(), home=home, random_epochs=None, n_threads=1)
+    random = found.measured("random_accuracy")
+    assert random is not None
+    assert (random.settings["epochs"], random.settings["updates"]) == (100, 300)
 
 
 def test_without_a_source_emd_says_how_to_give_one(tiny_recipe, home):
@@ -100,7 +100,7 @@ def test_without_a_source_emd_says_how_to_give_one(tiny_recipe, home):
         measured = found.measured(name)
         assert measured is not None
         assert measured.value is None
-        assert measured.reason.startswith("needs source prototypes: give --source")
+        assert measured.reason.startswith("needs source prototypes (--source)")
 
 
 def test_the_source_probabilities_are_the_softmax_of_the_source_network(tiny_recipe, home):
@@ -127,24 +127,6 @@ def test_a_block_has_no_source_classifier(tiny_recipe, home):
     assert found.value("fixed_accuracy") is not None
 
 
-def test_a_folder_of_source_images_and_its_saved_prototypes_agree(
-    tiny_recipe, home, source_folder, tmp_path
-):
-    recipe, file = tiny_recipe(), tmp_path / "source.npz"
-    saved = save_prototypes(source_folder, file, recipe, home=home, n_threads=1)
-    assert sorted(saved.counts.tolist()) == [3, 4, 5, 6]
-    read = read_prototypes(file)
-    np.testing.assert_array_equal(read.prototypes, saved.prototypes)
-    assert (read.weights_digest, read.layer) == (saved.weights_digest, "pooled")
-    by_folder, by_file = (
-        diagnose(recipe, home=home, source=source, min_source_images=1, n_threads=1)
-        for source in (source_folder, file)
-    )
-    for name in EMD:
-        assert by_folder.value(name) is not None
-        assert by_folder.value(name) == by_file.value(name)
-
-
 def test_small_source_classes_are_left_out(tiny_recipe, home, source_folder):
     few = diagnose(tiny_recipe(), home=home, source=source_folder, min_source_images=5, n_threads=1)
     every = diagnose(
@@ -162,18 +144,6 @@ def test_a_dataset_is_at_no_distance_from_itself(tiny_recipe, home, tmp_path):
     found = diagnose(tiny_recipe(), home=home, source=file, min_source_images=0, n_threads=1)
     assert found.value("emd") == pytest.approx(0, abs=1e-9)
     assert found.value("emd_similarity") == pytest.approx(1)
-
-
-def test_only_training_images_of_a_split_source_count(tiny_recipe, home, source_folder, tmp_path):
-    split = tmp_path / "split"
-    for name in ("train", "val"):
-        (split / name).mkdir(parents=True)
-        for folder in source_folder.iterdir():
-            (split / name / folder.name).mkdir()
-            for picture in sorted(folder.iterdir())[: 2 if name == "val" else None]:
-                (split / name / folder.name / picture.name).symlink_to(picture)
-    saved = save_prototypes(split, tmp_path / "s.npz", tiny_recipe(), home=home, n_threads=1)
-    assert sorted(saved.counts.tolist()) == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -231,10 +201,3 @@ def test_random_weights_have_nothing_to_diagnose(tiny_recipe, home, monkeypatch)
     no_work(monkeypatch)
     with pytest.raises(SpecError, match="needs pre-trained weights"):
         diagnose(tiny_recipe(model={"weights": "random"}), home=home)
-
-
-def test_prototypes_are_not_written_anywhere(tiny_recipe, home, source_folder, tmp_path):
-    for file in (tmp_path / "a.txt", tmp_path / "nowhere" / "a.npz"):
-        with pytest.raises(DataError, match=r"written to \*\.npz in a folder that exists"):
-            save_prototypes(source_folder, file, tiny_recipe(), home=home)
-    assert not (home / "features").exists()

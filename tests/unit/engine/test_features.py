@@ -47,14 +47,6 @@ def images_of(tiny_recipe, tiny_prepared, tiny_home):
 
 
 @pytest.fixture
-def home(tmp_path, tiny_home, tiny_prepared):
-    """A home of its own for features; the decoded images are shared."""
-    assert tiny_prepared.directory.is_relative_to(tiny_home / "data")
-    (tmp_path / "data").symlink_to(tiny_home / "data")
-    return tmp_path
-
-
-@pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr(features, "PART", 8)
     monkeypatch.setattr(features, "BATCH", 4)

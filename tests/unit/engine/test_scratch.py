@@ -11,14 +11,6 @@ from nbtl_search.errors import DivergedError
 from nbtl_search.spec import Epoch
 
 
-@pytest.fixture
-def home(tmp_path, tiny_home, tiny_prepared):
-    """A home of its own; the decoded images are shared."""
-    assert tiny_prepared.directory.is_relative_to(tiny_home / "data")
-    (tmp_path / "data").symlink_to(tiny_home / "data")
-    return tmp_path
-
-
 def left(home):
     return sorted(path.name for path in (home / "diagnoses").rglob("*") if path.is_file())
 
