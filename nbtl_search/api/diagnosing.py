@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbtl_search.api.drafting import draft, drafted, with_threads
 from nbtl_search.api.home import default_home
@@ -11,6 +12,9 @@ from nbtl_search.spec import POOLED, Diagnosis, Dials, StudySpec
 from nbtl_search.spec.shipped import shipped_studies
 from nbtl_search.study import diagnoses, embedded, store
 from nbtl_search.study.storage import check, create_or_upgrade
+
+if TYPE_CHECKING:
+    from nbtl_search.engine.prototypes import Source
 
 OnStage = Callable[[str, int, int], None]
 
@@ -55,13 +59,12 @@ def diagnose(
     spec = with_threads(_spec(target, settings=settings, home=home, storage=storage))
     from nbtl_search.engine.diagnosis import diagnose as measure
 
+    given = _source(source, min_images=min_source_images, save=save_source)
     diagnosis = measure(
         spec.recipe(Dials()),
         home=home,
         layer=layer,
-        source=None if source is None else Path(source).expanduser(),
-        min_source_images=min_source_images,
-        save_source=None if save_source is None else Path(save_source).expanduser(),
+        source=given,
         random_epochs=0 if no_random else random_epochs,
         seed=spec.train.seed,
         on_stage=progress,
@@ -70,6 +73,23 @@ def diagnose(
         create_or_upgrade(database)
         diagnoses.record(database, diagnosis)
     return diagnosis
+
+
+def _source(
+    place: Path | str | None, *, min_images: int, save: Path | str | None
+) -> "Source | None":
+    from nbtl_search.engine.prototypes import Source
+
+    if place is None:
+        if save is not None:
+            message = "prototypes are saved of a folder of source images, got none; give --source"
+            raise SpecError(message)
+        return None
+    return Source(
+        place=Path(place).expanduser(),
+        min_images=min_images,
+        save=None if save is None else Path(save).expanduser(),
+    )
 
 
 def _spec(target: str, *, settings: Sequence[str], home: Path, storage: str | None) -> StudySpec:

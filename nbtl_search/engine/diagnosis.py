@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -11,17 +12,16 @@ from nbtl_search.engine.device import threads
 from nbtl_search.engine.features import Features, check_pretrained, cpu_threads, extract
 from nbtl_search.engine.measuring import MEASURES, Evidence
 from nbtl_search.engine.prototypes import (
-    SUFFIX,
     Prototypes,
+    Source,
     check_matches,
-    check_target,
     check_width,
     read_prototypes,
     save_prototypes,
 )
 from nbtl_search.engine.source import prototypes_of_folder
 from nbtl_search.engine.weights import read_weights
-from nbtl_search.errors import DataError, SpecError
+from nbtl_search.errors import SpecError
 from nbtl_search.spec import POOLED, TITLES, Diagnosis, Measured, Recipe
 
 OnStage = Callable[[str, int, int], None]
@@ -41,9 +41,7 @@ def diagnose(
     *,
     home: Path,
     layer: str = POOLED,
-    source: Path | None = None,
-    min_source_images: int = 200,
-    save_source: Path | None = None,
+    source: Source | None = None,
     random_epochs: int | None = None,
     random_lr: float = scratch.SCRATCH_LR,
     seed: int = 0,
@@ -52,21 +50,21 @@ def diagnose(
 ) -> Diagnosis:
     """Measure how well the weights of a recipe fit its images, in the order of `TITLES`.
 
-    Features and the training from random weights are kept; what is interrupted goes on.
+    Features and the training from random weights are kept below home, so that a second diagnosis
+    costs little; what is interrupted goes on where it was.
 
     Args:
         recipe: the images, the network, and how the training from random weights trains.
         home: below it everything is kept.
         layer: 'pooled' (what enters the classifier), or a block's number from the input.
-        source: an .npz file of source prototypes, or a folder of source images.
-        min_source_images: source classes with fewer are left out.
-        save_source: an .npz file to write the prototypes of a folder to.
+        source: of the prototypes that EMD needs.
         random_epochs: of the training from random weights; 0 for none, None for as many as a
             trial has, and at least `MIN_UPDATES` updates.
         random_lr: its rate.
         seed: of the linear classifier and of the training from random weights.
         on_stage: called with (stage, done, in all).
-        n_threads: CPU threads of features and measures; by default all cores'.
+        n_threads: CPU threads of features and measures; by default all cores'. The training from
+            random weights has the recipe's.
 
     Raises:
         SpecError: the weights are random, or the network has no such layer.
@@ -75,43 +73,80 @@ def diagnose(
         OutOfMemoryError: not even one image at a time fits.
     """
     started_s = time.perf_counter()
-    _check(recipe, random_epochs=random_epochs, min_source_images=min_source_images)
-    if save_source is not None:
-        _check_save(source, save_source)
-    given = None if source is None else _read_source(source, recipe, home=home, layer=layer)
-    features = extract(
-        recipe,
-        home=home,
-        layer=layer,
-        progress=_on(on_stage, FEATURES),
-        decoding=_on(on_stage, DECODING),
-        n_threads=n_threads,
-    )
-    if source is not None and given is None:
-        given = prototypes_of_folder(
-            source,
-            recipe,
-            home=home,
-            layer=layer,
-            progress=_on(on_stage, SOURCE),
-            n_threads=n_threads,
-        )
-        if save_source is not None:
-            save_prototypes(given, save_source)
-    if given is not None:
-        check_width(given, n_features=features.train.shape[1])
-    evidence = Evidence(
-        features=features, source=given, min_source_images=min_source_images, seed=seed
-    )
-    with threads(n_threads or cpu_threads()):
-        measured = {row.name: row for row in _measured(evidence, _on(on_stage, MEASURING))}
+    look = _Look(recipe=recipe, home=home, layer=layer, on_stage=on_stage, n_threads=n_threads)
+    _check(look, source, random_epochs=random_epochs)
+    features = look.features()
+    given = None if source is None else look.prototypes(source)
+    measured = {row.name: row for row in look.measured(features, given, source, seed=seed)}
     recipe = recipe.replace(train=recipe.train.replace(seed=seed))
-    measured[scratch.NAME] = _random(
-        recipe, home, random_epochs, random_lr, len(features.train), _on(on_stage, SCRATCH)
-    )
+    epochs = _epochs(recipe, len(features.train)) if random_epochs is None else random_epochs
+    measured[scratch.NAME] = _random(recipe, home, epochs, random_lr, look.on(SCRATCH))
     measures = tuple(measured[name] for name in TITLES if name in measured)
     seconds = time.perf_counter() - started_s
     return _diagnosis(recipe, features, measures, seconds=seconds, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What is looked at, with what, and who is told how far it is."""
+
+    recipe: Recipe
+    home: Path
+    layer: str
+    on_stage: OnStage | None
+    n_threads: int | None
+
+    def features(self) -> Features:
+        """Return the features of the recipe's images."""
+        return extract(
+            self.recipe,
+            home=self.home,
+            layer=self.layer,
+            progress=self.on(FEATURES),
+            decoding=self.on(DECODING),
+            n_threads=self.n_threads,
+        )
+
+    def prototypes(self, source: Source) -> Prototypes:
+        """Return the source's prototypes, and save those of a folder where that is wanted."""
+        if not source.place.is_dir():
+            return read_prototypes(source.place)
+        made = prototypes_of_folder(
+            source.place,
+            self.recipe,
+            home=self.home,
+            layer=self.layer,
+            progress=self.on(SOURCE),
+            n_threads=self.n_threads,
+        )
+        if source.save is not None:
+            save_prototypes(made, source.save)
+        return made
+
+    def measured(
+        self,
+        features: Features,
+        given: Prototypes | None,
+        source: Source | None,
+        *,
+        seed: int,
+    ) -> Iterator[Measured]:
+        """Yield every measure of the features."""
+        if given is not None:
+            check_width(given, n_features=features.train.shape[1])
+        least = 0 if source is None else source.min_images
+        evidence = Evidence(features=features, source=given, min_source_images=least, seed=seed)
+        progress = self.on(MEASURING) or (lambda _done, _total: None)
+        with threads(self.n_threads or cpu_threads()):
+            for n_done, measure in enumerate(MEASURES.values()):
+                progress(n_done, len(MEASURES))
+                yield from measure(evidence)
+        progress(len(MEASURES), len(MEASURES))
+
+    def on(self, stage: str) -> Callable[[int, int], None] | None:
+        """Return what is told how far a stage is."""
+        on_stage = self.on_stage
+        return None if on_stage is None else lambda done, total: on_stage(stage, done, total)
 
 
 def versions() -> dict[str, str]:
@@ -125,65 +160,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check(recipe: Recipe, *, random_epochs: int | None, min_source_images: int) -> None:
+def _check(look: _Look, source: Source | None, *, random_epochs: int | None) -> None:
     """Refuse at once what would only be found after minutes of work."""
-    check_pretrained(recipe)
-    if (random_epochs or 0) < 0 or min_source_images < 0:
-        message = (
-            f"random_epochs >= 0 and min_source_images >= 0, got {random_epochs} and "
-            f"{min_source_images}; 0 is none"
-        )
+    check_pretrained(look.recipe)
+    if (random_epochs or 0) < 0:
+        message = f"random_epochs >= 0 must hold, got {random_epochs}; 0 is none"
         raise SpecError(message)
+    if source is None:
+        return
+    source.check()
+    if not source.place.is_dir():
+        digest = read_weights(look.recipe.model, home=look.home).digest
+        check_matches(read_prototypes(source.place), weights_digest=digest, layer=look.layer)
 
 
-def _check_save(source: Path | None, file: Path) -> None:
-    if source is None or not source.is_dir():
-        message = (
-            f"prototypes are saved of a folder of source images, got {str(source)!r}; give it by "
-            "--source"
-        )
-        raise DataError(message)
-    check_target(file)
-
-
-def _read_source(source: Path, recipe: Recipe, *, home: Path, layer: str) -> Prototypes | None:
-    """Return the prototypes of a file; None for a folder, whose features come later."""
-    if source.is_dir():
-        return None
-    if source.suffix != SUFFIX or not source.is_file():
-        message = (
-            "--source must be an .npz file of prototypes or a folder with one folder of images "
-            f"per class, got {str(source)!r}; name one that exists"
-        )
-        raise DataError(message)
-    found = read_prototypes(source)
-    digest = read_weights(recipe.model, home=home).digest
-    check_matches(found, weights_digest=digest, layer=layer)
-    return found
-
-
-def _measured(
-    evidence: Evidence, progress: Callable[[int, int], None] | None
-) -> Iterator[Measured]:
-    for n_done, measure in enumerate(MEASURES.values()):
-        if progress is not None:
-            progress(n_done, len(MEASURES))
-        yield from measure(evidence)
-    if progress is not None:
-        progress(len(MEASURES), len(MEASURES))
+def _epochs(recipe: Recipe, n_train: int) -> int:
+    """Return as many epochs as a trial has, or more where there are few images."""
+    n_updates = max(1, n_train // recipe.train.batch_size)
+    return max(recipe.train.epochs, -(-MIN_UPDATES // n_updates))
 
 
 def _random(
     recipe: Recipe,
     home: Path,
-    epochs: int | None,
+    epochs: int,
     lr: float,
-    n_train: int,
     progress: Callable[[int, int], None] | None,
 ) -> Measured:
-    if epochs is None:
-        n_updates = max(1, n_train // recipe.train.batch_size)
-        epochs = max(recipe.train.epochs, -(-MIN_UPDATES // n_updates))
     if epochs == 0:
         return scratch.not_trained("not asked for (give --random-epochs, or leave --no-random out)")
     return scratch.random_accuracy(recipe, home=home, epochs=epochs, lr=lr, progress=progress)
@@ -216,9 +219,3 @@ def _diagnosis(
         versions=versions(),
         measures=measures,
     )
-
-
-def _on(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:
-    if on_stage is None:
-        return None
-    return lambda done, total: on_stage(stage, done, total)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from nbtl_search.engine.durable import write_durably
-from nbtl_search.errors import DataError, WeightsError
+from nbtl_search.errors import DataError, SpecError, WeightsError
 
 SUFFIX: Final = ".npz"
 _UNREADABLE = (OSError, ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile)
@@ -30,6 +30,42 @@ class Prototypes:
     weights_digest: str | None = None
     """None where the file does not say."""
     layer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where source prototypes come from: an .npz file, or a folder of images by class."""
+
+    place: Path
+    min_images: int = 200
+    """Source classes with fewer are left out."""
+    save: Path | None = None
+    """An .npz file to write the prototypes of a folder to."""
+
+    def check(self) -> None:
+        """Refuse what would only be found after minutes of work.
+
+        Raises:
+            DataError: it is neither a folder nor an .npz file, or prototypes cannot be saved.
+            SpecError: the number of images is negative.
+        """
+        if self.min_images < 0:
+            message = f"source images of a class >= 0, got {self.min_images}; 0 takes all classes"
+            raise SpecError(message)
+        if not self.place.is_dir() and not (self.place.suffix == SUFFIX and self.place.is_file()):
+            message = (
+                "--source must be an .npz file of prototypes or a folder with one folder of images "
+                f"per class, got {str(self.place)!r}; name one that exists"
+            )
+            raise DataError(message)
+        if self.save is not None:
+            if not self.place.is_dir():
+                message = (
+                    "prototypes are saved of a folder of source images, got "
+                    f"{str(self.place)!r}; give a folder by --source"
+                )
+                raise DataError(message)
+            check_target(self.save)
 
 
 def read_prototypes(file: Path) -> Prototypes:

@@ -84,15 +84,8 @@ def prototypes_of_folder(
 
     Images are seen as those of the target are: same size, crop and normalisation. Where the folder
     has a `train`, only its images count. The mean of each class is kept below home as soon as it
-    is known, so that what is interrupted goes on with the next class.
-
-    Args:
-        folder: of the images.
-        recipe: of which data and model count, and where to compute.
-        home: below it the means are kept.
-        layer: as in `features.extract`.
-        progress: called with (images done, images in all).
-        n_threads: of a CPU; by default all cores'.
+    is known, so that what is interrupted goes on with the next class. For the arguments see
+    `features.extract`.
 
     Raises:
         SpecError: the weights are random, or the network has no such layer.

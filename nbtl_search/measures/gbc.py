@@ -40,9 +40,6 @@ def gbc(
         labels: Target classes.
         n_components: Principal components to keep, at least 1.
         variance_floor: Least variance, in the features' squared unit, above 0.
-
-    Raises:
-        Nothing: where there is no value, the result holds the reason.
     """
     classes = classes_of(features, labels)
     reason = classes if isinstance(classes, str) else ""

@@ -34,9 +34,6 @@ def leep(
         source_probabilities: theta, the softmax over the source classes; rows sum to 1, and are
             divided by their sum.
         labels: Target classes.
-
-    Raises:
-        Nothing: where there is no value, the result holds the reason.
     """
     classes = classes_of(source_probabilities, labels, drop_constant=False)
     reason = classes if isinstance(classes, str) else not_probabilities(classes)

@@ -56,9 +56,6 @@ def fixed_accuracy(
         val_labels: Their classes.
         seed: Draws the held-out fifth.
         strengths: L2 strengths to choose from, above 0.
-
-    Raises:
-        Nothing: where there is no value, the result holds the reason.
     """
     train = classes_of(train_features, train_labels, drop_constant=False)
     if isinstance(train, str):

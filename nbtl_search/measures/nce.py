@@ -32,9 +32,6 @@ def nce(
         source: The softmax over the source classes, of which the largest is taken (the first of
             equals); or the answers themselves, one whole number per image.
         labels: Target classes.
-
-    Raises:
-        Nothing: where there is no value, the result holds the reason.
     """
     rows = source if source.ndim == 2 else source[:, None].astype(np.float64)
     classes = classes_of(rows, labels, drop_constant=False)

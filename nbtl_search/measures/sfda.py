@@ -36,13 +36,6 @@ def sfda(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n_labels"
     posterior that is 1 for every image is refused there.
 
     Source: Shao et al. 2022, arXiv 2207.03036.
-
-    Args:
-        features: One row per image; the mixing is done on a copy.
-        labels: Target classes.
-
-    Raises:
-        Nothing: where there is no value, the result holds the reason.
     """
     classes = classes_of(features, labels)
     if isinstance(classes, str):

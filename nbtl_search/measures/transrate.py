@@ -34,9 +34,6 @@ def transrate(
         features: One row per image.
         labels: Target classes.
         epsilon: The distortion that the code may leave, above 0.
-
-    Raises:
-        Nothing: where there is no value, the result holds the reason.
     """
     classes = classes_of(features, labels)
     reason = classes if isinstance(classes, str) else ""

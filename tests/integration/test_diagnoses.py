@@ -5,6 +5,7 @@ from sqlalchemy import text
 
 from nbtl_search import space
 from nbtl_search.advice import advise
+from nbtl_search.errors import SchemaError
 from nbtl_search.spec import Advised, Budget, Diagnosis, KnownRecipe, Measured, Prior
 from nbtl_search.study import diagnoses, ledger, memory, schema, store
 
@@ -159,7 +160,7 @@ def test_a_database_without_the_table_is_brought_up_to_date(db, spec, diagnosis)
     with db.engine.begin() as connection:
         connection.execute(text("DROP TABLE nbtl_diagnosis"))
         connection.execute(text("UPDATE nbtl_meta SET version = 1"))
-    with pytest.raises(schema.SchemaError, match=r"version 1.*version 2.*db upgrade"):
+    with pytest.raises(SchemaError, match=r"version 1.*version 2.*db upgrade"):
         schema.check(db.engine)
     assert schema.create_or_upgrade(db.engine) == 1
     schema.check(db.engine)

@@ -255,10 +255,10 @@ ROW = ("high", "low", "options", "fixed")
 
 
 def _keys(model: type[Value]) -> set[str]:
-    """Return the names of all fields of a value and of the values inside it, facts excepted."""
+    """Return the names of all fields, inner ones too, but for those that `create` fills in."""
     keys = set(model.model_fields)
     for name, field in model.model_fields.items():
-        if name == "facts":
+        if name in {"facts", "advice"}:
             continue
         for inner in _values_in(field.annotation):
             keys |= _keys(inner)

@@ -8,6 +8,7 @@ from PIL import Image
 from nbtl_search.engine import diagnosis as engine
 from nbtl_search.engine import measuring
 from nbtl_search.engine.features import extract
+from nbtl_search.engine.prototypes import Source
 from nbtl_search.errors import DataError, SpecError, WeightsError
 from nbtl_search.measures.emd import prototypes_of
 from nbtl_search.spec import TITLES, Diagnosis
@@ -15,7 +16,14 @@ from nbtl_search.spec import TITLES, Diagnosis
 
 def diagnose(recipe, **options):
     """Diagnose, without training from random weights unless that is asked for."""
-    return engine.diagnose(recipe, **{"random_epochs": 0, **options})
+    place = options.pop("source", None)
+    about = {
+        name: options.pop(key)
+        for key, name in {"min_source_images": "min_images", "save_source": "save"}.items()
+        if key in options
+    }
+    source = None if place is None else Source(place=place, **about)
+    return engine.diagnose(recipe, **{"random_epochs": 0, "source": source, **options})
 
 
 HEADLESS = ("leep", "nce", "emd_classifier_rows")

@@ -1,5 +1,7 @@
 """Prototypes of a folder of source images."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,13 @@ from PIL import Image
 
 from nbtl_search.data.images import decode, evaluation_transform
 from nbtl_search.engine import source
-from nbtl_search.engine.diagnosis import diagnose
 from nbtl_search.engine.model import build
 from nbtl_search.engine.prototypes import read_prototypes
 from nbtl_search.engine.source import prototypes_of_folder
 from nbtl_search.errors import DataError, SpecError
 from nbtl_search.spec import Dials
 
-from .test_diagnosis_engine import no_work
+from .test_diagnosis_engine import diagnose, no_work
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_they_are_the_means_of_what_enters_the_classifier(tiny_recipe, home, fol
     network = build(tiny_recipe().replace(dials=Dials()), n_classes=2, home=home)
     fmt = network.image_format
     transform = evaluation_transform(fmt)
-    model = network.model.eval()
+    model: Any = network.model.eval()
     for label, row in enumerate(made.prototypes):
         files = sorted((folder / f"class {label}").iterdir())
         pixels = np.stack([transform(decode(file)) for file in files]).astype(np.float32)
@@ -77,9 +78,13 @@ def test_what_is_interrupted_goes_on_with_the_next_class(tiny_recipe, home, fold
     with pytest.raises(KeyboardInterrupt):
         prototypes_of_folder(folder, tiny_recipe(), home=home, progress=stop, n_threads=1)
     decoded = []
-    real = source.decode
+
+    def noted(file):
+        decoded.append(file)
+        return decode(file)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "decode", lambda file: decoded.append(file) or real(file))
+        patch.setattr(source, "decode", noted)
         found = prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
     assert {file.parent.name for file in decoded} == {"class 2", "class 3"}
     whole = prototypes_of_folder(folder, tiny_recipe(), home=home / "other", n_threads=1)
@@ -152,5 +157,7 @@ def test_prototypes_that_cannot_be_saved_are_refused_before_any_work(
 
 def test_only_a_folder_has_prototypes_to_save(tiny_recipe, home, tmp_path, monkeypatch):
     no_work(monkeypatch)
-    with pytest.raises(DataError, match="give it by --source"):
-        diagnose(tiny_recipe(), home=home, save_source=tmp_path / "a.npz")
+    made = tmp_path / "made.npz"
+    np.savez(made, prototypes=np.ones((2, 96)), counts=np.ones(2))
+    with pytest.raises(DataError, match="give a folder by --source"):
+        diagnose(tiny_recipe(), home=home, source=made, save_source=tmp_path / "a.npz")
