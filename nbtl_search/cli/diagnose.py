@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from nbtl_search.cli.options import json_option, settings_option, storage_option
+from nbtl_search.cli.options import assignments, json_option, settings_option, storage_option
 from nbtl_search.cli.output import console, counting_bar, echo_json
 
 if TYPE_CHECKING:
     from nbtl_search.spec import Diagnosis
 
 _PATIENCE_S: Final = 2.0
-_KEYS: Final = {
-    "model": "model.name",
-    "weights": "model.weights",
-    "root": "data.root",
-    "image_px": "data.image_px",
-}
 
 
 @click.command("diagnose")
@@ -106,7 +100,7 @@ def diagnose_command(
             save_source=save_source,
             random_epochs=random_epochs,
             no_random=no_random,
-            settings=[*_assignments(shortcuts), *settings],
+            settings=[*assignments(shortcuts), *settings],
             home=home,
             storage=storage,
             progress=progress,
@@ -117,15 +111,6 @@ def diagnose_command(
     from nbtl_search.reports.terminal.diagnosis import render
 
     console().print(render(diagnosis))
-
-
-def _assignments(shortcuts: dict[str, str | int | None]) -> list[str]:
-    """Return shortcuts as assignments; texts are quoted, lest a path be read as TOML."""
-    return [
-        f"{_KEYS[key]}='''{value}'''" if isinstance(value, str) else f"{_KEYS[key]}={value}"
-        for key, value in shortcuts.items()
-        if value is not None
-    ]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -50,6 +50,25 @@ def settings_option(command: F) -> F:
         metavar="KEY=VALUE",
         help="Change any setting, such as train.epochs=8 or search.rows.lr_high.low=1e-3.",
     )(command)
+
+
+_KEYS: Final = {
+    "model": "model.name",
+    "weights": "model.weights",
+    "root": "data.root",
+    "image_px": "data.image_px",
+    "epochs": "train.epochs",
+    "trials": "budget.n_trials",
+}
+
+
+def assignments(shortcuts: dict[str, str | int | None]) -> list[str]:
+    """Return options such as `--image-px` as `--set` would have them; texts are quoted."""
+    return [
+        f"{_KEYS[key]}='''{value}'''" if isinstance(value, str) else f"{_KEYS[key]}={value}"
+        for key, value in shortcuts.items()
+        if value is not None
+    ]
 
 
 def _storage(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:

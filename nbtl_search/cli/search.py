@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nbtl_search.cli.options import home_option, json_option, settings_option, storage_option
+from nbtl_search.cli.options import (
+    assignments,
+    home_option,
+    json_option,
+    settings_option,
+    storage_option,
+)
 from nbtl_search.cli.output import decoding_progress, echo_json, search_progress
 
 if TYPE_CHECKING:
@@ -62,7 +68,7 @@ def create_command(
             dataset,
             study=study,
             name=name,
-            settings=[*_assignments(shortcuts), *settings],
+            settings=[*assignments(shortcuts), *settings],
             advise=advise,
             home=home,
             storage=storage,
@@ -72,25 +78,6 @@ def create_command(
         echo_json(spec.plain())
     else:
         _say_created(spec)
-
-
-_KEYS = {
-    "model": "model.name",
-    "weights": "model.weights",
-    "root": "data.root",
-    "image_px": "data.image_px",
-    "epochs": "train.epochs",
-    "trials": "budget.n_trials",
-}
-
-
-def _assignments(shortcuts: dict[str, str | int | None]) -> list[str]:
-    """Return shortcuts as assignments; texts are quoted, lest a path be read as TOML."""
-    return [
-        f"{_KEYS[key]}='''{value}'''" if isinstance(value, str) else f"{_KEYS[key]}={value}"
-        for key, value in shortcuts.items()
-        if value is not None
-    ]
 
 
 def _say_created(spec: "StudySpec") -> None:
