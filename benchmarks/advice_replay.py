@@ -68,7 +68,7 @@ class Outcome:
 
     best: tuple[float, ...]
     """The best accuracy so far, after each trial."""
-    unseen: float
+    unseen: float | None
     """Accuracy of its recipe with the training seeds that it did not see."""
 
 
@@ -200,7 +200,7 @@ def _search(table: Table, spec: StudySpec, training_seed: int) -> Outcome:
     values = [table.top1[row][training_seed] for row in tried]
     return Outcome(
         best=tuple(max(values[: n + 1]) for n in range(len(values))),
-        unseen=statistics.fmean(unseen),
+        unseen=statistics.fmean(unseen) if unseen else None,
     )
 
 
@@ -244,13 +244,14 @@ def _print_table(
 ) -> None:
     about = table.about
     ceiling = statistics.fmean(max(values) for values in zip(*table.top1, strict=True))
-    noise = statistics.fmean(statistics.stdev(values) for values in table.top1)
+    spreads = [statistics.stdev(values) for values in table.top1 if len(values) > 1]
+    noise = f"{statistics.fmean(spreads):.1f}" if spreads else "not measured"
     print(
         f"\n### {table.name}: {len(table.dials)} recipes, {about['n_val']} validation images, "
         f"{options.trials} trials, n = {len(outcomes['advice'])} searches an arm\n\n"
         f"Best of the table {ceiling:.1f}, its median "
         f"{statistics.median(v for values in table.top1 for v in values):.1f}; the same recipe "
-        f"with another training seed: standard deviation {noise:.1f} on average.\n"
+        f"with another training seed: standard deviation {noise} on average.\n"
     )
     steps = [n for n in (1, 3, 6, 12) if n <= options.trials]
     columns = ["arm", *(f"best after {n}" for n in steps), "less default first", "other seed"]
@@ -259,11 +260,13 @@ def _print_table(
     for arm, found in outcomes.items():
         cells = [_mean([outcome.best[n - 1] for outcome in found]) for n in steps]
         paired = [a.best[-1] - b.best[-1] for a, b in zip(found, plain, strict=True)]
-        other = [outcome.unseen for outcome in found]
+        other = [outcome.unseen for outcome in found if outcome.unseen is not None]
         print(f"| {arm} | {' | '.join(cells)} | {_mean(paired, sign='+')} | {_mean(other)} |")
 
 
 def _mean(values: Sequence[float], *, sign: str = "") -> str:
+    if not values:
+        return ""
     return f"{statistics.fmean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
 
 

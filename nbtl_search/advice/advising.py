@@ -97,7 +97,7 @@ def _in_turns(
 def _next(source: _Source, space: Space, tried: set[Dials]) -> KnownRecipe | None:
     """Return the source's next recipe that is inside the space and not tried anyway."""
     while source.waiting and len(source.taken) < source.share:
-        recipe = source.waiting.popleft()
+        recipe = _fitted(source.waiting.popleft(), space)
         dials = known_dials(recipe, space=space)
         wrong = outside(space, dials)
         if wrong:
@@ -106,6 +106,18 @@ def _next(source: _Source, space: Space, tried: set[Dials]) -> KnownRecipe | Non
             tried.add(effective(dials))
             return recipe
     return None
+
+
+def _fitted(recipe: KnownRecipe, space: Space) -> KnownRecipe:
+    """Return the recipe with the study's fixed value of each dial that it does not decide."""
+    dials = known_dials(recipe, space=space)
+    idle = {"alpha": dials.n_l2sp == 0, "lr_low_ratio": dials.n_low == 0}
+    undecided = {
+        name: value
+        for name, value in space.fixed.items()
+        if name not in recipe.dials or idle.get(name, False)
+    }
+    return recipe.replace(dials={**recipe.dials, **undecided}) if undecided else recipe
 
 
 def _free(name: str, names: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from nbtl_search.spec.paper import paper_tables
 
 RANDOM: Final = "random_accuracy"
 FIXED: Final = "fixed_accuracy"
+ONE_SIDED: Final = 1.645  # standard errors: five in a hundred of what is at chance exceed them
 
 WARNING: Final = (
     "the paper's own warning (Plested et al. 2021, arXiv 2107.08585, section 7): this is based on "
@@ -105,7 +106,9 @@ def _at_chance(diagnosis: Diagnosis, random: float) -> str:
     """Return why the training from random weights tells nothing; '' where it tells something."""
     measured = diagnosis.measured(RANDOM)
     chance = None if measured is None else measured.null
-    if chance is None or random - chance >= 2 * standard_error(random, chance, n=diagnosis.n_val):
+    if chance is None:
+        return ""
+    if random - chance >= ONE_SIDED * standard_error(random, chance, n=diagnosis.n_val):
         return ""
     return (
         f"{RANDOM} {random:.1f} is within the noise of chance, {chance:.1f}, on {diagnosis.n_val} "
@@ -148,8 +151,7 @@ def _missing(diagnosis: Diagnosis) -> Iterator[str]:
 def _hints(diagnosis: Diagnosis) -> Iterator[str]:
     fisher = diagnosis.measured("fisher")
     if fisher is not None and fisher.value is not None:
-        few = diagnosis.n_images - diagnosis.n_classes < diagnosis.n_features
-        yield _FEW_IMAGES if few else _fisher_hint(fisher, fisher.value)
+        yield _FEW_IMAGES if fisher.has_few_images else _fisher_hint(fisher, fisher.value)
     for measured in diagnosis.measures:
         if measured.name.startswith("emd") and measured.value is not None:
             yield (

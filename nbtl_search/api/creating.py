@@ -13,6 +13,7 @@ from nbtl_search.errors import SpecError, StudyExistsError
 from nbtl_search.spec import Advised, Diagnosis, StudySpec
 from nbtl_search.study import diagnoses, memory, store
 from nbtl_search.study.storage import Storage, create_or_upgrade
+from nbtl_search.study.store import Study
 
 if TYPE_CHECKING:
     from nbtl_search.data.cache import Prepared
@@ -82,24 +83,33 @@ def store_draft(
     spec = spec.replace(facts=facts)
     with opened(storage, home, checked=False) as database:
         create_or_upgrade(database)
-        diagnosis = None if advise is False else diagnoses.latest(database, spec)
+        diagnosis = diagnoses.latest(database, spec)
         if diagnosis is None and advise:
             message = (
                 f"advice needs measures of {spec.data.dataset!r} with these weights at "
                 f"{spec.data.image_px} px, got none; run nbtl-search diagnose with the same options"
             )
             raise SpecError(message)
-        advice = None if diagnosis is None else _advice(database, spec, diagnosis)
+        advice = None
+        if diagnosis is not None and advise is not False:
+            advice = _advice(database, spec, diagnosis)
         study = store.create(database, spec.replace(advice=advice))
-        if advise and study.spec.advice is None:
-            message = (
-                f"study {spec.name!r} must be new to be advised, and it exists without advice; "
-                "give another name, or delete it"
-            )
-            raise StudyExistsError(message)
+        _check_advice(study, advise=advise)
         if diagnosis is not None:
             diagnoses.show(study, diagnosis)
         return study.spec
+
+
+def _check_advice(study: Study, *, advise: bool | None) -> None:
+    """Refuse a wish about advice that an existing study does not fulfil."""
+    has = study.spec.advice is not None
+    if advise is not None and advise != has:
+        kind = "with" if has else "without"
+        message = (
+            f"study {study.name!r} must be new for this wish about advice, and it exists {kind} "
+            "advice; give another name, or delete it"
+        )
+        raise StudyExistsError(message)
 
 
 def _advice(database: Storage, spec: StudySpec, diagnosis: Diagnosis) -> Advised:

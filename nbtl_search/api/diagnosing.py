@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from nbtl_search.api.drafting import draft, drafted, with_threads
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened
-from nbtl_search.errors import SchemaError, SpecError, StudyNotFoundError
+from nbtl_search.errors import SpecError, StudyNotFoundError
 from nbtl_search.spec import POOLED, Diagnosis, Dials, StudySpec
 from nbtl_search.spec.shipped import shipped_studies
 from nbtl_search.study import diagnoses, embedded, store
-from nbtl_search.study.storage import check, create_or_upgrade
+from nbtl_search.study.storage import create_or_upgrade
 
 if TYPE_CHECKING:
     from nbtl_search.engine.prototypes import Source
@@ -42,8 +42,9 @@ def diagnose(
         min_source_images: source classes with fewer are left out.
         save_source: an .npz file to write the prototypes of a folder of source images to.
         random_epochs: of the training from random weights; by default as many as a trial has, and
-            at least 300 updates.
-        no_random: leave that training out.
+            at least 600 updates.
+        no_random: leave that training out; so it is for a block, which gives no advice, unless
+            epochs are asked for.
         settings: `dotted.key=value`, applied to the study or the shipped one.
         home: folder for data, weights, features and the embedded database.
         storage: URL of the database; by default the embedded one.
@@ -59,13 +60,14 @@ def diagnose(
     spec = with_threads(_spec(target, settings=settings, home=home, storage=storage))
     from nbtl_search.engine.diagnosis import diagnose as measure
 
+    skipped = no_random or (layer != POOLED and random_epochs is None)
     given = _source(source, min_images=min_source_images, save=save_source)
     diagnosis = measure(
         spec.recipe(Dials()),
         home=home,
         layer=layer,
         source=given,
-        random_epochs=0 if no_random else random_epochs,
+        random_epochs=0 if skipped else random_epochs,
         seed=spec.train.seed,
         on_stage=progress,
     )
@@ -97,14 +99,10 @@ def _spec(target: str, *, settings: Sequence[str], home: Path, storage: str | No
     if storage is None and embedded.status(home).version is None:
         return _dataset(target, settings)  # without making a database for a mere question
     with opened(storage, home, checked=False) as database:
+        create_or_upgrade(database)
         try:
-            check(database)
             spec = store.open_study(database, target).spec
         except StudyNotFoundError:
-            return _dataset(target, settings)
-        except SchemaError:
-            if not _is_dataset(target):
-                raise
             return _dataset(target, settings)
     return drafted(spec.plain(), settings=settings) if settings else spec
 

@@ -27,7 +27,8 @@ _PATIENCE_S: Final = 2.0
     "--layer",
     default="pooled",
     show_default=True,
-    help="Whose output is measured: pooled (what enters the classifier), or a block's number.",
+    help="Whose output is measured: pooled (what enters the classifier), or a block's number, "
+    "from which no advice is made.",
 )
 @click.option(
     "--source",
@@ -51,12 +52,12 @@ _PATIENCE_S: Final = 2.0
     "--random-epochs",
     type=click.IntRange(min=1),
     help="Epochs of training from random weights; by default as many as a trial has, "
-    "and at least 300 updates.",
+    "and at least 600 updates.",
 )
 @click.option(
     "--no-random",
     is_flag=True,
-    help="Do not train from random weights, the longest part; then no advice can be given.",
+    help="Do not train from random weights, the longest part; then nothing can be concluded.",
 )
 @settings_option
 @storage_option

@@ -103,7 +103,10 @@ def _say_created(spec: "StudySpec") -> None:
 def _say_advice(spec: "StudySpec") -> None:
     advice = spec.advice
     if advice is None:
-        click.echo("  advice   none; nbtl-search diagnose measures how well the weights fit")
+        click.echo("  advice   none (nbtl-search diagnose measures how well the weights fit)")
+        return
+    if advice.regime == "unknown" and not advice.recipes:
+        click.echo(f"  advice   nothing was concluded: {advice.evidence[0]}")
         return
     click.echo(f"  advice   the weights look {advice.regime}; --no-advise leaves this out")
     for recipe in advice.recipes:

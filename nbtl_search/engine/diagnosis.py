@@ -32,7 +32,7 @@ SOURCE: Final = "extracting source features"
 MEASURING: Final = "measuring"
 SCRATCH: Final = "training from random weights"
 
-MIN_UPDATES: Final = 300  # fewer leave a network from random weights at chance
+MIN_UPDATES: Final = 600  # fewer leave a network from random weights at chance
 _VERSIONS_OF: Final = ("nbtl-search", "torch", "timm", "numpy", "scipy", "scikit-learn", "POT")
 
 
@@ -205,6 +205,7 @@ def _diagnosis(
         dataset=recipe.data.dataset,
         model=recipe.model.name,
         image_px=recipe.data.image_px,
+        normalisation=recipe.data.normalisation,
         layer=features.layer,
         split="train",
         n_images=n,

@@ -85,8 +85,8 @@ def read_prototypes(file: Path) -> Prototypes:
         _refuse(file, f"{type(error).__name__}: {said}", cause=error)
     if prototypes.ndim != 2 or len(prototypes) < 2 or counts.shape != prototypes.shape[:1]:
         _refuse(file, f"shapes {prototypes.shape} and {counts.shape}")
-    if counts.dtype.kind not in "iuf" or not np.isfinite(counts).all() or counts.min() < 0:
-        _refuse(file, f"counts of type {counts.dtype}, or negative ones")
+    if counts.dtype.kind not in "iuf" or not ((counts >= 0) & (counts < 2**53)).all():
+        _refuse(file, f"counts of type {counts.dtype}, negative or beyond 2^53")
     if not np.isfinite(prototypes).all():
         _refuse(file, "prototypes that are not finite")
     return Prototypes(

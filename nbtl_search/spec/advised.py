@@ -16,7 +16,7 @@ class Prior(Value):
 
     low: SettingValue = Field(description="a number, 'all', or a fraction of the blocks")
     high: SettingValue
-    weight: Fraction = Field(0.7, description="share of the points that are drawn in [low, high]")
+    weight: Fraction = Field(0.5, description="share of the points that are drawn in [low, high]")
     reason: str = ""
 
 

@@ -43,6 +43,13 @@ class Measured(Value):
         default_factory=dict, description="ridge, gamma, epochs: all that the value depends on"
     )
 
+    @property
+    def has_few_images(self) -> bool:
+        """Tell whether N - C < D, where the covariance within the classes has no inverse."""
+        n, d, n_classes = (self.settings.get(key) for key in ("n", "d", "n_classes"))
+        known = isinstance(n, int) and isinstance(d, int) and isinstance(n_classes, int)
+        return known and int(n or 0) - int(n_classes or 0) < int(d or 0)
+
 
 class Diagnosis(Value):
     """All measures of one dataset under one network's weights. Accuracies are in percent."""
@@ -50,6 +57,7 @@ class Diagnosis(Value):
     dataset: str = Field(description="a registered name, or a folder's path")
     model: str
     image_px: AtLeastOne
+    normalisation: str = Field("weights", description="of the images, as data.normalisation")
     layer: str = Field(POOLED, description="what enters the classifier, or a block's name")
     split: str = Field("train", description="whose features were measured")
     n_images: AtLeastOne = Field(description="N, of that split")
@@ -67,6 +75,11 @@ class Diagnosis(Value):
     def measured(self, name: str) -> Measured | None:
         """Return the measure of this name, if it was tried."""
         return next((measure for measure in self.measures if measure.name == name), None)
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Tell whether both accuracies were measured, which all conclusions are made from."""
+        return None not in (self.value("fixed_accuracy"), self.value("random_accuracy"))
 
     def value(self, name: str) -> float | None:
         """Return the value of this measure; None where it was not tried or has none."""

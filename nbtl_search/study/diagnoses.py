@@ -34,14 +34,15 @@ def record(storage: Storage, diagnosis: Diagnosis) -> None:
         connection.execute(insert(schema.diagnosis).values(row))
     if diagnosis.layer == POOLED:
         for study in _studies_of(storage, diagnosis):
-            show(study, diagnosis)
+            show(study, latest(storage, study.spec) or diagnosis)
     logger.info("recorded", extra={"action": "diagnose", "dataset": diagnosis.dataset})
 
 
 def latest(storage: Storage, spec: StudySpec) -> Diagnosis | None:
-    """Return the last diagnosis of a study's images, weights and image size, if there is one.
+    """Return the last diagnosis of a study's images, weights and image format, if there is one.
 
-    The features must be those that enter the classifier: advice is made from no others.
+    One with both accuracies goes before a later one without: nothing follows from that. The
+    features must be those that enter the classifier: advice is made from no others.
 
     Raises:
         StorageError: the database refuses.
@@ -54,16 +55,15 @@ def latest(storage: Storage, spec: StudySpec) -> Diagnosis | None:
         .where(
             kept.data_digest == spec.facts.data_digest,
             kept.weights_digest == spec.facts.weights_digest,
-            kept.model == spec.model.name,
-            kept.image_px == spec.data.image_px,
             kept.layer == POOLED,
         )
         .order_by(kept.diagnosis_id.desc())
-        .limit(1)
     )
     with storage_errors(), storage.engine.connect() as connection:
-        text = connection.execute(query).scalar_one_or_none()
-    return None if text is None else Diagnosis.parse_json(text)
+        texts = connection.execute(query).scalars().all()
+    found = [Diagnosis.parse_json(text) for text in texts]
+    ours = [each for each in found if _is_of(each, spec, spec.facts)]
+    return next((each for each in ours if each.is_conclusive), ours[0] if ours else None)
 
 
 def show(study: Study, diagnosis: Diagnosis) -> None:
@@ -94,4 +94,5 @@ def _is_of(diagnosis: Diagnosis, spec: StudySpec, facts: Facts) -> bool:
         and diagnosis.weights_digest == facts.weights_digest
         and diagnosis.model == spec.model.name
         and diagnosis.image_px == spec.data.image_px
+        and diagnosis.normalisation == spec.data.normalisation
     )

@@ -88,8 +88,8 @@ def _recipes(known: tuple[KnownRecipe, ...]) -> list[str]:
 def with_diagnosis(note: str, diagnosis: Diagnosis) -> str:
     """Return a note with this diagnosis, in place of an earlier one; all else is kept."""
     section = _diagnosis(diagnosis)
-    before, heading, rest = note.partition(_DIAGNOSIS)
-    _, closing, after = rest.partition(_END)
+    until, closing, after = note.partition(_END)
+    before, heading, _ = until.rpartition(_DIAGNOSIS)
     if not heading or not closing:
         return f"{note}\n\n{section}" if note else section
     return before + section + after

@@ -51,11 +51,29 @@ class TestRecord:
             {"model": "mobilenetv2_100"},
             {"image_px": 112},
             {"layer": "features.9"},
+            {"normalisation": "dataset"},
         ],
     )
     def test_of_other_images_weights_or_features_it_is_not(self, db, spec, diagnosis, change):
         diagnoses.record(db, diagnosis.replace(**change))
         assert diagnoses.latest(db, spec) is None
+
+    def test_a_later_one_without_accuracies_does_not_take_its_place(self, db, spec, diagnosis):
+        diagnoses.record(db, diagnosis)
+        lesser = diagnosis.replace(measures=(Measured(name="fixed_accuracy", value=80.0),))
+        diagnoses.record(db, lesser)
+        assert diagnoses.latest(db, spec) == diagnosis
+        diagnoses.record(db, diagnosis.replace(seconds=9.0))
+        assert diagnoses.latest(db, spec) == diagnosis.replace(seconds=9.0)
+
+    def test_a_note_whose_closing_line_was_removed_loses_nothing(self, db, spec, diagnosis):
+        study = store.create(db, spec)
+        diagnoses.record(db, diagnosis)
+        cut = get_note(study.optuna).replace("*(end of the diagnosis)*", "my own words")
+        save_note(study.optuna, cut)
+        for _ in range(2):
+            diagnoses.record(db, diagnosis)
+            assert "my own words" in get_note(store.open_study(db, "cats").optuna)
 
     def test_the_notes_of_its_studies_show_it_and_keep_the_rest(self, db, spec, diagnosis):
         study = store.create(db, spec)
@@ -72,7 +90,8 @@ class TestRecord:
         study = store.create(db, spec)
         diagnoses.record(db, diagnosis)
         save_note(study.optuna, "mine\n\n" + get_note(study.optuna) + "\n\nand mine")
-        measures = (Measured(name="fixed_accuracy", value=81.5),)
+        accuracies = {"fixed_accuracy": 81.5, "random_accuracy": 40.0}
+        measures = tuple(Measured(name=name, value=v) for name, v in accuracies.items())
         diagnoses.record(db, diagnosis.replace(measures=measures))
         note = get_note(store.open_study(db, "cats").optuna)
         assert note.startswith("mine\n\n")

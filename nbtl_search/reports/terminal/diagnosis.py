@@ -94,22 +94,11 @@ def _meaning(measure: Measured) -> Text:
     lines = [MEANINGS.get(measure.name, "")]
     if measure.settings.get("budget") == "reduced":
         lines.append(f"{_budget(measure)}: a reduced budget")
-    if measure.name == "fisher" and _few(measure):
+    if measure.name == "fisher" and measure.has_few_images:
         lines.append("fewer images than features: its size is the ridge's, not the images'")
     elif measure.name in _PAPER:
         lines.append(f"paper: {', '.join(_of_the_paper(_PAPER[measure.name]))}")
     return Text("\n".join(line for line in lines if line))
-
-
-def _few(measure: Measured) -> bool:
-    """Tell whether the covariance within the classes has no inverse but for the ridge."""
-    n, d, n_classes = (measure.settings.get(key) for key in ("n", "d", "n_classes"))
-    return (
-        isinstance(n, int)
-        and isinstance(d, int)
-        and isinstance(n_classes, int)
-        and n - n_classes < d
-    )
 
 
 def _budget(measure: Measured) -> str:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from nbtl_search import space
 from nbtl_search.advice import WARNING, Remembered, RememberedRecipe, advise, prior, table7
 from nbtl_search.advice.portfolio import effective
-from nbtl_search.spec import Advised, Dials, KnownRecipe, SearchSettings, StudySpec
+from nbtl_search.spec import Advised, Dials, KnownRecipe, Row, SearchSettings, StudySpec
 from nbtl_search.spec.shipped import shipped_study
 
 SUITED = {"random_accuracy": 40.0, "fixed_accuracy": 80.0}
@@ -86,8 +86,8 @@ def test_memory_and_table_7_take_turns(diagnosed):
         "memory-flowers-1-0",
         "table7-dtd",
         "memory-flowers-1-1",
-        "table7-dtd-lr-0.01",
         "table7-caltech",
+        "table7-dtd-lr-0.005",
     ]
     assert advised.prior == prior("suited")
     assert any("2 try what earlier studies found" in line for line in advised.evidence)
@@ -96,7 +96,7 @@ def test_memory_and_table_7_take_turns(diagnosed):
 def test_what_is_tried_anyway_makes_room_for_the_next(diagnosed):
     """The folder's study has the DTD form and the Cars form at rate 0.01 already."""
     suited = advise(diagnosed(SUITED), space=PAPER, known=FOLDER, n_trials=12)
-    assert names(suited) == ["table7-dtd-lr-0.01", "table7-caltech", "table7-dtd-lr-0.005"]
+    assert names(suited) == ["table7-caltech", "table7-dtd-lr-0.005", "table7-dtd-lr-0.01"]
     unsuited = advise(diagnosed(UNSUITED), space=PAPER, known=FOLDER, n_trials=12)
     assert names(unsuited) == ["table7-cars", "table7-aircraft", "table7-cars-lr-0.004"]
     assert not any("left out" in line for line in (*suited.evidence, *unsuited.evidence))
@@ -142,7 +142,7 @@ def test_memory_outside_the_space_is_named(diagnosed):
 def test_a_taken_name_is_numbered(diagnosed):
     mine = KnownRecipe(name="table7-dtd", dials={"lr_high": 0.03})
     advised = advise(diagnosed(SUITED), space=PAPER, known=[DEFAULT, mine], n_trials=8)
-    assert names(advised) == ["table7-dtd-2", "table7-dtd-lr-0.01"]
+    assert names(advised) == ["table7-dtd-2", "table7-caltech"]
 
 
 def test_unknown_advises_nothing_but_memory(diagnosed):
@@ -157,7 +157,7 @@ def test_unknown_advises_nothing_but_memory(diagnosed):
 def test_the_margin_is_the_users(diagnosed):
     advised = advise(diagnosed(SUITED), space=PAPER, known=[DEFAULT], n_trials=12, margin=50.0)
     assert advised.regime == "borderline"
-    assert names(advised) == ["table7-dtd", "table7-cars-lr-0.01", "table7-dtd-lr-0.01"]
+    assert names(advised) == ["table7-dtd", "table7-cars-lr-0.01", "table7-caltech"]
 
 
 @pytest.mark.parametrize("measures", [SUITED, UNSUITED, BORDERLINE])
@@ -165,3 +165,16 @@ def test_start_up_points_follow_the_advice_into_the_space(diagnosed, measures):
     advised = advise(diagnosed(measures), space=PAPER, known=[DEFAULT], n_trials=12)
     for point in space.design(PAPER, n=8, seed=0, prior=advised.prior):
         assert space.outside(PAPER, Dials.parse(point)) == []
+
+
+@pytest.mark.parametrize("measures", [SUITED, UNSUITED])
+def test_a_dial_that_a_form_does_not_decide_takes_the_studys_fixed_value(diagnosed, measures):
+    """No form of table 7 names momentum; plain L2 has no alpha."""
+    rows = {"momentum": Row(fixed=0.8), "alpha": Row(fixed=0.01)}
+    narrow = space.build(SearchSettings(rows=rows), n_blocks=22)
+    advised = advise(diagnosed(measures), space=narrow, known=(), n_trials=20)
+    assert advised.recipes
+    for recipe in advised.recipes:
+        dials = space.known_dials(recipe, space=narrow)
+        assert (dials.momentum, dials.alpha) == (0.8, 0.01)
+        assert space.outside(narrow, dials) == []

@@ -49,9 +49,9 @@ def test_its_form_is_that_of_table_6(recipe):
 def test_the_order_is_from_the_most_useful_on():
     assert [recipe.name for recipe in table7("suited")] == [
         "table7-dtd",
-        "table7-dtd-lr-0.01",
         "table7-caltech",
         "table7-dtd-lr-0.005",
+        "table7-dtd-lr-0.01",
         "table7-caltech-lr-0.01",
     ]
     assert [recipe.name for recipe in table7("unsuited")] == [

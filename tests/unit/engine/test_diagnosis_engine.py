@@ -99,7 +99,7 @@ def test_few_images_are_trained_on_for_more_epochs_than_a_trial_has(tiny_recipe,
     found = diagnose(tiny_recipe(), home=home, random_epochs=None, n_threads=1)
     random = found.measured("random_accuracy")
     assert random is not None
-    assert (random.settings["epochs"], random.settings["updates"]) == (100, 300)
+    assert (random.settings["epochs"], random.settings["updates"]) == (200, 600)
 
 
 def test_without_a_source_emd_says_how_to_give_one(tiny_recipe, home):

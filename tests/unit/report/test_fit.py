@@ -55,7 +55,7 @@ def test_advice_is_told_with_its_reasons(make_content, make_trial):  # noqa: F81
     made = page(make_content(trials, spec=make_spec().replace(advice=advice)))
     assert "the weights looked suited" in made
     assert "tip: because &lt;/script&gt;" in made
-    assert "lr_high 0.001 to 0.01, 70 % of the start-up points: low rates" in made
+    assert "lr_high 0.001 to 0.01, 50 % of the start-up points: low rates" in made
 
 
 def test_without_either_there_is_no_section(make_content, make_trial):  # noqa: F811
