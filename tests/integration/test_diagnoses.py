@@ -154,6 +154,18 @@ class TestMemory:
             (1, 61.0, 11.0),
         ]
         assert dict(found.recipes[0].dials) == recipes[3].dials.model_dump()
+        advised = advise(
+            diagnosis.replace(n_images=2000),
+            space=space.build(spec.search, n_blocks=22),
+            known=spec.search.known,
+            n_trials=12,
+            remembered=[found],
+        )
+        names = [recipe.name for recipe in advised.recipes]
+        assert [name for name in names if name.startswith("memory-")] == [
+            "memory-cats-3",
+            "memory-cats-4",
+        ]
 
     def test_running_empty_and_other_networks_studies_are_not(self, db, spec):
         store.create(db, spec)

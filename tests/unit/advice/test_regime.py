@@ -152,8 +152,8 @@ def test_training_that_is_still_at_chance_is_compared_with_nothing(diagnosed, va
 
 
 def test_fisher_is_no_hint_where_the_ridge_makes_it(diagnosed):
-    settings: dict = {"n": 120, "d": 1280, "n_classes": 5}
-    fisher = Measured(name="fisher", value=78010.0, null=25810.0, settings=settings)
+    settings: dict[str, int] = {"n": 120, "d": 1280, "n_classes": 5}
+    fisher = Measured(name="fisher", value=78010.0, null=25810.0, settings=dict(settings))
     found = conclude(diagnosed({"fisher": fisher}))
     assert any("its size is the ridge's" in line for line in found.evidence)
     assert not any("78010" in line for line in found.evidence)
