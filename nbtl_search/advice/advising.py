@@ -11,7 +11,7 @@ from nbtl_search.advice.regime import WARNING, conclude
 from nbtl_search.space import Space, known_dials, outside
 from nbtl_search.spec import Advised, Diagnosis, Dials, KnownRecipe
 
-TABLE7_PART: Final = 4
+TABLE7_PART: Final = 6
 """Table 7's recipes take at most one in so many trials, rounded down."""
 
 MEMORY_PART: Final = 6

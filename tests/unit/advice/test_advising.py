@@ -60,7 +60,7 @@ def test_shares_are_bounded_and_nothing_is_tried_twice(
     paper = [name for name in names(advised) if name.startswith("table7-")]
     memory = [name for name in names(advised) if name.startswith("memory-")]
     assert len(paper) + len(memory) == len(advised.recipes)
-    assert len(paper) <= n_trials // 4
+    assert len(paper) <= n_trials // 6
     assert len(memory) <= n_trials // 6
     assert len(advised.recipes) <= max(0, n_trials - len(known))
     every = [*known, *advised.recipes]
@@ -87,7 +87,6 @@ def test_memory_and_table_7_take_turns(diagnosed):
         "table7-dtd",
         "memory-flowers-1-1",
         "table7-caltech",
-        "table7-dtd-lr-0.005",
     ]
     assert advised.prior == prior("suited")
     assert any("2 try what earlier studies found" in line for line in advised.evidence)
@@ -95,14 +94,14 @@ def test_memory_and_table_7_take_turns(diagnosed):
 
 def test_what_is_tried_anyway_makes_room_for_the_next(diagnosed):
     """The folder's study has the DTD form and the Cars form at rate 0.01 already."""
-    suited = advise(diagnosed(SUITED), space=PAPER, known=FOLDER, n_trials=12)
+    suited = advise(diagnosed(SUITED), space=PAPER, known=FOLDER, n_trials=18)
     assert names(suited) == ["table7-caltech", "table7-dtd-lr-0.005", "table7-dtd-lr-0.01"]
-    unsuited = advise(diagnosed(UNSUITED), space=PAPER, known=FOLDER, n_trials=12)
+    unsuited = advise(diagnosed(UNSUITED), space=PAPER, known=FOLDER, n_trials=18)
     assert names(unsuited) == ["table7-cars", "table7-aircraft", "table7-cars-lr-0.004"]
     assert not any("left out" in line for line in (*suited.evidence, *unsuited.evidence))
 
 
-@pytest.mark.parametrize(("n_trials", "n"), [(5, 0), (6, 0), (7, 1), (8, 2), (9, 3)])
+@pytest.mark.parametrize(("n_trials", "n"), [(5, 0), (6, 0), (7, 1), (8, 2), (9, 2)])
 def test_what_the_known_recipes_leave_of_the_budget_is_the_bound(diagnosed, n_trials, n):
     known = [DEFAULT, *table7("suited")]
     advised = advise(
@@ -141,7 +140,7 @@ def test_memory_outside_the_space_is_named(diagnosed):
 
 def test_a_taken_name_is_numbered(diagnosed):
     mine = KnownRecipe(name="table7-dtd", dials={"lr_high": 0.03})
-    advised = advise(diagnosed(SUITED), space=PAPER, known=[DEFAULT, mine], n_trials=8)
+    advised = advise(diagnosed(SUITED), space=PAPER, known=[DEFAULT, mine], n_trials=12)
     assert names(advised) == ["table7-dtd-2", "table7-caltech"]
 
 
@@ -155,7 +154,7 @@ def test_unknown_advises_nothing_but_memory(diagnosed):
 
 
 def test_the_margin_is_the_users(diagnosed):
-    advised = advise(diagnosed(SUITED), space=PAPER, known=[DEFAULT], n_trials=12, margin=50.0)
+    advised = advise(diagnosed(SUITED), space=PAPER, known=[DEFAULT], n_trials=18, margin=50.0)
     assert advised.regime == "borderline"
     assert names(advised) == ["table7-dtd", "table7-cars-lr-0.01", "table7-caltech"]
 
