@@ -148,7 +148,7 @@ def test_tables_of_another_version_get_the_command_to_run(made):
         version(0)
         refused(made, "worker", "tiny", says=["nbtl-search db upgrade"])
     finally:
-        version(1)
+        version(schema.VERSION)
         storage.close()
 
 
