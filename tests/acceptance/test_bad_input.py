@@ -6,6 +6,8 @@ import pytest
 import torch
 from sqlalchemy import text
 
+from nbtl_search.study import schema
+
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 
