@@ -35,20 +35,31 @@ def publish(target: Path, fill: Callable[[Path], None], *, n_bytes: int) -> Path
     """
     if target.exists():
         return target
-    try:
+    with writing_below(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target) as alone:
             _clear(target, alone=alone)
             if not target.exists():
                 _require_space(target.parent, n_bytes)
                 _fill(target, fill)
+    return target
+
+
+@contextmanager
+def writing_below(folder: Path) -> Iterator[None]:
+    """Name the folder, and what to do, where it cannot be written.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         message = (
-            f"{target.parent} must be a folder with room that can be written, got "
+            f"{folder} must be a folder with room that can be written, got "
             f"{error.strerror or error}; make room, or set NBTL_HOME to another disk"
         )
         raise DataError(message) from error
-    return target
 
 
 def _prefix(target: Path) -> str:

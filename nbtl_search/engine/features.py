@@ -21,13 +21,14 @@ from jaxtyping import Float32, Int64
 from nbtl_search.data.cache import prepare
 from nbtl_search.data.loader import EvalBatches
 from nbtl_search.data.prepared import Prepared
+from nbtl_search.data.publish import writing_below
 from nbtl_search.engine import parts
 from nbtl_search.engine.device import Placement, place
 from nbtl_search.engine.durable import remove_abandoned, write_durably
 from nbtl_search.engine.model import Network, build
 from nbtl_search.engine.outputs import Output, output_at, source_head
 from nbtl_search.engine.weights import RANDOM, read_weights
-from nbtl_search.errors import DataError, SpecError
+from nbtl_search.errors import SpecError
 from nbtl_search.spec import POOLED, Dials, Recipe
 
 Progress = Callable[[int, int], None]
@@ -175,16 +176,10 @@ def _kept(
             progress(n_done, n_all)
 
     seen(0)
-    try:
+    with writing_below(folder):
         for split in splits:
             directory, device = _directory(extraction, split, folder)
             arrays[split] = np.concatenate(list(_parts(extraction, split, directory, seen)))
-    except OSError as error:
-        message = (
-            f"{folder} must be a folder with room that can be written, got "
-            f"{error.strerror or error}; make room, or set NBTL_HOME to another disk"
-        )
-        raise DataError(message) from error
     return arrays, device
 
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from nbtl_search.data.cache import prepare
 from nbtl_search.data.prepared import Prepared
+from nbtl_search.data.publish import writing_below
 from nbtl_search.engine import checkpoint, state
 from nbtl_search.engine.device import place
 from nbtl_search.engine.durable import write_durably
 from nbtl_search.engine.train import Run, train
 from nbtl_search.engine.weights import RANDOM
-from nbtl_search.errors import DataError, DivergedError, SpecError
+from nbtl_search.errors import DivergedError, SpecError
 from nbtl_search.spec import Dials, Epoch, Measured, Recipe
 
 NAME: Final = "random_accuracy"
@@ -85,17 +86,11 @@ def random_accuracy(
     if found is not None:
         return found
     checkpoints = checkpoints or directory / "checkpoints"
-    try:
+    with writing_below(directory):
         measured = _measured(scratch, prepared, home, checkpoints, progress)
         directory.mkdir(parents=True, exist_ok=True)
         write_durably(kept, measured.model_dump_json(indent=2).encode())
         shutil.rmtree(checkpoints, ignore_errors=True)
-    except OSError as error:
-        message = (
-            f"{directory} must be a folder with room that can be written, got "
-            f"{error.strerror or error}; make room, or set NBTL_HOME to another disk"
-        )
-        raise DataError(message) from error
     return measured
 
 

@@ -21,6 +21,7 @@ from nbtl_search.data.augment import normalise
 from nbtl_search.data.cache import prepare
 from nbtl_search.data.folder import class_files
 from nbtl_search.data.images import UNREADABLE, ImageFormat, decode, evaluation_transform
+from nbtl_search.data.publish import writing_below
 from nbtl_search.data.survey import in_threads
 from nbtl_search.engine import parts
 from nbtl_search.engine.device import Placement
@@ -138,7 +139,7 @@ def _means(
 ) -> Float64[np.ndarray, "k d"]:
     """Return the mean features of every class: those that are kept, or made now."""
     n_all, n_done, rows = sum(map(len, classes.values())), 0, []
-    try:
+    with writing_below(directory):
         directory.mkdir(parents=True, exist_ok=True)
         remove_abandoned(directory)
         for keys in classes.values():
@@ -153,12 +154,6 @@ def _means(
             n_done += len(files)
             if progress is not None:
                 progress(n_done, n_all)
-    except OSError as error:
-        message = (
-            f"{directory} must be a folder with room that can be written, got "
-            f"{error.strerror or error}; make room, or set NBTL_HOME to another disk"
-        )
-        raise DataError(message) from error
     return np.concatenate(rows).astype(np.float64)
 
 
