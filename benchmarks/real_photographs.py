@@ -27,7 +27,7 @@ def main() -> None:
     name = options.name or options.folder.name
     place = {"home": options.home}
     started = time.monotonic()
-    nbtl.create(str(options.folder), name=name, settings=_settings(options), **place)
+    nbtl.create(str(options.folder), name=name, settings=settings_of(options), **place)
     nbtl.launch(name, workers=options.workers, **place)
     search_s = time.monotonic() - started
     report, trials = nbtl.status(name, **place)
@@ -44,11 +44,20 @@ def main() -> None:
         dials = default.dials.replace(lr_high=rate)
         model = default.model.replace(weights="random")
         recipes[f"random weights, rate {rate}"] = default.replace(dials=dials, model=model)
-    _print_seeds(recipes, options)
+    print_seeds(recipes, options)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
+    parser.add_argument("--random", action="store_true", help="also from random weights")
+    return parser.parse_args()
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return the options of a search of a folder."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--name")
     parser.add_argument("--home", type=Path, required=True)
@@ -60,11 +69,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--random", action="store_true", help="also from random weights")
-    return parser.parse_args()
+    return parser
 
 
-def _settings(options: argparse.Namespace) -> list[str]:
+def settings_of(options: argparse.Namespace) -> list[str]:
+    """Return the settings of a study with these options."""
     return [
         f"model.name='{options.model}'",
         f"model.weights='{options.weights.resolve()}'",
@@ -111,7 +120,8 @@ def _top1(job: tuple[str, Path]) -> tuple[float, float]:
     return max(epoch.val_top1 for epoch in epochs), epochs[-1].val_top1
 
 
-def _print_seeds(recipes: dict[str, Recipe], options: argparse.Namespace) -> None:
+def print_seeds(recipes: dict[str, Recipe], options: argparse.Namespace) -> None:
+    """Train each recipe anew with seeds from 1 on, and print a table of their accuracies."""
     seeds = range(1, 1 + options.seeds)
     jobs = [
         (recipe.replace(train=recipe.train.replace(seed=seed)).model_dump_json(), options.home)

@@ -21,6 +21,7 @@ from nbtl_search.study.verdict import (
     TestScore,
     Verdict,
 )
+from nbtl_search.transfer.source_classifier import append_layers
 
 MODEL = "test_resnet"
 # Names that break Markdown, HTML, terminals and YAML where they are not escaped.
@@ -29,12 +30,22 @@ HOST = "node-7"
 SEEDS = (104, 101, 102, 103)
 
 
-def make_run(folder, *, seed, model=MODEL, image_px=32):
-    """Write one run's folder; return the digest of its weights."""
+N_SOURCE = 11
+
+
+def make_run(folder, *, seed, model=MODEL, image_px=32, hidden=None, dials=None):
+    """Write one run's folder; return the digest of its weights.
+
+    With `hidden` the run has kept its source classifier, below new layers of these units.
+    """
     folder.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = timm.create_model(model, num_classes=len(CLASSES))
+        n_classes = len(CLASSES) if hidden is None else N_SOURCE
+        network = timm.create_model(model, num_classes=n_classes)
+        if hidden is not None:
+            generator = torch.Generator().manual_seed(seed)
+            append_layers(network, n_classes=len(CLASSES), hidden=hidden, generator=generator)
         for name, value in network.state_dict().items():
             if "running_mean" in name:
                 value.add_(0.1 * torch.randn_like(value))
@@ -46,7 +57,10 @@ def make_run(folder, *, seed, model=MODEL, image_px=32):
             "data": {"dataset": "/home/someone/secret-place/pets", "image_px": image_px},
             "model": {"name": model, "weights": "/home/someone/source.safetensors"},
             "train": {"seed": seed, "epochs": 3},
-            "dials": {"reinit_layers": 2, "n_low": 2, "lr_low_ratio": 0.3, "n_l2sp": 3},
+            "dials": {"n_low": 2, "lr_low_ratio": 0.3, "n_l2sp": 3}
+            | ({"reinit_layers": 2} if hidden is None else {"source_head": "keep"})
+            | (dials or {}),
+            "methods": {"source_hidden": hidden or ()},
         }
     )
     about = {

@@ -8,6 +8,7 @@ from typing import Final
 from nbtl_search.advice.portfolio import Remembered, effective, ranked
 from nbtl_search.advice.recipes import prior, table7
 from nbtl_search.advice.regime import WARNING, conclude
+from nbtl_search.errors import SpecError
 from nbtl_search.space import Space, known_dials, outside
 from nbtl_search.spec import Advised, Diagnosis, Dials, KnownRecipe
 
@@ -97,8 +98,13 @@ def _in_turns(
 def _next(source: _Source, space: Space, tried: set[Dials]) -> KnownRecipe | None:
     """Return the source's next recipe that is inside the space and not tried anyway."""
     while source.waiting and len(source.taken) < source.share:
-        recipe = _fitted(source.waiting.popleft(), space)
-        dials = known_dials(recipe, space=space)
+        recipe = source.waiting.popleft()
+        try:
+            recipe = _fitted(recipe, space)
+            dials = known_dials(recipe, space=space)
+        except SpecError as error:  # what another study could train, this one may not
+            source.left_out.append(f"{recipe.name} ({error})")
+            continue
         wrong = outside(space, dials)
         if wrong:
             source.left_out.append(f"{recipe.name} ({wrong[0]})")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nbtl_search import space
 from nbtl_search.advice import advise as advise_on
-from nbtl_search.api.drafting import draft, with_threads
+from nbtl_search.api.drafting import draft, with_starts, with_threads
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened
 from nbtl_search.errors import SpecError, StudyExistsError
@@ -27,6 +27,7 @@ def create(
     study: Path | None = None,
     name: str | None = None,
     settings: Sequence[str] = (),
+    start: Sequence[str] = (),
     advise: bool | None = None,
     home: Path | None = None,
     storage: str | None = None,
@@ -39,6 +40,8 @@ def create(
         study: a TOML file instead.
         name: of the study; by default that of the dataset or the file's.
         settings: `dotted.key=value`, applied last.
+        start: regimes of the survey whose starting recipes are tried after the known ones:
+            larger-similar, larger-dissimilar, smaller-similar, smaller-dissimilar.
         advise: start from what `diagnose` measured and from finished studies; by default where
             measures of these images and weights exist.
         home: folder for data, weights, checkpoints and the embedded database.
@@ -54,13 +57,19 @@ def create(
     """
     spec = draft(dataset, study=study, name=name, settings=settings)
     return store_draft(
-        spec, advise=advise, home=home or default_home(), storage=storage, progress=progress
+        spec,
+        start=start,
+        advise=advise,
+        home=home or default_home(),
+        storage=storage,
+        progress=progress,
     )
 
 
 def store_draft(
     spec: StudySpec,
     *,
+    start: Sequence[str] = (),
     advise: bool | None = None,
     home: Path,
     storage: str | None = None,
@@ -79,8 +88,9 @@ def store_draft(
     from nbtl_search.engine.probe import probe
 
     spec = with_threads(spec)
+    with_starts(spec, start)  # what cannot be started from is refused before data are looked at
     facts = probe(spec, home=home, progress=progress)
-    spec = spec.replace(facts=facts)
+    spec = with_starts(spec.replace(facts=facts), start)
     with opened(storage, home, checked=False) as database:
         create_or_upgrade(database)
         diagnosis = diagnoses.latest(database, spec)
@@ -116,7 +126,7 @@ def _advice(database: Storage, spec: StudySpec, diagnosis: Diagnosis) -> Advised
     assert spec.facts is not None  # noqa: S101
     return advise_on(
         diagnosis,
-        space=space.build(spec.search, n_blocks=spec.facts.n_blocks),
+        space=space.build_for(spec.search, spec.facts),
         known=spec.search.known,
         n_trials=spec.budget.n_trials,
         remembered=memory.remember(database, spec),

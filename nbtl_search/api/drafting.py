@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nbtl_search import space
 from nbtl_search.errors import SpecError
 from nbtl_search.launchers import local
 from nbtl_search.spec import StudySpec, read_toml, with_settings
 from nbtl_search.spec.shipped import shipped_studies, shipped_study
+from nbtl_search.spec.survey import SURVEY, starting_recipe
 
 
 def draft(
@@ -54,6 +56,46 @@ def with_threads(spec: StudySpec) -> StudySpec:
     if spec.train.n_threads is not None or local.gpus():
         return spec
     return spec.replace(train=spec.train.replace(n_threads=1))
+
+
+def with_starts(spec: StudySpec, regimes: Sequence[str]) -> StudySpec:
+    """Return it with the survey's starting recipes of these regimes behind its known recipes.
+
+    Where the facts are known and the space searches `decay_updates`, they have the regime's own
+    decay, counted in the study's updates; elsewhere the rates follow the schedule of [train].
+
+    Args:
+        spec: the study.
+        regimes: of `nbtl_search.spec.survey.SURVEY`; the same one twice counts once.
+
+    Raises:
+        SpecError: there is no such regime, or the study knows a recipe of its name already.
+    """
+    added = []
+    for name in dict.fromkeys(regimes):
+        regime = next((known for known in SURVEY if known == name), None)
+        if regime is None:
+            message = f"start must be one of {', '.join(SURVEY)}; got {name!r}; choose one of them"
+            raise SpecError(message)
+        added.append(starting_recipe(regime, n_updates=_decaying_updates(spec)))
+    taken = {known.name for known in spec.search.known} & {recipe.name for recipe in added}
+    if taken:
+        message = (
+            f"known recipes have different names, and the study has {', '.join(sorted(taken))} "
+            "already; leave its start out"
+        )
+        raise SpecError(message)
+    return spec.replace(search=spec.search.replace(known=(*spec.search.known, *added)))
+
+
+def _decaying_updates(spec: StudySpec) -> int | None:
+    """Return the updates of a run, where their number is known and decay in them is searched."""
+    facts = spec.facts
+    if facts is None:
+        return None
+    if space.build(spec.search, n_blocks=facts.n_blocks).row("decay_updates") is None:
+        return None
+    return max(1, facts.n_train // spec.train.batch_size) * spec.train.epochs
 
 
 def _of_dataset(dataset: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -18,6 +18,9 @@ from nbtl_search.cli.output import decoding_progress, echo_json, search_progress
 
 if TYPE_CHECKING:
     from nbtl_search.spec import StudySpec
+
+# As `nbtl_search.spec.survey.SURVEY`, which help must not wait for.
+REGIMES: Final = ("larger-similar", "larger-dissimilar", "smaller-similar", "smaller-dissimilar")
 
 
 @click.command("create")
@@ -35,6 +38,14 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=int, help="Epochs of one trial.")
 @click.option("--trials", type=int, help="Trials in all.")
 @click.option(
+    "--start",
+    multiple=True,
+    type=click.Choice(REGIMES),
+    metavar="REGIME",
+    help="Also try the survey's starting recipe for a target of this size and similarity to the "
+    f"source: {', '.join(REGIMES)}. May be given again.",
+)
+@click.option(
     "--advise/--no-advise",
     default=None,
     help="Start from what `diagnose` measured and from finished studies; by default where there "
@@ -48,6 +59,7 @@ def create_command(
     dataset: str | None,
     study: Path | None,
     name: str | None,
+    start: Sequence[str],
     advise: bool | None,
     settings: Sequence[str],
     home: Path | None,
@@ -60,6 +72,7 @@ def create_command(
     \b
     nbtl-search create --dataset dtd
     nbtl-search create --dataset ./photos --model mobilenetv2_100 --image-px 224 --trials 24
+    nbtl-search create --dataset ./photos --set search.space=extended --start smaller-similar
     """
     from nbtl_search import api
 
@@ -69,6 +82,7 @@ def create_command(
             study=study,
             name=name,
             settings=[*assignments(shortcuts), *settings],
+            start=start,
             advise=advise,
             home=home,
             storage=storage,
@@ -77,10 +91,10 @@ def create_command(
     if as_json:
         echo_json(spec.plain())
     else:
-        _say_created(spec)
+        _say_created(spec, start)
 
 
-def _say_created(spec: "StudySpec") -> None:
+def _say_created(spec: "StudySpec", start: Sequence[str]) -> None:
     from nbtl_search.study.pruning import rungs
 
     facts = spec.facts
@@ -96,6 +110,10 @@ def _say_created(spec: "StudySpec") -> None:
         f"  network  {spec.model.name}, {facts.n_blocks} blocks, weights {spec.model.weights}\n"
         f"  pruning  {where}"
     )
+    for known in spec.search.known:
+        if known.name in {f"survey-{regime}" for regime in start}:
+            dials = ", ".join(f"{name} = {value}" for name, value in known.dials.items())
+            click.echo(f"  start    {known.name}: {dials} ({known.reason})")
     _say_advice(spec)
     click.echo(f"next: nbtl-search launch {spec.name}")
 

@@ -12,7 +12,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -38,6 +38,8 @@ class Batch:
 
     images: Float[Tensor, "batch 3 h w"]
     targets: Float[Tensor, "batch classes"]
+    indices: Int64[Tensor, " batch"]
+    """Which images these are: their places in the dataset's order, split after split."""
 
 
 @final
@@ -83,16 +85,18 @@ class TrainBatches:
         ]
         self._plan[:] = plan
         raw = map(self.images.__getitem__, plan) if self._workers is None else self._workers
-        for update, (images, labels) in enumerate(raw, start=start):
-            yield self._finished(e, update, images, labels)
+        for (_, update, indexes), (images, labels) in zip(plan, raw, strict=True):
+            yield self._finished(e, update, torch.from_numpy(indexes), images, labels)
 
-    def _finished(self, e: int, update: int, images: Tensor, labels: Tensor) -> Batch:
+    def _finished(
+        self, e: int, update: int, indices: Tensor, images: Tensor, labels: Tensor
+    ) -> Batch:
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         with seeding.global_state_kept():
             seeding.reseed_global(self.seed, seeding.BATCH, e, update)
             mixed, targets = self.finish(images, labels)
-        return Batch(images=mixed, targets=targets)
+        return Batch(images=mixed, targets=targets, indices=indices.to(self.device))
 
 
 @final

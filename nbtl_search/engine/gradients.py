@@ -12,7 +12,9 @@ from torch.nn import functional
 from nbtl_search.data.loader import Batch
 from nbtl_search.engine.device import Placement
 from nbtl_search.engine.randomness import seeded
+from nbtl_search.engine.terms import Terms
 from nbtl_search.errors import DivergedError, OutOfMemoryError, SpecError
+from nbtl_search.transfer.dtnh import Gathered
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,28 @@ class Gradient:
     mend. A batch that is tried again starts from the same random and running statistics.
     """
 
-    def __init__(self, model: nn.Module, placement: Placement, *, micro_batch: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        placement: Placement,
+        *,
+        micro_batch: int,
+        terms: Terms,
+        gathered: Gathered | None = None,
+    ) -> None:
+        """Compute gradients of a model.
+
+        Args:
+            model: which learns.
+            placement: where.
+            micro_batch: images of a piece, at most.
+            terms: what is added to the task's loss.
+            gathered: takes the gradient of what pulls to the source, which then stays out of the
+                parameters' own; None to add it to the loss.
+        """
         self.micro_batch = micro_batch
+        self.terms = terms
+        self.gathered = gathered
         self._asked = micro_batch
         self._model = model
         self._placement = placement
@@ -45,12 +67,12 @@ class Gradient:
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def compute(self, batch: Batch, *, seed: int) -> float:
-        """Set every parameter's gradient to the batch loss's, and return that loss.
+        """Set every parameter's gradient to the batch loss's; return its cross-entropy alone.
 
         Raises:
             DivergedError: the loss is not finite.
-            OutOfMemoryError: not even one image at a time fits.
-            SpecError: batch norm cannot normalise so few images.
+            OutOfMemoryError: not even one image at a time fits, or too few for what is computed.
+            SpecError: batch norm or a method needs more images in a piece.
         """
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
@@ -61,6 +83,10 @@ class Gradient:
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
+            except SpecError as error:
+                if self.micro_batch == self._asked:
+                    raise
+                raise OutOfMemoryError(str(error)) from error
             except ValueError as error:
                 if ONE_VALUE_TEXT in str(error):
                     raise self._too_few_images() from error
@@ -70,19 +96,35 @@ class Gradient:
 
     def _accumulate(self, batch: Batch) -> float:
         self._model.zero_grad(set_to_none=True)
+        if self.gathered is not None:
+            self.gathered.clear()
         n_images = len(batch.targets)
         n_pieces = math.ceil(n_images / self.micro_batch)
-        total = 0.0
-        for images, targets in zip(
-            batch.images.tensor_split(n_pieces), batch.targets.tensor_split(n_pieces), strict=True
-        ):
+        pieces = (batch.images, batch.targets, batch.indices)
+        split = (whole.tensor_split(n_pieces) for whole in pieces)
+        return sum(self._piece(*piece, n_images=n_images) for piece in zip(*split, strict=True))
+
+    def _piece(self, images: Tensor, targets: Tensor, indices: Tensor, *, n_images: int) -> float:
+        """Add the gradients of one piece, and return its share of the cross-entropy."""
+        share = len(targets) / n_images
+        with self.terms.recording() as recorded:
             with self._placement.autocast():
-                logits = self._model(images.to(memory_format=self._placement.memory_format))
-            share = len(targets) / n_images
+                images = images.to(memory_format=self._placement.memory_format)
+                logits = self._model(images)
+                added = self.terms.added(recorded, images, indices, share)
             loss = soft_cross_entropy(logits, targets) * share
-            total += finite(loss.item(), "training loss")
+            value = finite(loss.item(), "training loss")
+            pulled = added.source
+            if pulled is not None and self.gathered is not None:
+                finite(pulled.item(), "the pull to the source network")
+                self.gathered.backward(pulled)
+                pulled = None
+            if added.task is not None or pulled is not None:
+                terms = [term for term in (loss, added.task, pulled) if term is not None]
+                loss = torch.stack(terms).sum()
+                finite(loss.item(), "training loss with its regularisers")
             loss.backward()
-        return total
+        return value
 
     def _too_few_images(self) -> OutOfMemoryError | SpecError:
         """Return the error for single images whose feature maps are single pixels."""

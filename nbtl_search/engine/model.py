@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,18 @@ from nbtl_search.data.images import ImageFormat
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.engine.device import Placement
 from nbtl_search.engine.randomness import derive_seed, seeded
-from nbtl_search.engine.weights import load_weights, read_weights
+from nbtl_search.engine.weights import Weights, load_weights, read_weights, source_classes
 from nbtl_search.errors import SpecError
-from nbtl_search.spec import ModelSettings, Recipe
+from nbtl_search.space import impossible
+from nbtl_search.spec import Dials, ModelSettings, Recipe
+from nbtl_search.transfer import stochnorm
+from nbtl_search.transfer.distillation import SourceHead, source_head
+from nbtl_search.transfer.freezing import Frozen, freeze
 from nbtl_search.transfer.layers import Layers, layers_of
 from nbtl_search.transfer.penalties import Anchors
 from nbtl_search.transfer.reinit import reinitialise
+from nbtl_search.transfer.source import frozen_copy
+from nbtl_search.transfer.source_classifier import append_layers, kept_layers
 
 Triple = tuple[float, float, float]
 Statistics = tuple[Triple, Triple]
@@ -47,6 +53,12 @@ class Network:
     """Copies of the pre-trained values w0, by name; empty where the weights are random."""
     image_format: ImageFormat
     weights_digest: str
+    frozen: Frozen = field(default_factory=lambda: Frozen(blocks=()))
+    """The blocks that do not learn."""
+    source: nn.Module | None = None
+    """The source network, which never changes; None where no method looks at it."""
+    source_head: SourceHead | None = None
+    """Its classifier; None where nothing is distilled."""
 
 
 def build(
@@ -59,9 +71,10 @@ def build(
 ) -> Network:
     """Build a recipe's network.
 
-    Load the pre-trained weights, replace the classifier, reset the last blocks, and only then
-    copy w0 of what is still pre-trained. The classifier is always fresh, for 1000 classes too.
-    Random numbers come from train.seed, and the global random state is untouched.
+    Load the pre-trained weights, copy the source network where a method looks at it, replace or
+    extend the classifier, reset the last blocks, and only then copy w0 of what is still
+    pre-trained, freeze, and make batch norm stochastic. New layers are always fresh, for 1000
+    classes too. Random numbers come from train.seed, and the global random state is untouched.
 
     Args:
         recipe: all settings of the run.
@@ -74,26 +87,61 @@ def build(
         SpecError: an unknown model, or dials that do not fit it.
         WeightsError: the weights cannot be had or do not fit.
     """
-    seed = recipe.train.seed
+    seed, dials = recipe.train.seed, recipe.dials
     config = pretrained_config(recipe.model)
     weights = read_weights(recipe.model, home=home)
     image_format = _image_format(recipe, {**config, **weights.config}, prepared)
+    keeps = dials.source_head == "keep"
+    with_source = keeps and weights.pretrained
+    n_created = source_classes(weights, recipe.model.name) if with_source else n_classes
     with seeded(derive_seed("initialise", seed)):
-        model: nn.Module = timm.create_model(recipe.model.name, num_classes=n_classes)
+        model: nn.Module = timm.create_model(recipe.model.name, num_classes=n_created)
+    _check_possible(dials, model, pretrained=weights.pretrained)
     if weights.pretrained:
-        load_weights(model, weights, model_name=recipe.model.name)
+        load_weights(model, weights, model_name=recipe.model.name, classifier=keeps)
+    source, head = _source(dials, model, weights)
     generator = torch.Generator().manual_seed(derive_seed("reinitialise", seed))
-    reinitialise(layers_of(model), recipe.dials.reinit_layers, generator=generator)
-    model = model.to(device=placement.device)
-    model = model.to(memory_format=placement.memory_format)
-    layers = layers_of(model)
+    if keeps:
+        hidden = recipe.methods.source_hidden
+        append_layers(model, n_classes=n_classes, hidden=hidden, generator=generator)
+    else:
+        reinitialise(layers_of(model), dials.reinit_layers, generator=generator)
+    if dials.stochnorm_p < 1:
+        stochnorm.convert(model, p=dials.stochnorm_p)
+    model = _placed(model, placement)
+    layers = kept_layers(model) if keeps else layers_of(model)
     return Network(
         model=model,
         layers=layers,
-        anchors=_anchors(layers, recipe.dials.reinit_layers) if weights.pretrained else {},
+        anchors=_anchors(layers, dials.reinit_layers) if weights.pretrained else {},
         image_format=image_format,
         weights_digest=weights.digest,
+        frozen=freeze(layers, dials.frozen_layers, reinit_layers=dials.reinit_layers),
+        source=None if source is None else _placed(source, placement),
+        source_head=None if head is None else head.to(placement.device),
     )
+
+
+def _check_possible(dials: Dials, model: nn.Module, *, pretrained: bool) -> None:
+    reasons = impossible(dials, n_blocks=layers_of(model).n_blocks, pretrained=pretrained)
+    if reasons:
+        message = f"these dials cannot be trained: {'; '.join(reasons)}"
+        raise SpecError(message)
+
+
+def _source(
+    dials: Dials, model: nn.Module, weights: Weights
+) -> tuple[nn.Module | None, SourceHead | None]:
+    """Return the source network and its classifier, as far as the dials look at them."""
+    if dials.delta == "off" and not dials.distill:
+        return None, None
+    head = source_head(model, weights.state) if dials.distill else None
+    return frozen_copy(model), head
+
+
+def _placed(model: nn.Module, placement: Placement) -> nn.Module:
+    moved: nn.Module = model.to(device=placement.device)
+    return moved.to(memory_format=placement.memory_format)
 
 
 def pretrained_config(settings: ModelSettings) -> dict[str, Any]:

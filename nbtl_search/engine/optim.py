@@ -1,9 +1,10 @@
-"""SGD over the three learning-rate groups."""
+"""SGD over the three learning-rate groups, and their rates."""
 
 import torch
 
-from nbtl_search.engine.schedule import learning_rate
-from nbtl_search.spec import Recipe, TrainSettings
+from nbtl_search.engine.schedule import rate_at
+from nbtl_search.spec import Recipe
+from nbtl_search.transfer.freezing import trainable_groups
 from nbtl_search.transfer.groups import learning_rate_groups
 from nbtl_search.transfer.layers import Layers
 
@@ -12,6 +13,8 @@ AUTHORS_WEIGHT_DECAY = 5e-4
 
 def sgd(recipe: Recipe, layers: Layers) -> torch.optim.SGD:
     """Build the optimiser of a recipe; each group keeps its base rate as `base_lr`.
+
+    Frozen parameters are in no group.
 
     Weight decay is on every parameter, batch norm and biases included, as in the released code.
     It is 0 unless set, because the penalty carries all decay; with compat = "authors" it is 5e-4
@@ -24,7 +27,7 @@ def sgd(recipe: Recipe, layers: Layers) -> torch.optim.SGD:
             "lr": group.lr,
             "base_lr": group.lr,
         }
-        for group in learning_rate_groups(layers, recipe.dials)
+        for group in trainable_groups(learning_rate_groups(layers, recipe.dials))
     ]
     momentum = recipe.dials.momentum
     return torch.optim.SGD(
@@ -45,7 +48,11 @@ def weight_decay(recipe: Recipe) -> float:
     return AUTHORS_WEIGHT_DECAY if recipe.compat == "authors" else 0.0
 
 
-def set_rates(optimiser: torch.optim.Optimizer, *, epoch: int, train: TrainSettings) -> None:
-    """Give every group its rate for this epoch (from 0)."""
+def set_rates(
+    optimiser: torch.optim.Optimizer, recipe: Recipe, *, epoch: int, update: int, n_updates: int
+) -> None:
+    """Give every group its rate for this update of this epoch (both from 0)."""
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(group["base_lr"], epoch=epoch, train=train)
+        group["lr"] = rate_at(
+            group["base_lr"], recipe, epoch=epoch, update=update, n_updates=n_updates
+        )

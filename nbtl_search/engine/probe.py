@@ -2,14 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
+from nbtl_search import space
 from nbtl_search.data.cache import prepare
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.engine.model import Network, build
-from nbtl_search.errors import SpecError
-from nbtl_search.spec import Dials, Facts, StudySpec
+from nbtl_search.engine.teacher import compared_taps
+from nbtl_search.engine.teacher_logits import check_precomputable
+from nbtl_search.errors import SpecError, WeightsError
+from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
+
+# What a model or its weights may not be able to do.
+DEMANDING: Final = ("source_head", "frozen_layers", "delta", "distill", "stochnorm_p")
 
 
 def probe(
@@ -19,7 +26,8 @@ def probe(
 
     Raises:
         DataError: the data cannot be had, or are not what they should be.
-        SpecError: the model is unknown, or does not take images of this size.
+        SpecError: the model is unknown, does not take images of this size, or cannot have a
+            method that the study searches.
         WeightsError: the weights cannot be had, or do not fit the model.
     """
     prepared = prepare(spec.data, home=home, progress=progress)
@@ -27,6 +35,7 @@ def probe(
         spec.recipe(Dials()), n_classes=len(prepared.classes), home=home, prepared=prepared
     )
     _check_forward(network, prepared, name=spec.model.name)
+    _check_methods(spec, prepared, home=home, n_blocks=network.layers.n_blocks)
     return Facts(
         n_blocks=network.layers.n_blocks,
         n_classes=len(prepared.classes),
@@ -56,3 +65,42 @@ def _check_forward(network: Network, prepared: Prepared, *, name: str) -> None:
             f"logits of shape {expected}, got {tuple(logits.shape)} of {name!r}; choose another"
         )
         raise SpecError(message)
+
+
+def _check_methods(spec: StudySpec, prepared: Prepared, *, home: Path, n_blocks: int) -> None:
+    """Build the network with each method that is searched: weights may lack what one needs."""
+    searched = space.build(spec.search, n_blocks=n_blocks)
+    for name in DEMANDING:
+        usual = getattr(Dials(), name)
+        option = next((one for one in _options(searched, name) if one != usual), usual)
+        if option == usual:
+            continue
+        # The most new layers leave the fewest feature maps that can be compared.
+        n_new = max(_options(searched, "reinit_layers")) if name == "delta" else 1
+        dials = Dials.parse({name: option, "reinit_layers": n_new})
+        try:
+            _check_method(spec.recipe(dials), prepared, home)
+        except (SpecError, WeightsError) as error:
+            message = (
+                f"search.rows.{name} must hold what can be trained, got {option!r}: {error}; or "
+                f"leave it out of the search: search.rows.{name}.fixed = {usual!r}"
+            )
+            raise type(error)(message) from error
+
+
+def _options(searched: space.Space, name: str) -> tuple[Any, ...]:
+    """Return the ends of a dial's range, or all its options; its one value where it is held."""
+    row = searched.row(name)
+    if row is None:
+        return (searched.fixed.get(name, getattr(Dials(), name)),)
+    if isinstance(row.domain, space.Choice):
+        return row.domain.options
+    return row.domain.low, row.domain.high
+
+
+def _check_method(recipe: Recipe, prepared: Prepared, home: Path) -> None:
+    if recipe.dials.distill and recipe.methods.distill_teacher == "precomputed":
+        check_precomputable(recipe)
+    network = build(recipe, n_classes=len(prepared.classes), home=home, prepared=prepared)
+    if network.source is not None:
+        compared_taps(recipe, network.layers, network.source)

@@ -20,9 +20,13 @@ from nbtl_search.engine.gradients import Gradient, finite
 from nbtl_search.engine.model import build
 from nbtl_search.engine.optim import set_rates, sgd
 from nbtl_search.engine.randomness import derive_seed
-from nbtl_search.engine.schedule import learning_rate
+from nbtl_search.engine.schedule import rate_at
+from nbtl_search.engine.teacher import source_of
+from nbtl_search.engine.terms import Terms
 from nbtl_search.spec import Epoch, Recipe, best_epoch
-from nbtl_search.transfer.penalties import l2sp
+from nbtl_search.transfer.dtnh import Dtnh, Gathered, dtnh
+from nbtl_search.transfer.freezing import trainable_penalty
+from nbtl_search.transfer.penalties import L2SP, l2sp
 
 Item = TypeVar("Item")
 
@@ -82,17 +86,18 @@ class Run:
                 )
         self.n_updates = self._batches.n_updates
         self.optimiser = sgd(recipe, self.network.layers)
-        self.penalty = l2sp(
-            self.network.layers,
-            recipe.dials,
-            anchors=self.network.anchors,
-            scope=train.penalty_scope,
-            compat=recipe.compat,
-        )
+        self.penalty = self._penalty()
+        with self.placement.numerics():
+            source = source_of(
+                recipe, self.network, prepared=prepared, home=home, placement=self.placement
+            )
+        gathers = isinstance(self.penalty, Dtnh) and bool(recipe.dials.distill or source.taps)
         self.gradient = Gradient(
             self.network.model,
             self.placement,
             micro_batch=min(train.micro_batch or train.batch_size, train.batch_size),
+            terms=Terms(self.network.model, recipe, source),
+            gathered=Gathered(self.network.layers.block_parameters) if gathers else None,
         )
         self.progress = state.Progress()
         self.history: tuple[Epoch, ...] = ()
@@ -118,9 +123,9 @@ class Run:
         return best_epoch(self.history)
 
     def begin_epoch(self) -> None:
-        """Set the epoch's learning rates; also where an epoch is resumed half-way."""
-        set_rates(self.optimiser, epoch=self.progress.epoch, train=self.recipe.train)
+        """Put the network into training mode; also where an epoch is resumed half-way."""
         self.network.model.train()
+        self.network.frozen.hold()
 
     def batches(self) -> Iterator[Batch]:
         """Return the epoch's batches from the current update on."""
@@ -136,11 +141,21 @@ class Run:
         """
         seed = derive_seed("update", self.recipe.train.seed, *self.position)
         with self._clock(), self.placement.numerics():
+            self._set_rates()
             loss = self.gradient.compute(batch, seed=seed)
-            self.penalty.add_gradient_()
+            self.regularise()
             self.optimiser.step()
         self.progress = self.progress.after(loss=loss, n_images=len(batch.targets))
         return self.step()
+
+    def regularise(self) -> None:
+        """Add the gradients of the penalty, projected where they may not work against the task."""
+        gathered = self.gradient.gathered
+        if isinstance(self.penalty, Dtnh) and gathered is not None:
+            self.penalty.add_gradient_(gathered.gradients)
+            gathered.clear()
+        else:
+            self.penalty.add_gradient_()
 
     def scores(self) -> Iterator[Score]:
         """Return the running score on the validation split; nothing where that is trained on."""
@@ -173,14 +188,20 @@ class Run:
         if score is None:
             # Nothing else would see that the last update of all was one too far.
             finite(largest_weight(self.network.model), "largest weight")
-        progress, train = self.progress, self.recipe.train
+        progress = self.progress
         epoch = Epoch(
             epoch=progress.epoch + 1,
             train_loss=progress.loss_sum / progress.n_images,
             val_loss=None if score is None else finite(score.loss, "validation loss"),
             val_top1=None if score is None else score.top1,
             val_top5=None if score is None else score.top5,
-            lr=learning_rate(self.recipe.dials.lr_high, epoch=progress.epoch, train=train),
+            lr=rate_at(
+                self.recipe.dials.lr_high,
+                self.recipe,
+                epoch=progress.epoch,
+                update=0,
+                n_updates=self.n_updates,
+            ),
             n_images=progress.n_images,
             seconds=progress.seconds,
             micro_batch=self.gradient.micro_batch,
@@ -206,6 +227,26 @@ class Run:
             DataError: the data are others now.
         """
         state.restore(self, saved)
+
+    def _penalty(self) -> L2SP | Dtnh:
+        recipe, layers = self.recipe, self.network.layers
+        penalty = l2sp(
+            layers,
+            recipe.dials,
+            anchors=self.network.anchors,
+            scope=recipe.train.penalty_scope,
+            compat=recipe.compat,
+        )
+        penalty = trainable_penalty(penalty)
+        mode = recipe.dials.dtnh
+        if mode == "off":
+            return penalty
+        granularity = recipe.methods.dtnh_granularity
+        return dtnh(layers, penalty, mode=mode, granularity=granularity)
+
+    def _set_rates(self) -> None:
+        epoch, update = self.position
+        set_rates(self.optimiser, self.recipe, epoch=epoch, update=update, n_updates=self.n_updates)
 
     @contextmanager
     def _clock(self) -> Iterator[None]:

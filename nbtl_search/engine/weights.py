@@ -22,7 +22,9 @@ from nbtl_search.engine.durable import remove_abandoned, write_durably
 from nbtl_search.engine.randomness import seeded
 from nbtl_search.errors import WeightsError
 from nbtl_search.spec import ModelSettings
+from nbtl_search.transfer.distillation import source_head
 from nbtl_search.transfer.layers import classifier_parameters
+from nbtl_search.transfer.source_classifier import shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +102,21 @@ def shipped_file(model_name: str) -> Path:
     return path
 
 
-def load_weights(model: nn.Module, weights: Weights, *, model_name: str) -> None:
-    """Load all but the classifier into a model of the same architecture, in place.
+def load_weights(
+    model: nn.Module, weights: Weights, *, model_name: str, classifier: bool = False
+) -> None:
+    """Load weights into a model of the same architecture, in place: all but the classifier.
+
+    Args:
+        model: the network.
+        weights: of a network of the same architecture.
+        model_name: for messages.
+        classifier: load the classifier too.
 
     Raises:
         WeightsError: a key is missing, unexpected, or of another shape.
     """
-    head = classifier_parameters(model).keys()
+    head = frozenset[str]() if classifier else classifier_parameters(model).keys()
     expected = {name: value for name, value in model.state_dict().items() if name not in head}
     given = {name: value for name, value in weights.state.items() if name not in head}
     # Files older than torch 0.4.1 have no batch counters; torch starts them at 0 as well.
@@ -130,12 +140,25 @@ def load_weights(model: nn.Module, weights: Weights, *, model_name: str) -> None
     ]
     if problems:
         message = (
-            f"weights must have the {len(expected)} tensors of {model_name!r} besides its "
-            f"classifier, got {weights.origin} with {'; '.join(problems)}: these are weights of "
-            "another architecture; pass the matching file or model name"
+            f"weights must have the {len(expected)} tensors of {model_name!r}"
+            f"{'' if classifier else ' besides its classifier'}, got {weights.origin} with "
+            f"{'; '.join(problems)}: these are weights of another architecture; pass the matching "
+            "file or model name"
         )
         raise WeightsError(message)
     model.load_state_dict(given, strict=False)
+
+
+def source_classes(weights: Weights, model_name: str) -> int:
+    """Return the number of classes that the weights' own classifier tells apart.
+
+    Raises:
+        SpecError: timm's model has no classifier that is one linear layer.
+        WeightsError: the weights hold no classifier.
+    """
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(model_name)
+    return len(source_head(model, weights.state).weight)
 
 
 def _from_hub(model_name: str, *, cache: Path) -> Weights:
@@ -200,7 +223,8 @@ def _from_directory(path: Path, model_name: str) -> Weights:
     found = [path / name for name in DIRECTORY_FILES if (path / name).is_file()]
     if not found:
         _refuse(path, "a weights directory holds model.safetensors", "no such file in it")
-    config: dict[str, Any] = {}
+    weights = _read(found[0])
+    expects: dict[str, Any] = {}
     if (path / "config.json").is_file():
         try:
             config = json.loads((path / "config.json").read_text("utf-8"))
@@ -210,18 +234,13 @@ def _from_directory(path: Path, model_name: str) -> Weights:
             _refuse(path / "config.json", "config.json is a JSON object", _first_line(error), error)
         if architecture != model_name.partition(".")[0]:
             _refuse(path, f"config.json names model {model_name!r}", f"{architecture!r}")
-        config = expects
-    weights = _read(found[0])
-    return Weights(origin=str(path), digest=weights.digest, state=weights.state, config=config)
+    return Weights(origin=str(path), digest=weights.digest, state=weights.state, config=expects)
 
 
 def _read(path: Path) -> Weights:
     if not path.is_file():
-        _refuse(
-            path,
-            "model.weights is 'timm', 'shipped', 'random', a file or a directory",
-            "no such file",
-        )
+        rule = "model.weights is 'timm', 'shipped', 'random', a file or a directory"
+        _refuse(path, rule, "no such file")
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -239,7 +258,10 @@ def _read(path: Path) -> Weights:
             f"{type(error).__name__}: {_first_line(error)}",
             error,
         )
-    return Weights(origin=str(path), digest=digest, state=_state_dict(content, path))
+    state = _state_dict(content, path)
+    if shape_of(state) is not None:
+        _refuse(path, "model.weights are those of a timm model", "a kept source classifier in it")
+    return Weights(origin=str(path), digest=digest, state=state)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from string import Template
 from typing import Any
 
+from nbtl_search.exports.methods import methods_in_words
 from nbtl_search.exports.story import Gain, Member, Outcome, Story, recipe_in_words
 from nbtl_search.spec import Recipe
 
@@ -35,10 +36,11 @@ def write_card(
         front_matter(story),
         f"# {escape(story.study)}: {escape(about['model'])}, {len(about['classes'])} classes",
         _summary(story, members),
-        _usage(members, about, has_onnx=has_onnx),
+        _usage(members, about, has_onnx=has_onnx, is_kept=recipe.dials.source_head == "keep"),
         _results(story, members),
         _choice(story),
         f"## Recipe\n\n{recipe_in_words(recipe)}",
+        *_methods(recipe),
         "Every setting is in `config.json`, under `nbtl_search.recipe`, without its folders.",
         _labels(about["classes"]),
         _limits(story),
@@ -102,10 +104,12 @@ def _summary(story: Story, members: Sequence[Member]) -> str:
 _ONE = Template("""\
 ## Usage
 
+$loading
+
 ```python
 import timm
 import torch
-from PIL import Image
+${also}from PIL import Image
 
 model = timm.create_model("local-dir:$folder", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
@@ -120,10 +124,24 @@ print(names[int(probabilities.argmax())], float(probabilities.max()))
 Or `nbtl-search predict $whole photo.jpg` from the shell.""")
 
 
-def _usage(members: Sequence[Member], about: dict[str, Any], *, has_onnx: bool) -> str:
+_PLAIN = "A plain timm model: `timm` alone loads it."
+_KEPT = (
+    "A timm model that keeps its source classifier below new layers: `timm` loads it where the "
+    "package `nbtl-search` is installed and `nbtl_search.transfer.kept_architecture` was imported, "
+    "and refuses it as an unknown model elsewhere."
+)
+_KEPT_IMPORT = "import nbtl_search.transfer.kept_architecture  # teaches timm this architecture\n"
+
+
+def _usage(
+    members: Sequence[Member], about: dict[str, Any], *, has_onnx: bool, is_kept: bool
+) -> str:
     many = len(members) > 1
     text = _ONE.substitute(
-        folder="THIS_FOLDER/seed-1" if many else "THIS_FOLDER", whole="THIS_FOLDER"
+        folder="THIS_FOLDER/seed-1" if many else "THIS_FOLDER",
+        whole="THIS_FOLDER",
+        loading=_KEPT if is_kept else _PLAIN,
+        also=_KEPT_IMPORT if is_kept else "",
     )
     if many:
         text += (
@@ -215,6 +233,11 @@ def _choice(story: Story) -> str:
         names = ", ".join(escape(name) for name in story.tied_with_winner)
         text += f" On the validation images it was not told apart from: {names}."
     return text
+
+
+def _methods(recipe: Recipe) -> list[str]:
+    listed = [f"* {method}" for method in methods_in_words(recipe)]
+    return ["Methods beyond plain fine-tuning:\n\n" + "\n".join(listed)] if listed else []
 
 
 def _labels(classes: Sequence[str]) -> str:

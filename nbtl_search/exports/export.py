@@ -19,12 +19,12 @@ from nbtl_search.engine.randomness import seeded
 from nbtl_search.engine.weights import UNREADABLE
 from nbtl_search.errors import WeightsError
 from nbtl_search.exports.card import write_card
+from nbtl_search.exports.config import FORMAT, config_of, licence_of
 from nbtl_search.exports.exported import CONFIG, ENSEMBLE, MARKER, WEIGHTS, check_free
 from nbtl_search.exports.onnx import require_onnx, write_onnx
 from nbtl_search.exports.story import Member, Story
 
 ABOUT = "about.json"
-FORMAT = 1
 ABOUT_KEYS = frozenset(
     {"model", "classes", "image_format", "recipe"}
     | {"weights_digest", "source_weights_digest", "versions"}
@@ -132,16 +132,17 @@ def _write_member(
     folder: Path, source: Source, about: dict[str, Any], *, story: Story, onnx: bool
 ) -> list[float]:
     _copy_weights(source, folder / WEIGHTS)
-    _write_json(folder / CONFIG, config_of(about, story=story, member=source.member))
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    _write_json(folder / CONFIG, config_of(about, state, story=story, member=source.member))
     model = loaded(folder)
-    _check_equal(model, folder / WEIGHTS)
+    _check_equal(model, state, folder / WEIGHTS)
     size_px = int(about["image_format"]["image_px"])
     differences = [write_onnx(model, folder / "model.onnx", image_px=size_px)] if onnx else []
     card = write_card(
         story,
         members=[source.member],
         about=about,
-        pretrained_licence=_licence(about["model"]),
+        pretrained_licence=licence_of(about["model"]),
         has_onnx=onnx,
     )
     (folder / "README.md").write_text(card, "utf-8")
@@ -170,66 +171,15 @@ def _write_ensemble(
         story,
         members=members,
         about=abouts[0],
-        pretrained_licence=_licence(abouts[0]["model"]),
+        pretrained_licence=licence_of(abouts[0]["model"]),
         has_onnx=False,
     )
     note = "\n\nEach member has its `model.onnx`, too.\n" if onnx else ""
     (folder / "README.md").write_text(card + note, "utf-8")
 
 
-def config_of(about: Mapping[str, Any], *, story: Story, member: Member) -> dict[str, Any]:
-    """Return config.json: timm's layout, and our own block beside it.
-
-    Raises:
-        WeightsError: timm has no model of this name.
-    """
-    name = str(about["model"])
-    if not timm.is_model(name):
-        _refuse("the model of a final run is one of timm's", PurePath(name))
-    known = timm.get_pretrained_cfg(name)
-    traits = known.to_dict() if known is not None else {}
-    with torch.device("meta"):
-        skeleton: Any = timm.create_model(name)
-    form, labels = about["image_format"], list(about["classes"])
-    size_px = int(form["image_px"])
-    return {
-        "architecture": name.partition(".")[0],
-        "num_classes": len(labels),
-        "num_features": int(skeleton.num_features),
-        "label_names": labels,
-        "pretrained_cfg": {
-            "custom_load": False,
-            "input_size": [3, size_px, size_px],
-            "fixed_input_size": bool(traits.get("fixed_input_size", False)),
-            "interpolation": form["interpolation"],
-            "crop_pct": form["crop_pct"],
-            "crop_mode": "center",
-            "mean": list(form["mean"]),
-            "std": list(form["std"]),
-            "num_classes": len(labels),
-            "pool_size": None,
-            "first_conv": traits.get("first_conv"),
-            "classifier": traits.get("classifier"),
-            "license": "other",
-        },
-        MARKER: {
-            "format": FORMAT,
-            "study": story.study,
-            **asdict(member),
-            "results": asdict(story),
-            "recipe": _without_folders(about["recipe"]),
-            "weights_digest": about["weights_digest"],
-            "source_weights_digest": about["source_weights_digest"],
-            "pretrained_licence": _licence(name),
-            "versions": about["versions"],
-            "device": about.get("device"),
-            "precision": about.get("precision"),
-        },
-    }
-
-
 def loaded(folder: Path) -> nn.Module:
-    """Load an exported folder as timm does.
+    """Load an exported folder as timm does; one with a kept source classifier, too.
 
     Raises:
         WeightsError: timm cannot load it.
@@ -255,9 +205,8 @@ def _copy_weights(source: Source, target: Path) -> None:
         raise WeightsError(message)
 
 
-def _check_equal(model: nn.Module, file: Path) -> None:
+def _check_equal(model: nn.Module, stored: Mapping[str, Tensor], file: Path) -> None:
     """Check that timm's loader changes no bit of what the file holds."""
-    stored: dict[str, Tensor] = safetensors.torch.load_file(file)
     state = model.state_dict()
     differing = sorted(
         (stored.keys() ^ state.keys())
@@ -269,21 +218,6 @@ def _check_equal(model: nn.Module, file: Path) -> None:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
-
-
-def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Cut paths to their last part: an exported model is passed on, the user's folders are not."""
-    plain: dict[str, Any] = json.loads(json.dumps(recipe))
-    for table, key in (("data", "dataset"), ("data", "root"), ("model", "weights")):
-        value = plain.get(table, {}).get(key)
-        if isinstance(value, str):
-            plain[table][key] = PurePath(value).name or value
-    return plain
-
-
-def _licence(model_name: str) -> str:
-    known = timm.get_pretrained_cfg(model_name)
-    return str(known.license) if known is not None and known.license else "unknown"
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

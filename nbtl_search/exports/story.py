@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nbtl_search.spec import Recipe
+from nbtl_search.spec import Dials, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +66,10 @@ class Member:
 def recipe_in_words(recipe: Recipe) -> str:
     """Return a paragraph that says how the network was trained."""
     dials, train = recipe.dials, recipe.train
-    r = dials.reinit_layers
-    layers = "The classifier alone" if r == 1 else f"The last {r} layers, classifier included,"
     start = (
         "The whole network started from random weights (no transfer)."
         if recipe.model.weights == "random"
-        else f"{layers} started fresh; every other layer from pre-trained weights."
+        else f"{_fresh(dials)} started fresh; every other layer from pre-trained weights."
     )
     low = (
         f"the first {dials.n_low} blocks {dials.lr_high * dials.lr_low_ratio:.3g}, the others "
@@ -88,9 +86,17 @@ def recipe_in_words(recipe: Recipe) -> str:
         if dials.beta
         else "No weight was penalised."
     )
+    schedule = "decay in updates" if dials.decay_updates else f"{train.schedule} schedule"
     course = (
         f"SGD with momentum {dials.momentum:.3g}, {train.epochs} epochs in batches of "
-        f"{train.batch_size}, {train.schedule} schedule; images of {recipe.data.image_px} px; "
+        f"{train.batch_size}, {schedule}; images of {recipe.data.image_px} px; "
         "the weights after the last epoch."
     )
     return f"{start} {rates} {pull} {course}"
+
+
+def _fresh(dials: Dials) -> str:
+    r = dials.reinit_layers
+    if dials.source_head == "keep":
+        return "The new layers on top of the kept source classifier"
+    return "The classifier alone" if r == 1 else f"The last {r} layers, classifier included,"

@@ -62,7 +62,7 @@ def gather(study: Study, verdict: Verdict | None) -> Content:
     """
     engine, dataset = study.storage.engine, study.spec.data.dataset
     trials = records.trials(engine, study.id)
-    searched = space.build(study.spec.search, n_blocks=study.facts.n_blocks)
+    searched = space.build_for(study.spec.search, study.facts)
     n_workers = len(records.workers(engine, study.id))
     return Content(
         name=study.name,

@@ -39,7 +39,28 @@ def recipe_in_words(dials: Dials, *, n_blocks: int) -> str:
         words.append(f"L2-SP {dials.alpha:.1g} on {dials.n_l2sp} of {n_blocks} blocks")
     if dials.beta:
         words.append(f"L2 {dials.beta:.1g}" if dials.n_l2sp else f"plain L2 {dials.beta:.1g}")
-    return ", ".join(words)
+    return ", ".join([*words, *_methods_in_words(dials)])
+
+
+def _methods_in_words(dials: Dials) -> list[str]:
+    """Say what departs from usual practice beyond the paper's dials."""
+    blocks = "block" if dials.frozen_layers == 1 else f"{dials.frozen_layers} blocks"
+    delta = {"plain": "plain DELTA", "attention": "DELTA"}.get(dials.delta, "")
+    dtnh = {"conflict": "DTNH", "always": "DTNH always"}.get(dials.dtnh, "")
+    said = {
+        f"first {blocks} frozen": dials.frozen_layers > 0,
+        "source classifier kept": dials.source_head == "keep",
+        f"{delta} {dials.delta_alpha:.1g}": delta != "",
+        f"distillation {dials.distill:g} at T {dials.distill_temperature:.2g}": dials.distill > 0,
+        dtnh: dtnh != "",
+        f"BSS {dials.bss:.1g}": dials.bss > 0,
+        f"stochastic norm {dials.stochnorm_p:g}": dials.stochnorm_p != 1,
+        f"momentum {dials.momentum:.2g}": dials.momentum != Dials().momentum,
+        f"rates x {dials.decay_factor:.2g} every {dials.decay_updates} updates": (
+            dials.decay_updates > 0
+        ),
+    }
+    return [words for words, is_so in said.items() if is_so]
 
 
 def described(number: int, name: str, how: str) -> str:

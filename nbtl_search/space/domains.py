@@ -52,6 +52,8 @@ class Int:
 
     low: int
     high: int
+    usual: float = 0.0
+    """Share of `low` in start-up points; 0 = all have the same."""
 
     def suggest(self, name: str, trial: Suggests) -> int:
         """Ask the trial for a value."""
@@ -59,7 +61,7 @@ class Int:
 
     def at(self, u: float) -> int:
         """Return the value at the quantile u in [0, 1)."""
-        return self.low + math.floor(u * (self.high - self.low + 1))
+        return self.low + _index(u, self.high - self.low + 1, self.usual)
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int) and self.low <= value <= self.high
@@ -70,6 +72,8 @@ class Choice:
     """One of a few values without an order."""
 
     options: tuple[SettingValue, ...]
+    usual: float = 0.0
+    """Share of the first option in start-up points; 0 = all have the same."""
 
     def suggest(self, name: str, trial: Suggests) -> SettingValue:
         """Ask the trial for a value."""
@@ -78,13 +82,22 @@ class Choice:
 
     def at(self, u: float) -> SettingValue:
         """Return the value at the quantile u in [0, 1)."""
-        return self.options[math.floor(u * len(self.options))]
+        return self.options[_index(u, len(self.options), self.usual)]
 
     def __contains__(self, value: object) -> bool:
         return value in self.options
 
 
 Domain = Float | Int | Choice
+
+
+def _index(u: float, n: int, usual: float) -> int:
+    """Return which of n values is at the quantile u, where the first has the share `usual`."""
+    if usual == 0 or n == 1:
+        return math.floor(u * n)
+    if u < usual:
+        return 0
+    return min(n - 1, 1 + math.floor((u - usual) / (1 - usual) * (n - 1)))
 
 
 def in_words(domain: Domain) -> str:

@@ -1,14 +1,20 @@
-"""Points of a space: proposed, written by hand, or spread evenly."""
+"""Points of a space: proposed, written by hand, or spread evenly.
+
+A point has dials and params. Params are what is searched, as the sampler's storage names them;
+dials are what is trained with. They differ in two ways: a count of blocks may be limited by what is
+reinitialised, and `effective_lr` gives lr_high = effective_lr (1 - momentum).
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from nbtl_search.errors import SpecError
-from nbtl_search.space.domains import Suggests
-from nbtl_search.space.named import Space, SpaceRow, count_of
+from nbtl_search.space.conditions import ORDER
+from nbtl_search.space.domains import Choice, Domain, Suggests
 from nbtl_search.space.priors import value_at
-from nbtl_search.spec import Dials, KnownRecipe, Prior
+from nbtl_search.space.rows import Space, SpaceRow
+from nbtl_search.spec import Dials, Prior
+from nbtl_search.spec.survey import effective_rate, rate_of
 
 
 def suggest(space: Space, trial: Suggests) -> Dials:
@@ -17,11 +23,7 @@ def suggest(space: Space, trial: Suggests) -> Dials:
     Raises:
         SpecError: the space allows a value that `Dials` does not.
     """
-    values: dict[str, Any] = _defaults(space)
-    for row in space.rows:
-        if row.when is None or row.when.holds(values):
-            values[row.name] = row.domain.suggest(row.name, trial)
-    return Dials.parse(values)
+    return decided(space, lambda row: row.domain.suggest(row.name, trial))[0]
 
 
 def suggest_row(space: Space, name: str, trial: Suggests) -> None:
@@ -31,44 +33,32 @@ def suggest_row(space: Space, name: str, trial: Suggests) -> None:
         row.domain.suggest(name, trial)
 
 
-def known_dials(known: KnownRecipe, *, space: Space) -> Dials:
-    """Return a known recipe's dials for this network; what it leaves out takes the default.
-
-    Raises:
-        SpecError: a dial that does not exist, or a value it cannot have.
-    """
-    try:
-        return Dials.parse(
-            {name: count_of(name, value, space.n_blocks) for name, value in known.dials.items()}
-        )
-    except SpecError as error:
-        message = f"known recipe {known.name!r}: {error}"
-        raise SpecError(message) from error
-
-
 def outside(space: Space, dials: Dials) -> list[str]:
     """Name the dials whose values the space does not hold; empty for a point inside it."""
-    values = dials.model_dump()
+    values = _values(dials)
     wrong = [
         f"{row.name} = {values[row.name]} is not in {row.domain}"
-        for row in _active(space, values)
-        if values[row.name] not in row.domain
+        for row in space.rows
+        if _active(space, row.name, values) and _param(space, row, values) not in row.domain
     ]
     return wrong + [
         f"{name} = {values[name]} where the space holds {fixed}"
         for name, fixed in space.fixed.items()
-        if values[name] != fixed
+        if _active(space, name, values)
+        and values[name] not in {fixed, space.limited(name, fixed, values)}
     ]
 
 
 def params_of(space: Space, dials: Dials) -> dict[str, Any]:
     """Return the searched rows of this point, as the sampler's storage names them."""
-    values = dials.model_dump()
-    return {
-        row.name: values[row.name]
-        for row in _active(space, values)
-        if values[row.name] in row.domain
+    values = _values(dials)
+    params = {
+        row.name: _param(space, row, values)
+        for row in space.rows
+        if _active(space, row.name, values)
     }
+    domains = {row.name: row.domain for row in space.rows}
+    return {name: value for name, value in params.items() if value in domains[name]}
 
 
 def design(
@@ -88,21 +78,78 @@ def design(
         return []
     sequence = qmc.Sobol(len(space.rows), scramble=True, rng=seed)
     points = sequence.random_base2(math.ceil(math.log2(n)) if n > 1 else 0)[:n]
-    return [_point(space, point, prior or {}) for point in points]
+    names = [row.name for row in space.rows]
+    return [_point(space, dict(zip(names, point, strict=True)), prior or {}) for point in points]
 
 
-def _point(space: Space, point: Sequence[float], prior: Mapping[str, Prior]) -> dict[str, Any]:
-    values = _defaults(space)
-    values |= {
-        row.name: value_at(row, float(u), prior=prior.get(row.name), n_blocks=space.n_blocks)
-        for row, u in zip(space.rows, point, strict=True)
-    }
-    return {row.name: values[row.name] for row in _active(space, values)}
+def decided(space: Space, take: Callable[[SpaceRow], Any]) -> tuple[Dials, dict[str, Any]]:
+    """Return a point's dials and params, from the value that `take` gives for each active row.
+
+    What has no effect stays at its default, also where the study fixes it.
+
+    Raises:
+        SpecError: the space allows a value that `Dials` does not.
+    """
+    values, params = dict(Dials()), dict[str, Any]()
+    for name in ORDER:
+        row = space.row(name)
+        if (row is None and name not in space.fixed) or not _active(space, name, values):
+            continue
+        value = space.fixed[name] if row is None else take(row)
+        if row is not None:
+            params[name] = value
+        values[name] = space.limited(name, value, values)
+    effective = values.pop("effective_lr", None)
+    if effective is not None:
+        values["lr_high"] = rate_of(effective, values["momentum"])
+    return Dials.parse(values), params
 
 
-def _active(space: Space, values: Mapping[str, Any]) -> list[SpaceRow]:
-    return [row for row in space.rows if row.when is None or row.when.holds(values)]
+def dials_of(space: Space, params: Mapping[str, Any]) -> Dials:
+    """Return the dials of a point of the design, or of what the sampler's storage holds.
+
+    Raises:
+        SpecError: a value that `Dials` does not allow.
+    """
+    return decided(space, lambda row: params[row.name])[0]
 
 
-def _defaults(space: Space) -> dict[str, Any]:
-    return Dials().model_dump() | dict(space.fixed)
+def _point(space: Space, at: Mapping[str, Any], prior: Mapping[str, Prior]) -> dict[str, Any]:
+    def take(row: SpaceRow) -> Any:
+        u = float(at[row.name])
+        return value_at(row, u, prior=prior.get(row.name), n_blocks=space.n_blocks)
+
+    return decided(space, take)[1]
+
+
+def _active(space: Space, name: str, values: Mapping[str, Any]) -> bool:
+    condition = space.condition(name)
+    return condition is None or condition.holds(values)
+
+
+def _values(dials: Dials) -> dict[str, Any]:
+    return {**dict(dials), "effective_lr": effective_rate(dials.lr_high, dials.momentum)}
+
+
+def _param(space: Space, row: SpaceRow, values: Mapping[str, Any]) -> Any:
+    """Return the value of a row that gives this dial; what gives none is the dial's own."""
+    value = values[row.name]
+    if row.name == "effective_lr":
+        return _unrounded(row.domain, value)
+    limited = space.limited(row.name, value, values)
+    if limited in row.domain:
+        return limited
+    beyond = [n for n in _members(row.domain) if space.limited(row.name, n, values) == limited]
+    return min(beyond, default=value)
+
+
+def _unrounded(domain: Domain, value: float) -> float:
+    """Return the domain's value that rounding has moved a little, if there is one."""
+    ends = domain.options if isinstance(domain, Choice) else (domain.low, domain.high)
+    near = (end for end in ends if not isinstance(end, str) and math.isclose(end, value))
+    return value if value in domain else next(near, value)
+
+
+def _members(domain: Domain) -> list[Any]:
+    options = domain.options if isinstance(domain, Choice) else (domain.low,)
+    return [option for option in options if isinstance(option, int | float)]

@@ -12,11 +12,13 @@ inside [a, b] is w + (1 - w)(b - a).
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from nbtl_search.errors import SpecError
+from nbtl_search.space.counts import count_of
 from nbtl_search.space.domains import Choice, Float, Int
-from nbtl_search.space.named import SpaceRow, count_of
+from nbtl_search.space.rows import SpaceRow
 from nbtl_search.spec import Prior, SettingValue
 
 MAX_WEIGHT: Final = 0.95
@@ -39,7 +41,8 @@ def value_at(row: SpaceRow, u: float, *, prior: Prior | None, n_blocks: int) -> 
 
     Without a prior, and with one whose range does not meet the row's, it is the domain's own.
     A weight above `MAX_WEIGHT` counts as `MAX_WEIGHT`. Numbers never fall as u rises; options have
-    no order, and those of them that are numbers inside the prior's range share its weight.
+    no order, and those of them that are numbers inside the prior's range share its weight. The
+    share of a usual value gives way to a prior.
 
     Raises:
         SpecError: the prior's bounds are no numbers with low <= high.
@@ -48,12 +51,13 @@ def value_at(row: SpaceRow, u: float, *, prior: Prior | None, n_blocks: int) -> 
         return row.domain.at(u)
     low, high = _bounds(row.name, prior, n_blocks)
     weight = min(prior.weight, MAX_WEIGHT)
-    if isinstance(row.domain, Choice):
-        return _option(row.domain, u, weight=weight, low=low, high=high)
-    part = _part(row.domain, low, high)
+    domain = row.domain if isinstance(row.domain, Float) else replace(row.domain, usual=0.0)
+    if isinstance(domain, Choice):
+        return _option(domain, u, weight=weight, low=low, high=high)
+    part = _part(domain, low, high)
     if part is None or weight == 0:
-        return row.domain.at(u)
-    return _number(row.domain, u, weight, part)
+        return domain.at(u)
+    return _number(domain, u, weight, part)
 
 
 def _bounds(name: str, prior: Prior, n_blocks: int) -> tuple[float, float]:

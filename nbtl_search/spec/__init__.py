@@ -2,11 +2,11 @@
 
 from nbtl_search.spec.advised import Advised, Prior, Regime
 from nbtl_search.spec.diagnosis import POOLED, TITLES, Diagnosis, Measured
+from nbtl_search.spec.dials import Dials, MethodSettings
 from nbtl_search.spec.known import KnownRecipe, SettingValue
 from nbtl_search.spec.recipe import (
     AugmentSettings,
     DataSettings,
-    Dials,
     Epoch,
     Facts,
     ModelSettings,
@@ -37,6 +37,7 @@ __all__ = [
     "Facts",
     "KnownRecipe",
     "Measured",
+    "MethodSettings",
     "ModelSettings",
     "Prior",
     "Pruning",

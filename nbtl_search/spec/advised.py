@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from nbtl_search.spec.dials import Fraction
 from nbtl_search.spec.known import KnownRecipe, SettingValue
-from nbtl_search.spec.recipe import Fraction
 from nbtl_search.spec.values import Value
 
 Regime = Literal["suited", "unsuited", "borderline", "unknown"]

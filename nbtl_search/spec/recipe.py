@@ -5,13 +5,17 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
+from nbtl_search.spec.dials import (
+    AtLeastOne,
+    Count,
+    Dials,
+    Fraction,
+    MethodSettings,
+    NonNegative,
+    Positive,
+)
 from nbtl_search.spec.values import Value
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
 Percentage = Annotated[float, Field(ge=0, le=100)]
 
 # Not written out: recipes, checkpoints and fingerprints read as before there was another choice.
@@ -96,20 +100,6 @@ class TrainSettings(Value):
     seed: Count = Field(0, description="of initialisation, data order and augmentation")
 
 
-class Dials(Value):
-    """The non-binary settings: one point of the search space. A layer is a block or the head."""
-
-    reinit_layers: AtLeastOne = Field(1, description="layers to reinitialise, head first")
-    lr_high: Positive = Field(0.0025, description="learning rate of the blocks from n_low up")
-    n_low: Count = Field(0, description="blocks, from the input, with the low rate")
-    lr_low_ratio: Positive = Field(1.0, description="low rate = this x lr_high")
-    lr_head_ratio: Positive = Field(1.0, description="rate of the classifier = this x lr_high")
-    n_l2sp: Count = Field(0, description="blocks, from the input, pulled to pre-trained weights")
-    alpha: NonNegative = Field(0.0, description="strength of that pull (L2-SP)")
-    beta: NonNegative = Field(0.0, description="strength of the pull to zero (L2) elsewhere")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-
-
 class Recipe(Value):
     """Every setting of one run: the same recipe gives the same result, bit for bit on a CPU."""
 
@@ -120,6 +110,9 @@ class Recipe(Value):
     dials: Dials = Dials()
     compat: Literal["paper", "authors"] = Field(
         "paper", description="'authors' reproduces the released code where it departs"
+    )
+    methods: MethodSettings = Field(
+        MethodSettings(), exclude_if=lambda methods: methods == MethodSettings()
     )
 
 

@@ -7,17 +7,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from nbtl_search.spec.advised import Advised
+from nbtl_search.spec.dials import AtLeastOne, Count, Dials, Fraction, MethodSettings, Positive
 from nbtl_search.spec.known import KnownRecipe, SettingValue
 from nbtl_search.spec.recipe import (
-    AtLeastOne,
     AugmentSettings,
-    Count,
     DataSettings,
-    Dials,
     Facts,
-    Fraction,
     ModelSettings,
-    Positive,
     Recipe,
     TrainSettings,
 )
@@ -69,7 +65,9 @@ class Pruning(Value):
 class SearchSettings(Value):
     """What is searched, and how."""
 
-    space: Literal["binary", "paper"] = Field("paper", description="a named search space")
+    space: Literal["binary", "paper", "extended"] = Field(
+        "paper", description="a named search space"
+    )
     rows: dict[str, Row] = Field(default_factory=dict, description="changes to its rows")
     seed: Count = Field(0, description="of the sampler; each ask adds its trial's number")
     n_startup: Count = Field(8, description="space-filling trials before the sampler's model")
@@ -104,6 +102,9 @@ class StudySpec(Value):
     augment: AugmentSettings = AugmentSettings()
     train: TrainSettings = TrainSettings()
     compat: Literal["paper", "authors"] = "paper"
+    methods: MethodSettings = Field(
+        MethodSettings(), exclude_if=lambda methods: methods == MethodSettings()
+    )
     search: SearchSettings = SearchSettings()
     budget: Budget = Budget()
     facts: Facts | None = Field(None, description="filled in by `create`")
@@ -132,6 +133,7 @@ class StudySpec(Value):
             train=self.train,
             dials=dials,
             compat=self.compat,
+            methods=self.methods,
         )
 
     def fingerprint(self) -> str:

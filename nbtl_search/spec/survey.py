@@ -127,15 +127,25 @@ def survey_regime(*, n_train: int, n_classes: int, similar: bool) -> SurveyRegim
     return "smaller-similar" if similar else "smaller-dissimilar"
 
 
-def starting_recipe(regime: SurveyRegime) -> KnownRecipe:
-    """Return a regime's recipe, with lr_high from its effective rate and momentum."""
+def starting_recipe(regime: SurveyRegime, *, n_updates: int | None = None) -> KnownRecipe:
+    """Return a regime's recipe, with lr_high from its effective rate and momentum.
+
+    Args:
+        regime: of the target.
+        n_updates: of a whole run; decay steps are counted in them. None leaves the decay of the
+            rates to the schedule of [train].
+    """
     start = SURVEY[regime]
     lr = rate_of(start.effective_lr, start.momentum)
+    decay: dict[str, SettingValue] = {}
+    if n_updates is not None:
+        decay["decay_updates"] = decay_updates(regime, n_updates=n_updates)
+        decay["decay_factor"] = start.decay_rate
     return KnownRecipe(
         name=f"survey-{regime}",
         reason=f"survey (arXiv 2205.09904), {regime.replace('-', ' and ')}: {start.reason}; the "
-        "figures are inferred",
-        dials={**start.dials, "lr_high": float(f"{lr:.6g}"), "momentum": start.momentum},
+        "figures are inferred" + ("" if decay else "; its decay is left out: see [train]"),
+        dials={**start.dials, "lr_high": float(f"{lr:.6g}"), "momentum": start.momentum, **decay},
     )
 
 

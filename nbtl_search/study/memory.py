@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from nbtl_search import space
 from nbtl_search.advice import Remembered, RememberedRecipe
 from nbtl_search.errors import StorageError
 from nbtl_search.spec import StudySpec
@@ -49,20 +50,26 @@ def _remembered(study: Study) -> Remembered:
     ]
     default = next((trial.value for trial in trials if trial.name == DEFAULT), None)
     best = sorted(trials, key=lambda trial: (-(trial.value or 0.0), trial.number))[:N_BEST]
+    n_blocks = study.facts.n_blocks
     return Remembered(
         study=study.name,
         diagnosis=diagnoses.latest(study.storage, study.spec),
         model=study.spec.model.name,
         image_px=study.spec.data.image_px,
-        recipes=tuple(_recipe(trial, default) for trial in best),
+        recipes=tuple(_recipe(trial, default, n_blocks) for trial in best),
     )
 
 
-def _recipe(trial: TrialRecord, default: float | None) -> RememberedRecipe:
+def _recipe(trial: TrialRecord, default: float | None, n_blocks: int) -> RememberedRecipe:
+    """Return what a trial found; L2-SP that its network's new blocks cut short counts as cut."""
     assert trial.value is not None  # noqa: S101
+    dials = trial.dials
+    most = space.Limit(dial="n_l2sp").most(dict(dials), n_blocks=n_blocks)
+    if dials.n_l2sp > most:
+        dials = dials.replace(n_l2sp=most)
     return RememberedRecipe(
         trial=trial.number,
         top1=trial.value,
         gain=None if default is None else trial.value - default,
-        dials=trial.dials.model_dump(),
+        dials=dials.model_dump(),
     )

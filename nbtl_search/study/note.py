@@ -46,10 +46,9 @@ def _data(spec: StudySpec, facts: Facts) -> str:
 
 
 def _searched(spec: StudySpec, facts: Facts) -> str:
-    built = space.build(spec.search, n_blocks=facts.n_blocks)
+    built = space.build_for(spec.search, facts)
     rows = [
-        f"| `{row.name}` | {_text(space.in_words(row.domain))} | "
-        f"{f'`{row.when.dial}` > 0' if row.when else ''} |"
+        f"| `{row.name}` | {_text(space.in_words(row.domain))} | {row.when or ''} |"
         for row in built.rows
     ]
     rows += [f"| `{name}` | fixed: {_text(str(value))} | |" for name, value in built.fixed.items()]

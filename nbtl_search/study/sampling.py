@@ -48,7 +48,7 @@ def ask(study: Study, *, slot: int, known_ids: set[int]) -> Asked:
     trial = _orphan(study.optuna, known_ids) or study.optuna.ask()
     if study.stage is not None:
         return _planned(study, trial, slot)
-    searched = space.build(study.spec.search, n_blocks=study.facts.n_blocks)
+    searched = space.build_for(study.spec.search, study.facts)
     known = trial.user_attrs.get(DIALS)
     if known is None:
         dials = space.suggest(searched, trial)

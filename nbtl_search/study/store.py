@@ -76,7 +76,7 @@ def create(storage: Storage, spec: StudySpec) -> Study:
         StorageError: the database refuses.
     """
     facts = _facts(spec)
-    searched = space.build(spec.search, n_blocks=facts.n_blocks)
+    searched = space.build_for(spec.search, facts)
     advice = spec.advice or Advised()
     known = (*spec.search.known, *advice.recipes)
     trials = [*_known_trials(known, searched), *_design_trials(spec.search, advice, searched)]

@@ -132,12 +132,15 @@ class Gathered:
     def backward(self, loss: Float[Tensor, ""], *, retain_graph: bool = True) -> None:
         """Add the gradient of one piece's regulariser, weighted by its share of the batch.
 
-        Parameters that the loss does not reach get none. The parameters' own `grad` stays.
+        Parameters that the loss does not reach get none; where all that is below it is frozen, so
+        does every one. The parameters' own `grad` stays.
 
         Args:
             loss: the regulariser of the piece.
             retain_graph: whether the task's loss, of the same forward pass, comes after it.
         """
+        if not loss.requires_grad or not self._parameters:
+            return
         found = torch.autograd.grad(
             loss, list(self._parameters.values()), retain_graph=retain_graph, allow_unused=True
         )

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from nbtl_search.errors import SpecError
+from nbtl_search.transfer.norm_scale import NormScale
 
 Kind = Literal["kernel", "norm", "other"]
 Named = tuple[tuple[str, nn.Parameter], ...]
@@ -21,7 +22,7 @@ Named = tuple[tuple[str, nn.Parameter], ...]
 # timm's group_matcher joins the three stem units; the paper counts each of the 22 as a layer.
 INCEPTION_V4_BLOCKS = {"blocks": r"^features\.(\d+)"}
 
-NORM_CLASSES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORM_CLASSES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, NormScale)
 # timm's own normalisations (RmsNorm, EvoNorm, ...) share no base class, only their files.
 NORM_FILES = frozenset(
     f"timm.layers.{name}"
@@ -66,6 +67,11 @@ class Layers:
     def n_blocks(self) -> int:
         """Return the number of blocks, the classifier not counted."""
         return len(self.blocks)
+
+    @property
+    def block_parameters(self) -> Named:
+        """Return the parameters of all blocks, in their order."""
+        return tuple(pair for block in self.blocks for pair in block.parameters)
 
     def pretrained(self, reinit_layers: int) -> tuple[Block, ...]:
         """Return the blocks that keep their pre-trained values."""

@@ -250,7 +250,7 @@ class TestLock:
 
 
 # Keys whose meaning is a section or a sentence of docs/studies.md, not a row of a table.
-TABLES = ("augment", "budget", "data", "model", "search", "train")
+TABLES = ("augment", "budget", "data", "methods", "model", "search", "train")
 ROW = ("high", "low", "options", "fixed")
 
 

@@ -40,10 +40,10 @@ def test_what_is_suggested_lies_inside_and_names_only_active_rows(data, name, n_
     dials = space.suggest(searched, trial)
     assert space.outside(searched, dials) == []
     assert list(space.params_of(searched, dials)) == trial.names
-    assert ("alpha" in trial.names) == (dials.n_l2sp > 0)
-    if name == "paper":
-        assert ("lr_low_ratio" in trial.names) == (dials.n_low > 0)
-    if dials.n_l2sp == 0:
+    assert ("alpha" in trial.names) == (dials.n_l2sp > dials.frozen_layers)
+    if name != "binary":
+        assert ("lr_low_ratio" in trial.names) == (dials.n_low > dials.frozen_layers)
+    if dials.n_l2sp <= dials.frozen_layers:
         assert dials.alpha == 0
 
 
@@ -72,7 +72,7 @@ def test_a_design_is_inside_distinct_and_repeatable(name, n_blocks, n, seed):
     assert points == space.design(searched, n=n, seed=seed)
     assert len({tuple(sorted(point.items())) for point in points}) == n
     for point in points:
-        assert space.outside(searched, Dials.parse({**searched.fixed, **point})) == []
+        assert space.outside(searched, space.dials_of(searched, point)) == []
 
 
 def test_a_design_is_what_optuna_takes_as_given():

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 from nbtl_search.reports.drawing import traces
 from nbtl_search.reports.drawing.traces import BLUE, FAINT, GREEN, ORANGE, TOP1
 from nbtl_search.reports.standing import best_of, default_of
+from nbtl_search.space import CONDITIONS
 from nbtl_search.spec import Epoch
 from nbtl_search.study.records import TrialRecord
 
@@ -24,9 +25,21 @@ _DIALS: Final = {  # what an axis says, and whether it is logarithmic
     "n_l2sp": ("L2-SP blocks", False),
     "alpha": ("L2-SP strength", True),
     "beta": ("L2 strength", True),
+    "momentum": ("momentum", False),
+    "frozen_layers": ("frozen blocks", False),
+    "source_head": ("source classifier", False),
+    "delta": ("DELTA", False),
+    "delta_alpha": ("DELTA strength", True),
+    "distill": ("distillation", False),
+    "distill_temperature": ("its temperature", False),
+    "dtnh": ("DTNH", False),
+    "bss": ("spectral shrinkage", False),
+    "stochnorm_p": ("stochastic norm p", False),
+    "decay_updates": ("updates a decay", False),
+    "decay_factor": ("factor of a decay", False),
 }
-_STRENGTHS: Final = ("alpha", "beta")
-_NEEDS: Final = {"lr_low_ratio": "n_low", "alpha": "n_l2sp"}
+_ROW_PX: Final = 230  # of panels, where they need more height than a figure has
+_STRENGTHS: Final = ("alpha", "beta", "delta_alpha")
 
 
 def history(trials: Sequence[TrialRecord]) -> go.Figure:
@@ -117,14 +130,17 @@ def dials(trials: Sequence[TrialRecord]) -> go.Figure:
     varied = [name for name in _DIALS if len({getattr(trial.dials, name) for trial in shown}) > 1]
     names = varied or ["lr_high"]
     n_columns = min(4, len(names))
+    n_rows = -(-len(names) // n_columns)
     figure = make_subplots(
-        rows=-(-len(names) // n_columns),
+        rows=n_rows,
         cols=n_columns,
         shared_yaxes=True,
         horizontal_spacing=0.03,
-        vertical_spacing=0.22,
+        vertical_spacing=min(0.22, 0.44 / n_rows),
     )
     figure.update_layout(traces.layout("Each dial alone (pruned trials faint)"), showlegend=False)
+    if n_rows > 2:
+        figure.update_layout(height=_ROW_PX * n_rows)
     figure.update_yaxes(**traces.AXIS)
     figure.update_yaxes(title={"text": "top-1 / %"}, col=1)
     for index, name in enumerate(names):
@@ -158,7 +174,8 @@ def _best_so_far(complete: Sequence[TrialRecord], *, last: int) -> go.Scatter:
 
 def _is_active(trial: TrialRecord, dial: str) -> bool:
     """Tell whether a dial had any effect in this trial."""
-    return bool(dial not in _NEEDS or getattr(trial.dials, _NEEDS[dial]) > 0)
+    condition = CONDITIONS.get(dial)
+    return condition is None or condition.holds(dict(trial.dials))
 
 
 def _new_layers(trial: TrialRecord) -> int:

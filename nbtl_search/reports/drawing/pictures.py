@@ -55,12 +55,13 @@ def _all(content: Content) -> Iterator[Picture]:
             figure=importance.bars(content.importances),
             height_px=110 + 30 * len(content.importances.shares),
         )
+    dials = figures.dials(trials).update_layout(showlegend=False)
     yield Picture(
         name="dials",
         title="Each dial alone",
         caption="Validation accuracy over each dial that was searched; stopped trials are grey.",
-        figure=figures.dials(trials).update_layout(showlegend=False),
-        height_px=460,
+        figure=dials,
+        height_px=dials.layout.height or 460,
         least_width_px=680,
     )
     yield from _of_paper(content)

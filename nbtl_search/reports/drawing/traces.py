@@ -162,8 +162,9 @@ def lines(
 
 def panel(trials: Sequence[TrialRecord], dial: str, *, color: str) -> go.Scatter:
     """Return accuracies over one dial."""
+    values = [getattr(trial.dials, dial) for trial in trials]
     return go.Scatter(
-        x=[significant(getattr(trial.dials, dial)) for trial in trials],
+        x=[value if isinstance(value, str) else significant(value) for value in values],
         y=[value(trial) for trial in trials],
         text=[str(trial.number) for trial in trials],
         mode="markers",

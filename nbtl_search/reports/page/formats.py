@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from nbtl_search.reports.content import Content
-from nbtl_search.reports.page.fit import measures
 from nbtl_search.reports.page.sheet import Cell, Sheet
-from nbtl_search.reports.page.sheets import tables
+from nbtl_search.reports.page.tables import tables
 from nbtl_search.reports.words import sentences
 
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~&#!$])")
@@ -21,7 +20,7 @@ def markdown(content: Content) -> str:
     """Return the verdict and all tables as Markdown; users' text is escaped."""
     parts = [f"# {_plain(content.name)}", *map(_plain, sentences(content))]
     parts.append(_plain(content.importances.reading))
-    for sheet in every_table(content):
+    for sheet in tables(content):
         parts += [f"## {sheet.title}", _table(sheet)]
     return "\n\n".join(parts) + "\n"
 
@@ -34,7 +33,7 @@ def comma_separated(content: Content) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["table", "row", "column", "value"])
-    for sheet in every_table(content):
+    for sheet in tables(content):
         for index, row in enumerate(sheet.rows, start=1):
             writer.writerows([sheet.name, index, key, _safe(value)] for key, value in row.items())
     return text.getvalue()
@@ -47,7 +46,7 @@ def as_json(content: Content) -> str:
         "made_at": content.made_at.isoformat(),
         "verdict": list(sentences(content)),
         "importance_reading": content.importances.reading,
-        "tables": {sheet.name: [dict(row) for row in sheet.rows] for sheet in every_table(content)},
+        "tables": {sheet.name: [dict(row) for row in sheet.rows] for sheet in tables(content)},
         "fingerprint": content.spec.fingerprint(),
         "specification": content.spec.plain(),
         "versions": dict(content.provenance.versions),
@@ -64,12 +63,6 @@ def as_json(content: Content) -> str:
         ],
     }
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
-
-
-def every_table(content: Content) -> tuple[Sheet, ...]:
-    """Return every table of the report; those without rows are left out."""
-    found = measures(content)
-    return (*tables(content), *((found,) if found.rows else ()))
 
 
 def _table(sheet: Sheet) -> str:

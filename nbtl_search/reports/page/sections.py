@@ -5,7 +5,7 @@ from typing import Final
 
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.drawing.pictures import Picture
-from nbtl_search.reports.page import markup, sheets
+from nbtl_search.reports.page import final_sheets, markup, sheets
 from nbtl_search.reports.page.markup import details, name, paragraph, table, text
 from nbtl_search.reports.page.sheet import Sheet
 from nbtl_search.reports.standing import gain_of
@@ -44,11 +44,13 @@ def result(content: Content, drawn: Drawn) -> str:  # noqa: ARG001  (all section
             "several seeds and read the test images once; start them with "
             f"<code>{text(command)}</code>.</p>"
         )
-    final = sheets.final(content)
+    final = final_sheets.final(content)
     parts = [table(final)] if final.rows else []
     parts += [_final_remarks(verdict)] if final.rows else [_under_way(verdict)]
-    parts += [table(sheets.contenders(content))] if verdict.contenders else []
-    runs = "".join(table(sheet) for sheet in _some(sheets.runs(content), sheets.readings(content)))
+    parts += [table(final_sheets.contenders(content))] if verdict.contenders else []
+    runs = "".join(
+        table(sheet) for sheet in _some(final_sheets.runs(content), final_sheets.readings(content))
+    )
     return "\n".join([*parts, details("every final run", runs) if runs else ""])
 
 
@@ -138,7 +140,7 @@ def provenance(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
 
 def beside_paper(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
     """Return the paper's numbers beside ours; '' for other datasets."""
-    sheet = sheets.paper(content, whole=False)
+    sheet = final_sheets.paper(content, whole=False)
     if not sheet.rows:
         return ""
     remark = (
@@ -146,7 +148,7 @@ def beside_paper(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
         "Inception-v4 at 299 pixels, four runs each. Another network, another size of image or a "
         "part of the images is another experiment."
     )
-    whole = details("all rows of tables 2 to 6", table(sheets.paper(content), caption=False))
+    whole = details("all rows of tables 2 to 6", table(final_sheets.paper(content), caption=False))
     return table(sheet) + paragraph(remark, kind="about") + whole
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from nbtl_search.advice import Remembered, RememberedRecipe, closeness, ranked
+from nbtl_search.advice.portfolio import effective
 from nbtl_search.spec import Dials, Measured
 
 
@@ -167,3 +168,15 @@ class TestRanked:
     def test_what_this_version_does_not_understand_is_left_out(self, here):
         recipes = recipe(1, 0.01, dials={"old_dial": 3}), recipe(2, 0.02)
         assert names(ranked(here, [study("one", here, *recipes)], n=9)) == ["memory-one-2"]
+
+
+def test_what_differs_only_where_it_has_no_effect_is_one_recipe():
+    same = [
+        Dials(frozen_layers=5, n_low=5, lr_low_ratio=0.1, n_l2sp=2, alpha=0.1),
+        Dials(frozen_layers=5, delta_alpha=0.1, distill_temperature=5.0, decay_factor=0.1),
+        Dials(frozen_layers=5),
+    ]
+    assert {effective(dials) for dials in same} == {Dials(frozen_layers=5)}
+    assert effective(Dials(bss=0.1)) == Dials(bss=0.1)
+    pulled = Dials(n_l2sp=6, alpha=0.1, frozen_layers=5, dtnh="always")
+    assert effective(pulled) == pulled

@@ -41,7 +41,9 @@ def make(prepared: Prepared, image_format: ImageFormat):
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+        torch.equal(a.images, b.images)
+        and torch.equal(a.targets, b.targets)
+        and torch.equal(a.indices, b.indices)
         for a, b in zip(first, second, strict=True)
     )
 
@@ -114,15 +116,19 @@ def test_every_image_is_seen_once_an_epoch(make, prepared, image_format):
     order = [next(i for i, k in enumerate(known) if torch.equal(s, k)) for s in seen]
     assert sorted(order) == list(range(18))
     assert order != list(range(18))
+    assert torch.cat([batch.indices for batch in plain.epoch(0)]).tolist() == order
     targets = torch.cat([batch.targets for batch in plain.epoch(0)])
     assert targets.argmax(dim=1).tolist() == prepared.labels("train")[order].tolist()
     assert set(targets.unique().tolist()) == {0.0, 1.0}
 
 
-def test_train_and_validation_together(make):
+def test_train_and_validation_together(make, prepared):
     both = make(augment=NONE, splits=("train", "val"), batch_size=24)
     (batch,) = both.epoch(0)
     assert batch.targets.sum(dim=0).tolist() == [8.0, 8.0, 8.0]
+    labels = np.concatenate([prepared.labels("train"), prepared.labels("val")])
+    assert batch.targets.argmax(dim=1).tolist() == labels[batch.indices].tolist()
+    assert sorted(batch.indices.tolist()) == list(range(24))
 
 
 UNTOUCHED = """
@@ -233,3 +239,4 @@ def test_batches_arrive_on_the_device(make):
         assert b.images.device.type == b.targets.device.type == "cuda"
         torch.testing.assert_close(a.images, b.images.cpu(), atol=0.02, rtol=0)
         torch.testing.assert_close(a.targets, b.targets.cpu())
+        assert torch.equal(a.indices, b.indices.cpu())

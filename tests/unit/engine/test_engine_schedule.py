@@ -100,6 +100,6 @@ def test_weight_decay_covers_every_parameter(tiny_recipe, compat, setting, expec
     held = [p for group in optimiser.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in model.parameters()}
     assert len(held) == len(list(model.parameters()))
-    set_rates(optimiser, epoch=1, train=recipe.train)
+    set_rates(optimiser, recipe, epoch=1, update=0, n_updates=4)
     rates = {group["name"]: group["lr"] for group in optimiser.param_groups}
     assert rates == pytest.approx({"head": 0.05, "high": 0.05, "low": 0.015})

@@ -11,6 +11,8 @@ import torch
 from nbtl_search.engine.weights import load_weights, read_weights
 from nbtl_search.errors import WeightsError
 from nbtl_search.spec import ModelSettings
+from nbtl_search.transfer.kept_architecture import config_entries
+from nbtl_search.transfer.source_classifier import append_layers
 
 NAME = "test_resnet"
 
@@ -180,6 +182,17 @@ def test_a_directory_with_another_config_is_refused(state, tmp_path, config, sai
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(config)
     assert said in refused(tmp_path, home=tmp_path)
+
+
+@pytest.mark.parametrize("form", ["directory", "file"])
+def test_an_export_with_a_kept_classifier_is_no_source(tmp_path, form):
+    model = timm.create_model(NAME, num_classes=11)
+    append_layers(model, n_classes=3, generator=torch.Generator())
+    state, file = model.state_dict(), tmp_path / "model.safetensors"
+    safetensors.torch.save_file(state, file)
+    (tmp_path / "config.json").write_text(json.dumps(config_entries(NAME, state)))
+    said = refused(tmp_path if form == "directory" else file, home=tmp_path)
+    assert "a kept source classifier in it; pass another file" in said
 
 
 def test_shipped_weights_are_found_by_model_name(state, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from nbtl_search.reports.drawing.pictures import pictures
 from nbtl_search.reports.page import formats
 from nbtl_search.reports.page.html import page
 from nbtl_search.reports.page.markup import script_json
-from nbtl_search.reports.page.sheets import tables
+from nbtl_search.reports.page.tables import tables
 from nbtl_search.reports.provenance import Device, Provenance, commit
 from nbtl_search.reports.spending import spending
 from nbtl_search.reports.words import sentences

@@ -1,0 +1,104 @@
+"""The source network of a run: what of it the methods look at, made ready once."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from nbtl_search.data.prepared import Prepared
+from nbtl_search.engine.attention import channel_attention
+from nbtl_search.engine.device import Placement
+from nbtl_search.engine.model import Network
+from nbtl_search.engine.teacher_logits import teacher_logits
+from nbtl_search.engine.terms import Source
+from nbtl_search.errors import SpecError
+from nbtl_search.spec import Recipe
+from nbtl_search.transfer.layers import Layers
+from nbtl_search.transfer.reinit import reset_layers
+from nbtl_search.transfer.taps import Tap, taps_of
+
+
+def source_of(
+    recipe: Recipe, network: Network, *, prepared: Prepared, home: Path, placement: Placement
+) -> Source:
+    """Return what the source network says, as far as the recipe's methods listen.
+
+    Attention and precomputed logits are measured now, or read where another run has kept them.
+
+    Raises:
+        SpecError: the model has no feature maps to compare, or none that keeps its weights; the
+            images are mixed, which precomputed logits are not of.
+        WeightsError: the weights have no classifier to listen to.
+        DivergedError: attention cannot be measured.
+        DataError: what is kept cannot be written.
+    """
+    source = network.source
+    if source is None:
+        return Source()
+    taps, attention, logits = compared_taps(recipe, network.layers, source), None, None
+    if taps and recipe.dials.delta == "attention":
+        attention = _attention(
+            recipe, network, source, taps, prepared=prepared, home=home, placement=placement
+        )
+    if recipe.dials.distill and recipe.methods.distill_teacher == "precomputed":
+        logits = teacher_logits(recipe, prepared=prepared, home=home).to(placement.device)
+    asked = taps or (recipe.dials.distill and logits is None)
+    return Source(
+        model=source if asked else None,
+        head=network.source_head,
+        taps=taps,
+        attention=attention,
+        logits=logits,
+    )
+
+
+def compared_taps(recipe: Recipe, layers: Layers, source: nn.Module) -> tuple[Tap, ...]:
+    """Return the feature maps that DELTA compares: of modules in which nothing starts anew.
+
+    Raises:
+        SpecError: the model has no feature maps, or none of them keeps its weights.
+    """
+    if recipe.dials.delta == "off":
+        return ()
+    new = _new_parameters(layers, recipe)
+    taps = tuple(
+        tap
+        for tap in taps_of(source, n=recipe.methods.delta_taps)
+        if not any(name.startswith(f"{tap.module}.") for name in new)
+    )
+    if not taps:
+        message = (
+            "DELTA compares feature maps of layers that keep their weights, got none with "
+            f"reinit_layers = {recipe.dials.reinit_layers} and delta_taps = "
+            f"{recipe.methods.delta_taps}; reinitialise fewer layers, or compare more maps"
+        )
+        raise SpecError(message)
+    return taps
+
+
+def _new_parameters(layers: Layers, recipe: Recipe) -> list[str]:
+    new = reset_layers(layers, recipe.dials.reinit_layers)
+    return [name for block in new for name, _ in block.parameters]
+
+
+def _attention(
+    recipe: Recipe,
+    network: Network,
+    source: nn.Module,
+    taps: tuple[Tap, ...],
+    *,
+    prepared: Prepared,
+    home: Path,
+    placement: Placement,
+) -> dict[str, Tensor]:
+    """Return the attention of the taps; it is measured on all of them, whatever starts anew."""
+    found = channel_attention(
+        recipe,
+        model=source,
+        taps=taps_of(source, n=recipe.methods.delta_taps),
+        prepared=prepared,
+        home=home,
+        placement=placement,
+        format=network.image_format,
+        weights_digest=network.weights_digest,
+    )
+    return {tap.module: found[tap.module].to(placement.device) for tap in taps}

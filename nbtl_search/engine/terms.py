@@ -1,0 +1,139 @@
+"""What methods add to the loss of a batch, one piece of it at a time.
+
+There are two sides, as DTNH tells them apart:
+
+* the task's: batch spectral shrinkage, a mean over the pieces weighted by their shares;
+* the source's: DELTA and distillation, which pull to the source network. A mean over the batch is
+  weighted by a piece's share as the cross-entropy is; a sum over it is added up as it is.
+
+The source network sees the very images that the task's loss is of: augmented and mixed.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nbtl_search.spec import Dials, MethodSettings, Recipe
+from nbtl_search.transfer.delta import delta, feature_map_distance
+from nbtl_search.transfer.distillation import PooledFeatures, SourceHead, distillation
+from nbtl_search.transfer.spectral import spectral_shrinkage
+from nbtl_search.transfer.taps import Tap, Taps
+
+Images = Float[Tensor, "batch 3 h w"]
+Indices = Int[Tensor, " batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """What is added to a piece's loss; None where nothing is."""
+
+    task: Float[Tensor, ""] | None = None
+    source: Float[Tensor, ""] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the source network says: of images that are passed to it, or noted down before."""
+
+    model: nn.Module | None = None
+    head: SourceHead | None = None
+    taps: tuple[Tap, ...] = ()
+    attention: Mapping[str, Float[Tensor, " _"]] | None = None
+    """Per tap a weight for each channel; None for the plain distance."""
+    logits: Float[Tensor, "images classes"] | None = None
+    """Of every training image as it is; None where the model is asked."""
+
+
+class Recorded(NamedTuple):
+    """What was recorded of the last forward pass of the model that learns, with its graph."""
+
+    taps: Taps
+    pooled: PooledFeatures
+
+
+class Terms:
+    """The terms of a recipe, for one network that learns."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, source: Source) -> None:
+        self._model = model
+        self._dials: Dials = recipe.dials
+        self._methods: MethodSettings = recipe.methods
+        self.source = source
+
+    @contextmanager
+    def recording(self) -> Iterator[Recorded]:
+        """Record what the terms need of the model's forward passes inside the context."""
+        with Taps(self._model, self.source.taps) as taps, PooledFeatures(self._model) as pooled:
+            yield Recorded(taps, pooled)
+
+    def added(self, recorded: Recorded, images: Images, indices: Indices, share: float) -> Added:
+        """Return the terms of the piece whose forward pass was recorded last.
+
+        Args:
+            recorded: of the model that learns.
+            images: of the piece, as the model saw them.
+            indices: of these images among the training images.
+            share: of the piece in its batch.
+
+        Raises:
+            SpecError: the piece has too few images for spectral shrinkage.
+        """
+        return Added(
+            task=self._shrinkage(recorded, share),
+            source=self._pull(recorded, images, indices, share),
+        )
+
+    def _shrinkage(self, recorded: Recorded, share: float) -> Tensor | None:
+        if not self._dials.bss:
+            return None
+        features = recorded.pooled.features
+        return share * spectral_shrinkage(features, eta=self._dials.bss, k=self._methods.bss_k)
+
+    def _pull(
+        self, recorded: Recorded, images: Images, indices: Indices, share: float
+    ) -> Tensor | None:
+        source, dials = self.source, self._dials
+        if not source.taps and not dials.distill:
+            return None
+        terms = []
+        with ExitStack() as stack:
+            maps, logits = self._asked(stack, images, indices)
+            if source.taps:
+                weight = share if self._methods.delta_reduction == "mean" else 1.0
+                terms.append(weight * dials.delta_alpha * self._distance(recorded.taps.maps, maps))
+            if logits is not None and source.head is not None:
+                kept = distillation(
+                    source.head(recorded.pooled.features),
+                    logits,
+                    temperature=dials.distill_temperature,
+                    squared=self._methods.distill_squared,
+                )
+                terms.append(share * dials.distill * kept)
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def _asked(
+        self, stack: ExitStack, images: Images, indices: Indices
+    ) -> tuple[Mapping[str, Tensor], Tensor | None]:
+        """Return the source network's feature maps and logits of the same images."""
+        source = self.source
+        noted = None if source.logits is None else source.logits[indices]
+        if source.model is None:
+            return {}, noted
+        maps = stack.enter_context(Taps(source.model, source.taps)).maps
+        pooled = stack.enter_context(PooledFeatures(source.model))
+        source.model(images)
+        if not self._dials.distill or source.head is None:
+            return maps, None
+        return maps, source.head(pooled.features) if noted is None else noted
+
+    def _distance(self, maps: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
+        reduction = self._methods.delta_reduction
+        if self.source.attention is None:
+            return feature_map_distance(maps, source, reduction=reduction)
+        return delta(maps, source, self.source.attention, reduction=reduction)

@@ -1,0 +1,90 @@
+"""Starting from a regime of the survey: what is appended, with which decay, and what is refused."""
+
+from typing import get_args
+
+import pytest
+
+from nbtl_search import space
+from nbtl_search.api.drafting import draft, with_starts
+from nbtl_search.cli.search import REGIMES
+from nbtl_search.errors import SpecError
+from nbtl_search.spec import Facts, Row
+from nbtl_search.spec.survey import SURVEY, SurveyRegime, decay_updates, starting_recipe
+
+FACTS = Facts(
+    n_blocks=22,
+    n_classes=10,
+    n_train=330,
+    n_val=80,
+    n_test=80,
+    data_digest="d" * 16,
+    weights_digest="w" * 16,
+)
+
+
+@pytest.fixture
+def study():
+    """A study of 20 epochs of 10 updates whose space searches decay in updates."""
+    spec = draft("textures", settings=["train.epochs=20", "train.batch_size=32"])
+    rows = {**spec.search.rows, "decay_updates": Row(low=5, high=100)}
+    return spec.replace(facts=FACTS, search=spec.search.replace(rows=rows))
+
+
+def test_the_command_line_offers_every_regime():
+    assert set(REGIMES) == set(SURVEY) == set(get_args(SurveyRegime))
+
+
+@pytest.mark.parametrize("regime", SURVEY)
+def test_a_start_comes_after_the_known_recipes_with_its_decay_in_updates(study, regime):
+    before, after = study.search.known, with_starts(study, [regime]).search.known
+    assert after[:-1] == before
+    dials = space.known_dials(after[-1], space=space.build(study.search, n_blocks=22))
+    assert after[-1].name == f"survey-{regime}"
+    assert dials.decay_updates == decay_updates(regime, n_updates=200)
+    assert dials.decay_factor == SURVEY[regime].decay_rate
+    assert dials.momentum == SURVEY[regime].momentum
+
+
+def test_small_batches_of_a_large_study_decay_later(study):
+    smaller = study.replace(train=study.train.replace(batch_size=16))
+    steps = [
+        with_starts(spec, ["smaller-similar"]).search.known[-1].dials["decay_updates"]
+        for spec in (study, smaller)
+    ]
+    assert steps == [5, 10]
+
+
+def test_without_a_row_for_it_the_decay_is_left_to_the_schedule_and_this_is_said(study):
+    plain = study.replace(search=study.search.replace(rows={}))
+    known = with_starts(plain, ["larger-similar"]).search.known[-1]
+    assert known == starting_recipe("larger-similar")
+    assert not {"decay_updates", "decay_factor"} & set(known.dials)
+    assert "[train]" in known.reason
+    assert "[train]" not in with_starts(study, ["larger-similar"]).search.known[-1].reason
+
+
+def test_without_facts_there_is_no_decay(study):
+    known = with_starts(study.replace(facts=None), ["larger-similar"]).search.known[-1]
+    assert known == starting_recipe("larger-similar")
+
+
+def test_several_starts_keep_their_order_and_one_given_twice_counts_once(study):
+    wanted = ["smaller-similar", "larger-dissimilar", "smaller-similar"]
+    names = [known.name for known in with_starts(study, wanted).search.known]
+    assert names[-2:] == ["survey-smaller-similar", "survey-larger-dissimilar"]
+    assert len(names) == len(study.search.known) + 2
+
+
+def test_no_start_changes_nothing(study):
+    assert with_starts(study, []) == study
+
+
+def test_an_unknown_regime_is_refused_with_the_list(study):
+    with pytest.raises(SpecError, match=r"larger-similar, .*smaller-dissimilar; got 'small'"):
+        with_starts(study, ["small"])
+
+
+def test_a_study_that_has_this_recipe_already_refuses_it(study):
+    once = with_starts(study, ["smaller-similar"])
+    with pytest.raises(SpecError, match="has survey-smaller-similar already"):
+        with_starts(once, ["smaller-similar"])
