@@ -19,6 +19,7 @@ def train(
     home: Path | None = None,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
+    measuring: Progress | None = None,
 ) -> Iterator[Epoch]:
     """Train one recipe without a study, and yield its epochs.
 
@@ -27,6 +28,7 @@ def train(
         home: see above.
         checkpoints: a folder to resume from and to write to after each epoch.
         progress: of the decoding of images, where that is still to be done.
+        measuring: of what some methods measure of the source network, once for a dataset.
 
     Raises:
         DataError: the images cannot be had, or are not as they should be.
@@ -35,7 +37,7 @@ def train(
     """
     home = home or default_home()
     prepared = prepare(recipe.data, home=home, progress=progress)
-    run = Run(recipe, prepared=prepared, home=home)
+    run = Run(recipe, prepared=prepared, home=home, measuring=measuring)
     if checkpoints is not None and checkpoint.load_latest(checkpoints, run):
         yield from run.history
     for event in epochs_of(run):

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from nbtl_search.cli.options import storage_option
-from nbtl_search.cli.output import console, counting_bar, decoding_progress, search_progress
+from nbtl_search.cli.output import DECODING, console, counting_bar, late_progress, search_progress
 
 if TYPE_CHECKING:
     from nbtl_search.demo import RandomRun
@@ -62,7 +62,7 @@ def _run(
     from nbtl_search import api, demo
 
     home, screen = home or api.default_home(), console()
-    with decoding_progress() as progress:
+    with late_progress(DECODING) as progress:
         spec = demo.create(
             trials=trials, fresh=fresh, home=home, storage=storage, progress=progress
         )

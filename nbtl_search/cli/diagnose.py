@@ -1,20 +1,16 @@
 """The command that measures how well the weights fit the images."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nbtl_search.cli.options import assignments, json_option, settings_option, storage_option
-from nbtl_search.cli.output import console, counting_bar, echo_json
+from nbtl_search.cli.output import console, echo_json, late_stages
 
 if TYPE_CHECKING:
     from nbtl_search.spec import Diagnosis
-
-_PATIENCE_S: Final = 2.0
 
 
 @click.command("diagnose")
@@ -92,7 +88,7 @@ def diagnose_command(
         raise click.UsageError(message)
     from nbtl_search import api
 
-    with _stages() as progress:
+    with late_stages() as progress:
         diagnosis = api.diagnose(
             target,
             layer=layer,
@@ -112,26 +108,6 @@ def diagnose_command(
     from nbtl_search.reports.terminal.diagnosis import render
 
     console().print(render(diagnosis))
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a callback (stage, done, total) whose bars appear on stderr after two seconds."""
-    bar, started_s = counting_bar(), monotonic()
-    tasks: dict[str, Any] = {}
-
-    def tick(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bar.add_task(stage, total=total)
-        bar.update(tasks[stage], completed=done, total=total)
-        if not bar.live.is_started and monotonic() - started_s > _PATIENCE_S:
-            bar.start()
-
-    try:
-        yield tick
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def _plain(diagnosis: "Diagnosis") -> dict[str, Any]:

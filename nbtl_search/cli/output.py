@@ -4,7 +4,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from nbtl_search.study.store import Study
 
 
+DECODING: Final = "decoding images"
+_PATIENCE_S: Final = 2.0
 _STAGES = {"confirm": "runs on validation", "test": "runs on test"}
 
 
@@ -31,19 +34,33 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 @contextmanager
-def decoding_progress() -> Iterator[Callable[[int, int], None]]:
-    """Give a callback (done, total) whose bar appears on stderr at its first call."""
-    from rich.progress import Progress
+def late_stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a callback (stage, done, total) whose bars appear on stderr after two seconds.
 
-    with Progress(console=console(stderr=True), transient=True) as bar:
-        tasks: list[Any] = []
+    A stage's bar goes when the stage is done.
+    """
+    bar, started_s = counting_bar(), time.monotonic()
+    tasks: dict[str, Any] = {}
 
-        def tick(done: int, total: int) -> None:
-            if not tasks:
-                tasks.append(bar.add_task("decoding images", total=total))
-            bar.update(tasks[0], completed=done, total=total)
+    def tick(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total)
+        bar.update(tasks[stage], completed=done, total=total, visible=done < total)
+        if not bar.live.is_started and time.monotonic() - started_s > _PATIENCE_S:
+            bar.start()
 
+    try:
         yield tick
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+@contextmanager
+def late_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback (done, total) of one stage; see `late_stages`."""
+    with late_stages() as tick:
+        yield partial(tick, what)
 
 
 def counting_bar() -> "Progress":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nbtl_search.cli.options import json_option
-from nbtl_search.cli.output import console, echo_json
+from nbtl_search.cli.output import console, echo_json, late_progress
 
 if TYPE_CHECKING:
     from nbtl_search.api.predicting import Predictions
@@ -64,7 +64,7 @@ def predict_command(
         message = "--json and --csv exclude each other; give one"
         raise click.UsageError(message)
     predictions.check_confusion_file(confusion)
-    with predictions.late_progress("images") as progress:
+    with late_progress("images") as progress:
         found = api.predict(
             model,
             images,

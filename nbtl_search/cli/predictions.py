@@ -2,15 +2,12 @@
 
 import csv
 import json
-import time
 import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from nbtl_search.cli.output import counting_bar
 from nbtl_search.errors import SpecError
 
 if TYPE_CHECKING:
@@ -20,7 +17,6 @@ if TYPE_CHECKING:
     from nbtl_search.exports.confusion import Confusion
 
 SHOWN_MATRIX: Final = 20  # classes of a matrix that still fits a terminal
-_PATIENCE_S: Final = 2.0
 
 
 def shown(text: str) -> str:
@@ -33,24 +29,6 @@ def shown(text: str) -> str:
 def _is_harmless(character: str) -> bool:
     joiner = character in "\u200c\u200d"  # of emoji and of Persian
     return character.isprintable() or unicodedata.category(character) == "Zs" or joiner
-
-
-@contextmanager
-def late_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a callback (done, total) whose bar appears on stderr after two seconds."""
-    bar, started_s = counting_bar(), time.monotonic()
-    task = bar.add_task(what, total=None)
-
-    def tick(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if not bar.live.is_started and time.monotonic() - started_s > _PATIENCE_S:
-            bar.start()
-
-    try:
-        yield tick
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def render(found: "Predictions", *, top_k: int) -> "Iterator[Table | str]":

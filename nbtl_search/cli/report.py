@@ -1,13 +1,12 @@
 """The command that writes what a study found."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from nbtl_search.cli.options import storage_option
+from nbtl_search.cli.output import late_stages
 
 if TYPE_CHECKING:
     from nbtl_search.api.reporting import Format
@@ -59,7 +58,7 @@ def report_command(
 
     to_stdout = output == Path("-")
     target = output or Path(f"{study}-report.{kind}")
-    with _progress() as step:
+    with late_stages() as step:
         text = api.report(
             study,
             None if to_stdout else target,
@@ -75,21 +74,3 @@ def report_command(
     click.echo(f"report: {target} ({len(text.encode()) / 1e6:.1f} MB)")
     if figures is not None:
         click.echo(f"figures: {figures}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a callback whose bar appears on stderr with the first step that was done."""
-    from rich.progress import Progress, TaskID
-
-    from nbtl_search.cli.output import console
-
-    with Progress(console=console(stderr=True), transient=True) as bar:
-        tasks: list[TaskID] = []
-
-        def step(what: str, done: int, n_steps: int) -> None:
-            if not tasks:
-                tasks.append(bar.add_task(what, total=n_steps))
-            bar.update(tasks[0], description=what, completed=done)
-
-        yield step

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from nbtl_search.cli.options import json_option, settings_option, storage_option
-from nbtl_search.cli.output import console, decoding_progress, echo_json
+from nbtl_search.cli.output import DECODING, console, echo_json, late_progress
 
 
 @click.command("reproduce")
@@ -56,7 +56,7 @@ def reproduce_command(
     from nbtl_search import api
     from nbtl_search.reports.terminal import reproduction_text
 
-    with decoding_progress() as progress:
+    with late_progress(DECODING) as progress:
         found = api.reproduce(
             dataset,
             name=name,

@@ -14,7 +14,7 @@ from nbtl_search.cli.options import (
     settings_option,
     storage_option,
 )
-from nbtl_search.cli.output import decoding_progress, echo_json, search_progress
+from nbtl_search.cli.output import DECODING, echo_json, late_progress, search_progress
 
 if TYPE_CHECKING:
     from nbtl_search.spec import StudySpec
@@ -76,7 +76,7 @@ def create_command(
     """
     from nbtl_search import api
 
-    with decoding_progress() as progress:
+    with late_progress(DECODING) as progress:
         spec = api.create(
             dataset,
             study=study,
@@ -152,7 +152,7 @@ def prepare_command(
     """
     from nbtl_search import api
 
-    with decoding_progress() as progress:
+    with late_progress(DECODING) as progress:
         prepared = api.prepare(
             dataset, settings=settings, skip_corrupt=skip_corrupt, home=home, progress=progress
         )

@@ -1,13 +1,14 @@
 """Commands that need no study."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from nbtl_search.cli.options import home_option, json_option, settings_option
-from nbtl_search.cli.output import decoding_progress, echo_json
+from nbtl_search.cli.output import DECODING, echo_json, late_progress, late_stages
 
 if TYPE_CHECKING:
     from nbtl_search.spec import Epoch
@@ -42,8 +43,14 @@ def train_command(
 
     parsed = Recipe.parse(with_settings(read_toml(recipe), settings))
     epochs = []
-    with decoding_progress() as progress:
-        for epoch in api.train(parsed, home=home, checkpoints=checkpoints, progress=progress):
+    with late_stages() as tick:
+        for epoch in api.train(
+            parsed,
+            home=home,
+            checkpoints=checkpoints,
+            progress=partial(tick, DECODING),
+            measuring=partial(tick, "measuring the source network"),
+        ):
             epochs.append(epoch)
             if not as_json:
                 click.echo(
@@ -97,7 +104,7 @@ def pretrain_command(*, output: Path, seed: int, epochs: int | None, home: Path 
     if epochs is not None:
         recipe = recipe.replace(train=recipe.train.replace(epochs=epochs))
     n_images, started_s = 0, time.process_time()
-    with decoding_progress() as progress:
+    with late_progress(DECODING) as progress:
         home = home or api.default_home()
         for epoch in pretrain(recipe, output, home=home, progress=progress):
             n_images += epoch.n_images

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.engine.attention import channel_attention
 from nbtl_search.engine.device import Placement
+from nbtl_search.engine.features import Progress
 from nbtl_search.engine.model import Network
 from nbtl_search.engine.teacher_logits import teacher_logits
 from nbtl_search.engine.terms import Source
@@ -18,7 +19,13 @@ from nbtl_search.transfer.taps import Tap, taps_of
 
 
 def source_of(
-    recipe: Recipe, network: Network, *, prepared: Prepared, home: Path, placement: Placement
+    recipe: Recipe,
+    network: Network,
+    *,
+    prepared: Prepared,
+    home: Path,
+    placement: Placement,
+    measuring: Progress | None = None,
 ) -> Source:
     """Return what the source network says, as far as the recipe's methods listen.
 
@@ -37,10 +44,18 @@ def source_of(
     taps, attention, logits = compared_taps(recipe, network.layers, source), None, None
     if taps and recipe.dials.delta == "attention":
         attention = _attention(
-            recipe, network, source, taps, prepared=prepared, home=home, placement=placement
+            recipe,
+            network,
+            source,
+            taps,
+            prepared=prepared,
+            home=home,
+            placement=placement,
+            measuring=measuring,
         )
     if recipe.dials.distill and recipe.methods.distill_teacher == "precomputed":
-        logits = teacher_logits(recipe, prepared=prepared, home=home).to(placement.device)
+        logits = teacher_logits(recipe, prepared=prepared, home=home, progress=measuring)
+        logits = logits.to(placement.device)
     asked = taps or (recipe.dials.distill and logits is None)
     return Source(
         model=source if asked else None,
@@ -89,6 +104,7 @@ def _attention(
     prepared: Prepared,
     home: Path,
     placement: Placement,
+    measuring: Progress | None,
 ) -> dict[str, Tensor]:
     """Return the attention of the taps; it is measured on all of them, whatever starts anew."""
     found = channel_attention(
@@ -100,5 +116,6 @@ def _attention(
         placement=placement,
         format=network.image_format,
         weights_digest=network.weights_digest,
+        progress=measuring,
     )
     return {tap.module: found[tap.module].to(placement.device) for tap in taps}

@@ -1,6 +1,6 @@
-"""What methods add to the loss of a batch, one piece of it at a time.
+"""What methods add to the loss of a batch, one piece of it at a time, and to its gradient.
 
-There are two sides, as DTNH tells them apart:
+To the loss there are two sides, as DTNH tells them apart:
 
 * the task's: batch spectral shrinkage, a mean over the pieces weighted by their shares;
 * the source's: DELTA and distillation, which pull to the source network. A mean over the batch is
@@ -18,9 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nbtl_search.engine.model import Network
 from nbtl_search.spec import Dials, MethodSettings, Recipe
 from nbtl_search.transfer.delta import delta, feature_map_distance
 from nbtl_search.transfer.distillation import PooledFeatures, SourceHead, distillation
+from nbtl_search.transfer.dtnh import Dtnh, dtnh
+from nbtl_search.transfer.freezing import trainable_penalty
+from nbtl_search.transfer.penalties import L2SP, l2sp
 from nbtl_search.transfer.spectral import spectral_shrinkage
 from nbtl_search.transfer.taps import Tap, Taps
 
@@ -137,3 +141,19 @@ class Terms:
         if self.source.attention is None:
             return feature_map_distance(maps, source, reduction=reduction)
         return delta(maps, source, self.source.attention, reduction=reduction)
+
+
+def penalty_of(recipe: Recipe, network: Network) -> L2SP | Dtnh:
+    """Return what adds the pulls of L2 and L2-SP to the gradients, projected where DTNH is on."""
+    penalty = l2sp(
+        network.layers,
+        recipe.dials,
+        anchors=network.anchors,
+        scope=recipe.train.penalty_scope,
+        compat=recipe.compat,
+    )
+    penalty, mode = trainable_penalty(penalty), recipe.dials.dtnh
+    if mode == "off":
+        return penalty
+    granularity = recipe.methods.dtnh_granularity
+    return dtnh(network.layers, penalty, mode=mode, granularity=granularity)

@@ -5,7 +5,7 @@ The caller iterates, and stops iterating whenever it likes; every `Step` is a pl
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,12 @@ from nbtl_search.engine.optim import set_rates, sgd
 from nbtl_search.engine.randomness import derive_seed
 from nbtl_search.engine.schedule import rate_at
 from nbtl_search.engine.teacher import source_of
-from nbtl_search.engine.terms import Terms
+from nbtl_search.engine.terms import Terms, penalty_of
 from nbtl_search.spec import Epoch, Recipe, best_epoch
-from nbtl_search.transfer.dtnh import Dtnh, Gathered, dtnh
-from nbtl_search.transfer.freezing import trainable_penalty
-from nbtl_search.transfer.penalties import L2SP, l2sp
+from nbtl_search.transfer.dtnh import Dtnh, Gathered
 
 Item = TypeVar("Item")
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,22 @@ class Step:
 class Run:
     """One training run: its network, optimiser, position and history."""
 
-    def __init__(self, recipe: Recipe, *, prepared: Prepared, home: Path) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        prepared: Prepared,
+        home: Path,
+        measuring: Progress | None = None,
+    ) -> None:
         """Build everything from the recipe.
+
+        Args:
+            recipe: all settings.
+            prepared: the images.
+            home: below it weights are cached, and what is measured of the source network is kept.
+            measuring: called with (done, all) while that is measured, which can take hours; what it
+                raises ends the building.
 
         Raises:
             SpecError: the recipe does not fit the model or this machine.
@@ -86,10 +99,15 @@ class Run:
                 )
         self.n_updates = self._batches.n_updates
         self.optimiser = sgd(recipe, self.network.layers)
-        self.penalty = self._penalty()
+        self.penalty = penalty_of(recipe, self.network)
         with self.placement.numerics():
             source = source_of(
-                recipe, self.network, prepared=prepared, home=home, placement=self.placement
+                recipe,
+                self.network,
+                prepared=prepared,
+                home=home,
+                placement=self.placement,
+                measuring=measuring,
             )
         gathers = isinstance(self.penalty, Dtnh) and bool(recipe.dials.distill or source.taps)
         self.gradient = Gradient(
@@ -227,22 +245,6 @@ class Run:
             DataError: the data are others now.
         """
         state.restore(self, saved)
-
-    def _penalty(self) -> L2SP | Dtnh:
-        recipe, layers = self.recipe, self.network.layers
-        penalty = l2sp(
-            layers,
-            recipe.dials,
-            anchors=self.network.anchors,
-            scope=recipe.train.penalty_scope,
-            compat=recipe.compat,
-        )
-        penalty = trainable_penalty(penalty)
-        mode = recipe.dials.dtnh
-        if mode == "off":
-            return penalty
-        granularity = recipe.methods.dtnh_granularity
-        return dtnh(layers, penalty, mode=mode, granularity=granularity)
 
     def _set_rates(self) -> None:
         epoch, update = self.position

@@ -61,6 +61,10 @@ class Inbox:
         return order if isinstance(order, protocol.Halt) else None
 
 
+class _HaltedError(Exception):
+    """The supervisor wants the trainer to leave what it is at."""
+
+
 @final
 class Trainer:
     """The state of the process: the open study and the connection."""
@@ -70,6 +74,7 @@ class Trainer:
         self._inbox = Inbox(connection)
         self._prepared: Prepared | None = None
         self._home = Path()
+        self._said = 0.0
 
     def serve(self) -> None:
         """Carry out orders until the supervisor goes."""
@@ -99,7 +104,13 @@ class Trainer:
     def _train(self, order: protocol.Train) -> protocol.Ended | protocol.Halted | protocol.Failed:
         assert self._prepared is not None, "Train comes after Open"  # noqa: S101
         try:
-            run = Run(order.recipe, prepared=self._prepared, home=self._home)
+            self._said = time.monotonic()
+            run = Run(
+                order.recipe,
+                prepared=self._prepared,
+                home=self._home,
+                measuring=self._measuring,
+            )
             directory = Path(order.checkpoints)
             checkpoint.load_latest(directory, run)
             self._send(protocol.Started(history=run.history))
@@ -108,6 +119,8 @@ class Trainer:
             if finished and order.keep is not None:
                 scores = self._score(run, Path(order.keep))
                 finished = scores is not None
+        except _HaltedError:
+            return protocol.Halted(rss_mb=_rss_mb())
         except TrialError as error:
             return protocol.Failed(
                 cause="diverged" if error.cause == "diverged" else "oom", message=str(error)
@@ -120,6 +133,17 @@ class Trainer:
         if finished:
             return protocol.Ended(rss_mb=_rss_mb(), scores=scores)
         return protocol.Halted(rss_mb=_rss_mb())
+
+    def _measuring(self, n_done: int, _n_all: int) -> None:
+        """Give a sign of life while the source network is measured; leave if told to halt.
+
+        What is measured is kept as it comes: who halts here goes on from there.
+        """
+        if self._inbox.halt() is not None:
+            raise _HaltedError
+        if time.monotonic() - self._said > _PROGRESS_EVERY_S:
+            self._send(protocol.Progress(epoch=0, update=n_done))
+            self._said = time.monotonic()
 
     def _epochs(self, run: Run, directory: Path) -> bool:
         """Train to the end, or until told to halt; return whether the end was reached."""

@@ -7,8 +7,9 @@ import tomllib
 import optuna
 import pytest
 
+from nbtl_search.space import impossible
 from nbtl_search.study import store
-from tests.acceptance.conftest import FAST, check_invariants
+from tests.acceptance.conftest import FAST, check_invariants, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -83,3 +84,41 @@ def test_workers_refuse_images_other_than_those_of_the_study(program, tiny, imag
     report = program.status("tiny")
     assert (report["waiting"], report["failed"]) == (2, 0)
     assert not program.processes("worker")
+
+
+@pytest.mark.timeout(600)
+def test_every_method_is_searched_in_one_study(program, tiny, tmp_path):
+    space = ("--set", "search.space='extended'", "--set", "methods.delta_batches=1")
+    program.ok(*tiny, *space, "--epochs", 2, "--trials", 14, "--set", "search.seed=5")
+    program.ok("launch", "tiny", "--workers", 2, "--quiet", *FAST, timeout_s=500)
+    trials, _, recipes = check_invariants(program, "tiny", n_trials=14)
+    for trial in trials:
+        assert impossible(trial.dials, n_blocks=5) == []
+        assert recipes[trial.number].methods.delta_batches == 1
+    used = {name for trial in trials for name in trial.dials.plain()}
+    assert {"momentum", "bss", "delta", "distill", "source_head", "stochnorm_p"} <= used
+    odd = next(t for t in trials if t.dials.source_head == "keep" and t.state == "complete")
+    again = tomllib.loads(program.ok("best", "tiny", "--trial", odd.number))
+    assert again["dials"]["source_head"] == "keep"
+    assert again["methods"] == {"delta_batches": 1}
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(program.ok("best", "tiny", "--trial", odd.number))
+    trained = json.loads(program.ok("train", recipe, "--json"))
+    assert trained["best"]["val_top1"] == odd.value
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_leaves_while_attention_is_measured_and_another_goes_on(program, tiny):
+    """Channels are many where a worker is told to stop: what was measured is kept."""
+    known = "search.known=[{name='default', dials={delta='attention', delta_alpha=1e-3}}]"
+    program.ok(*tiny, "--set", known, "--epochs", 1, "--trials", 1)
+    worker = program.start("worker", "tiny", *FAST)
+    parts = lambda: sorted((program.home / "attention").rglob("*.part"))  # noqa: E731
+    wait_until(lambda: len(parts()) >= 2, every_s=0.01)
+    worker.terminate()
+    worker.wait(60)
+    kept = parts()
+    measured = {part: part.read_bytes() for part in kept}
+    program.ok("launch", "tiny", "--workers", 1, "--quiet", *FAST)
+    check_invariants(program, "tiny", n_trials=1)
+    assert {part: part.read_bytes() for part in kept} == measured

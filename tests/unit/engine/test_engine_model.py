@@ -10,7 +10,7 @@ from nbtl_search.engine.device import Placement
 from nbtl_search.engine.model import Network, build
 from nbtl_search.engine.probe import probe
 from nbtl_search.errors import SpecError, WeightsError
-from nbtl_search.spec import StudySpec
+from nbtl_search.spec import MethodSettings, Row, SearchSettings, StudySpec
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -159,3 +159,43 @@ def test_probe_refuses_weights_that_do_not_fit_and_images_that_are_too_small(tin
     small = tiny_study(model={"name": "inception_v4", "weights": "random"})
     with pytest.raises(SpecError, match=r"data\.image_px must suit model 'inception_v4', got 32"):
         probe(small, home=tiny_home)
+
+
+@pytest.fixture
+def headless(tiny_weights, tmp_path):
+    """The same weights without their classifier."""
+    state = safetensors.torch.load_file(tiny_weights)
+    file = tmp_path / "headless.safetensors"
+    safetensors.torch.save_file({n: v for n, v in state.items() if not n.startswith("fc.")}, file)
+    return file
+
+
+def test_probe_refuses_a_search_for_what_the_weights_cannot_do(tiny_study, tiny_home, headless):
+    spec = tiny_study(model={"weights": str(headless)})
+    assert probe(spec, home=tiny_home).n_blocks == 5
+    rows: dict[str, Row] = {}
+    for name, off in (("source_head", "replace"), ("distill", 0.0)):
+        search = SearchSettings(space="extended", rows=rows)
+        with pytest.raises(WeightsError, match=rf"search\.rows\.{name}.* got none; ") as error:
+            probe(spec.replace(search=search), home=tiny_home)
+        assert f"search.rows.{name}.fixed = {off!r}" in str(error.value)
+        rows = {**rows, name: Row(fixed=off)}
+    search = SearchSettings(space="extended", rows=rows)
+    assert probe(spec.replace(search=search), home=tiny_home).n_blocks == 5
+
+
+def test_probe_refuses_feature_maps_that_may_all_be_new(tiny_study, tiny_home):
+    spec = tiny_study().replace(search=SearchSettings(space="extended"))
+    assert probe(spec, home=tiny_home).n_blocks == 5
+    one_map = spec.replace(methods=MethodSettings(delta_taps=1))
+    with pytest.raises(SpecError, match=r"search\.rows\.delta .* reinit_layers = 3"):
+        probe(one_map, home=tiny_home)
+
+
+def test_probe_refuses_precomputed_predictions_of_images_that_are_mixed(tiny_study, tiny_home):
+    spec = tiny_study().replace(
+        search=SearchSettings(space="extended"),
+        methods=MethodSettings(distill_teacher="precomputed"),
+    )
+    with pytest.raises(SpecError, match=r"search\.rows\.distill .*mixup == 0"):
+        probe(spec, home=tiny_home)

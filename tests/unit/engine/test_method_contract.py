@@ -12,10 +12,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 
 from nbtl_search.data.cache import prepare
 from nbtl_search.engine.final import WEIGHTS_FILE, keep
@@ -35,8 +37,8 @@ IMAGE_PX, RATE = {MOBILENET: 80, INCEPTION: 107}, {MOBILENET: 0.005, INCEPTION: 
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "l2sp": {"on": {"n_l2sp": 5, "alpha": 0.01}},
     "delta": {
-        "plain": {"delta": "plain", "delta_alpha": 1e-5},
-        "attention": {"delta": "attention"},
+        "plain": {"delta": "plain", "delta_alpha": 1e-6},
+        "attention": {"delta": "attention", "delta_alpha": 1e-3},
     },
     "distill": {"on": {"distill": 2.0}},
     "dtnh": {"conflict": {"dtnh": "conflict"}, "always": {"dtnh": "always"}},
@@ -126,25 +128,27 @@ def photographs(tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
-def calibrate(model: torch.nn.Module) -> None:
-    """Give fresh batch norm statistics that fit, as trained networks have: else logits explode."""
+def calibrate(model: torch.nn.Module, files: list[Path]) -> None:
+    """Give fresh batch norm statistics of photographs, as trained networks have: else all explodes."""
+    pixels = [np.asarray(Image.open(file).convert("RGB").resize((107, 107))) for file in files]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        model.train()(torch.randn(16, 3, 107, 107))
+        model.train()(images)
     for norm in norms:
         norm.momentum = 0.1
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> dict[str, Path]:
+def weights(tmp_path_factory, photographs) -> dict[str, Path]:
     """Real weights of MobileNetV2; of Inception-v4 there are none here, so random ones."""
     file = tmp_path_factory.mktemp("inception") / "inception_v4.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = timm.create_model(INCEPTION, num_classes=20)
-        calibrate(model)
+        calibrate(model, sorted(photographs[MOBILENET].rglob("*.jpg")))
     safetensors.torch.save_file(model.state_dict(), file)
     mobilenet = "weights/mobilenetv2_100_from_torchvision_int8.pth"
     return {MOBILENET: Path(os.environ["NBTL_REAL_DATA"]) / mobilenet, INCEPTION: file}
