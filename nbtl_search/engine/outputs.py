@@ -1,7 +1,7 @@
 """What a pre-trained network gives at a layer, and the classifier that came with its weights."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +9,10 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from nbtl_search.engine.weights import Weights
-from nbtl_search.errors import SpecError
+from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.spec import POOLED
-from nbtl_search.transfer.layers import Layers, classifier_parameters
+from nbtl_search.transfer import distillation
+from nbtl_search.transfer.layers import Layers
 
 Output = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n d"]]
 Head = tuple[Float32[np.ndarray, "z d"], Float32[np.ndarray, " z"]]
@@ -37,18 +38,15 @@ def source_head(model: nn.Module, weights: Weights) -> Head | None:
 
     So the source logits are `features @ weight.T + bias`.
     """
-    found = cast("Any", model).get_classifier()
-    if not isinstance(found, nn.Linear):
+    try:
+        head = distillation.source_head(model, weights.state)
+    except (SpecError, WeightsError):
         return None
-    names = {name.rpartition(".")[2]: name for name in classifier_parameters(model)}
-    weight, bias = (weights.state.get(names.get(part, "")) for part in ("weight", "bias"))
-    if weight is None or weight.ndim != 2 or weight.shape[1] != found.in_features:
+    weight = head.weight.float().numpy().copy()
+    if len(weight) < 2:
         return None
-    if len(weight) < 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        return None
-    if bias is None:
-        bias = torch.zeros(len(weight))
-    return weight.float().numpy().copy(), bias.float().numpy().copy()
+    bias = torch.zeros(len(weight)) if head.bias is None else head.bias.float()
+    return weight, bias.numpy().copy()
 
 
 class _Pooled:

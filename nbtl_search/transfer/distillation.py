@@ -98,15 +98,20 @@ def source_head(model: nn.Module, state: Mapping[str, Tensor]) -> SourceHead:
         for name in classifier_parameters(model)
         if name in state
     }
-    weight = given.get("weight")
-    if weight is None or weight.shape[1:] != (classifier.in_features,):
-        got = "none" if weight is None else f"shape {tuple(weight.shape)}"
+    weight, bias = given.get("weight"), given.get("bias")
+    fits = weight is not None and weight.shape[1:] == (classifier.in_features,)
+    if weight is None or not fits or (bias is not None and bias.shape != weight.shape[:1]):
+        got = (
+            "none"
+            if weight is None
+            else " and ".join(f"shape {tuple(v.shape)}" for v in given.values())
+        )
         message = (
             f"the weights must hold the source classifier over {classifier.in_features} features, "
             f"got {got}; pass a weights file with its classifier"
         )
         raise WeightsError(message)
-    return SourceHead(weight=weight, bias=given.get("bias"))
+    return SourceHead(weight=weight, bias=bias)
 
 
 class PooledFeatures:

@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.data, pytest.mark.slow]
 MOBILENET, INCEPTION = "mobilenetv2_100", "inception_v4"
 # Images of each of two kinds to train on: two updates in an epoch, and one of the larger network.
 N_TRAIN, N_VAL, BATCH = {MOBILENET: 6, INCEPTION: 2}, 2, {MOBILENET: 6, INCEPTION: 4}
+# Noise explodes in a deep network of random weights whose statistics are those of photographs.
+AUGMENT = {MOBILENET: {}, INCEPTION: {"erasing": 0.0, "randaugment": ""}}
 # Below 107 px Inception-v4 ends in maps of one place, of which batch norm sees two values.
 IMAGE_PX, RATE = {MOBILENET: 80, INCEPTION: 107}, {MOBILENET: 0.005, INCEPTION: 0.0005}
 
@@ -129,7 +131,7 @@ def photographs(tmp_path_factory) -> dict[str, Path]:
 
 
 def calibrate(model: torch.nn.Module, files: list[Path]) -> None:
-    """Give fresh batch norm statistics of photographs, as trained networks have: else all explodes."""
+    """Give batch norm statistics of photographs, as trained networks have: else all explodes."""
     pixels = [np.asarray(Image.open(file).convert("RGB").resize((107, 107))) for file in files]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -167,6 +169,7 @@ def make_run(home, photographs, weights):
             "train": {"epochs": 3, "batch_size": n, "micro_batch": n // 2, "warmup_epochs": 0,
                       "device": "cpu", "precision": "fp32", "n_threads": 1, "seed": seed},
             "dials": dials,
+            "augment": AUGMENT[model],
             "methods": {"delta_taps": 1, "delta_batches": 1},
         })  # fmt: skip
         return Run(recipe, prepared=prepare(recipe.data, home=home), home=home)
