@@ -35,17 +35,15 @@ def console(*, stderr: bool = False) -> "Console":
 
 @contextmanager
 def late_stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a callback (stage, done, total) whose bars appear on stderr after two seconds.
+    """Give a callback (stage, done, total) whose bar appears on stderr after two seconds.
 
-    A stage's bar goes when the stage is done.
+    It shows the stage that was told last, and goes where that is done.
     """
     bar, started_s = counting_bar(), time.monotonic()
-    tasks: dict[str, Any] = {}
+    task = bar.add_task("", total=None)
 
     def tick(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bar.add_task(stage, total=total)
-        bar.update(tasks[stage], completed=done, total=total, visible=done < total)
+        bar.update(task, description=stage, completed=done, total=total, visible=done < total)
         if not bar.live.is_started and time.monotonic() - started_s > _PATIENCE_S:
             bar.start()
 
@@ -53,6 +51,7 @@ def late_stages() -> Iterator[Callable[[str, int, int], None]]:
         yield tick
     finally:
         if bar.live.is_started:
+            bar.update(task, visible=False)
             bar.stop()
 
 

@@ -12,12 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from nbtl_search.data.images import ImageFormat
@@ -25,7 +26,7 @@ from nbtl_search.data.prepared import Prepared
 from nbtl_search.data.publish import writing_below
 from nbtl_search.engine import parts
 from nbtl_search.engine.attention_head import linear_head, trained_head
-from nbtl_search.engine.attention_plan import PIECE, Measurement, n_together
+from nbtl_search.engine.attention_plan import PIECE, Measurement
 from nbtl_search.engine.device import Placement
 from nbtl_search.engine.durable import remove_abandoned, write_durably
 from nbtl_search.engine.features import device_name, exact_float32
@@ -115,10 +116,11 @@ def _kept(measurement: Measurement, progress: Progress) -> dict[str, Float32[Ten
         directory = measurement.directory
         with writing_below(directory.parent):
             directory.mkdir(parents=True, exist_ok=True)
-            with _alone(directory, lambda: progress(len(measurement.read()), n_all)):
-                remove_abandoned(directory)
-                _measure(measurement, progress)
-                found = measurement.read()
+            lock = directory.with_name(f".{directory.name}-lock").open("a")
+        with lock, _alone(lock, lambda: progress(len(measurement.read()), n_all)):
+            remove_abandoned(directory)
+            _measure(measurement, progress)
+            found = measurement.read()
     progress(n_all, n_all)
     return {
         tap.module: torch.tensor([found[tap.module, c] for c in range(tap.n_channels)])
@@ -140,11 +142,14 @@ def _measure(measurement: Measurement, progress: Progress) -> None:
     )
     started = time.perf_counter()
     head = _head(measurement, lambda: progress(len(done), n_all))
-    n_done = len(done)
-    for path, rows in _rises(measurement, head, frozenset(done)):
-        parts.write(path, rows)
-        n_done += len(rows)
-        progress(n_done, n_all)
+    n_done, images = len(done), measurement.images()
+    for tap, channels in measurement.ranges:
+        if (tap.module, channels.start) not in done:
+            tick = partial(progress, n_done, n_all)
+            rows = _part(measurement, head, tap, channels, images, tick)
+            _write(measurement, measurement.part(tap, channels), rows)
+            n_done += len(rows)
+            progress(n_done, n_all)
     seconds = time.perf_counter() - started
     logger.info(
         "measured the attention of %d channels in %.1f s",
@@ -154,22 +159,45 @@ def _measure(measurement: Measurement, progress: Progress) -> None:
     )
 
 
-def _rises(
-    measurement: Measurement, head: nn.Module, done: frozenset[tuple[str, int]]
-) -> Iterator[tuple[Path, Float32[np.ndarray, "n 1"]]]:
-    """Yield each part that is not there and its rows."""
-    images = measurement.images()
-    rises = {
-        tap: channel_importance(
-            measurement.model, head, (tap,), images, done=done, n_at_once=n_together(tap)
-        )
-        for tap in measurement.taps
-    }
-    for tap, channels in measurement.ranges:
-        if (tap.module, channels.start) not in done:
-            with measurement.placement.numerics(), exact_float32(), _memory(measurement, channels):
-                rows = [[next(rises[tap]).value] for _ in channels]
-            yield measurement.part(tap, channels), np.array(rows, dtype=np.float32)
+def _part(
+    measurement: Measurement,
+    head: nn.Module,
+    tap: Tap,
+    channels: range,
+    images: Sequence[tuple[Float[Tensor, "_ 3 _ _"], Tensor]],
+    tick: Callable[[], None],
+) -> Float32[np.ndarray, "n 1"]:
+    """Return the importance of these channels, fewer of them at once where memory runs out.
+
+    Raises:
+        OutOfMemoryError: not even one silent channel at a time fits.
+    """
+    others = {(tap.module, c) for c in range(tap.n_channels) if c not in channels}
+    n_at_once = len(channels)
+    while True:
+        try:
+            with measurement.placement.numerics(), exact_float32():
+                found = channel_importance(
+                    measurement.model,
+                    head,
+                    (tap,),
+                    images,
+                    done=others,
+                    n_at_once=n_at_once,
+                    tick=tick,
+                )
+                return np.array([[one.value] for one in found], dtype=np.float32)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if n_at_once == 1:
+                message = (
+                    f"{2 * PIECE} images without gradients must fit in the memory of "
+                    f"{measurement.placement.device}, got {' '.join(str(error).split())[:120]}; "
+                    "use smaller images, a smaller model or another device"
+                )
+                raise OutOfMemoryError(message) from error
+            n_at_once //= 2
 
 
 def _head(measurement: Measurement, tick: Callable[[], None]) -> nn.Module:
@@ -193,47 +221,33 @@ def _head(measurement: Measurement, tick: Callable[[], None]) -> nn.Module:
                 seed=derive_seed("attention head", prepared.digest),
             )
         about = measurement.plain() | {"device": device_name(placement.device)}
-        write_durably(measurement.directory / "about.json", json.dumps(about, indent=2).encode())
-        parts.write(path, rows)
+        with writing_below(measurement.directory):
+            content = json.dumps(about, indent=2).encode()
+            write_durably(measurement.directory / "about.json", content)
+        _write(measurement, path, rows)
     return linear_head(rows).to(placement.device)
 
 
-@contextmanager
-def _memory(measurement: Measurement, channels: range) -> Iterator[None]:
-    """Say what did not fit.
-
-    Raises:
-        OutOfMemoryError: memory ran out.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        message = (
-            f"{PIECE * (len(channels) + 1)} images without gradients must fit in the memory of "
-            f"{measurement.placement.device}, got {' '.join(str(error).split())[:120]}; use "
-            "smaller images, a smaller model or another device"
-        )
-        raise OutOfMemoryError(message) from error
+def _write(measurement: Measurement, path: Path, rows: Float32[np.ndarray, "n m"]) -> None:
+    with writing_below(measurement.directory):
+        parts.write(path, rows)
 
 
 @contextmanager
-def _alone(directory: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a folder; tell the caller again and again that another process has it.
+def _alone(file: IO[str], waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file; tell the caller again and again that another process has it.
 
     The kernel drops the lock of a process that dies. Parts are whole or not at all without it: it
     only spares work done twice, and where the file system has no locks, it does not.
     """
-    with directory.with_name(f".{directory.name}-lock").open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                time.sleep(WAIT_S)
-                continue
-            except OSError:
-                pass
-            break
-        yield
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            time.sleep(WAIT_S)
+            continue
+        except OSError:
+            pass
+        break
+    yield

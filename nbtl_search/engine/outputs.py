@@ -42,11 +42,11 @@ def source_head(model: nn.Module, weights: Weights) -> Head | None:
         head = distillation.source_head(model, weights.state)
     except (SpecError, WeightsError):
         return None
-    weight = head.weight.float().numpy().copy()
+    weight = head.weight.numpy()
     if len(weight) < 2:
         return None
-    bias = torch.zeros(len(weight)) if head.bias is None else head.bias.float()
-    return weight, bias.numpy().copy()
+    bias = torch.zeros(len(weight)) if head.bias is None else head.bias
+    return weight, bias.numpy()
 
 
 class _Pooled:

@@ -12,11 +12,13 @@ from nbtl_search.data.prepared import Prepared
 from nbtl_search.engine.model import Network, build
 from nbtl_search.engine.teacher import compared_taps
 from nbtl_search.engine.teacher_logits import check_precomputable
+from nbtl_search.engine.terms import Source, Terms
+from nbtl_search.engine.weights import RANDOM
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
 
 # What a model or its weights may not be able to do.
-DEMANDING: Final = ("source_head", "frozen_layers", "delta", "distill", "stochnorm_p")
+DEMANDING: Final = ("source_head", "frozen_layers", "delta", "distill", "bss", "stochnorm_p")
 
 
 def probe(
@@ -69,7 +71,8 @@ def _check_forward(network: Network, prepared: Prepared, *, name: str) -> None:
 
 def _check_methods(spec: StudySpec, prepared: Prepared, *, home: Path, n_blocks: int) -> None:
     """Build the network with each method that is searched: weights may lack what one needs."""
-    searched = space.build(spec.search, n_blocks=n_blocks)
+    pretrained = spec.model.weights != RANDOM
+    searched = space.build(spec.search, n_blocks=n_blocks, pretrained=pretrained)
     for name in DEMANDING:
         usual = getattr(Dials(), name)
         option = next((one for one in _options(searched, name) if one != usual), usual)
@@ -104,3 +107,4 @@ def _check_method(recipe: Recipe, prepared: Prepared, home: Path) -> None:
     network = build(recipe, n_classes=len(prepared.classes), home=home, prepared=prepared)
     if network.source is not None:
         compared_taps(recipe, network.layers, network.source)
+    Terms(network.model, recipe, Source())

@@ -74,11 +74,9 @@ def compared_taps(recipe: Recipe, layers: Layers, source: nn.Module) -> tuple[Ta
     """
     if recipe.dials.delta == "off":
         return ()
-    new = _new_parameters(layers, recipe)
+    new = frozenset(_new_parameters(layers, recipe))
     taps = tuple(
-        tap
-        for tap in taps_of(source, n=recipe.methods.delta_taps)
-        if not any(name.startswith(f"{tap.module}.") for name in new)
+        tap for tap in taps_of(source, n=recipe.methods.delta_taps) if not _is_new(source, tap, new)
     )
     if not taps:
         message = (
@@ -88,6 +86,22 @@ def compared_taps(recipe: Recipe, layers: Layers, source: nn.Module) -> tuple[Ta
         )
         raise SpecError(message)
     return taps
+
+
+def _is_new(source: nn.Module, tap: Tap, new: frozenset[str]) -> bool:
+    """Tell whether a tap's module starts anew; one without weights, whether what is before does."""
+    own = [name for name, _ in source.named_parameters() if name.startswith(f"{tap.module}.")]
+    return not new.isdisjoint(own or _just_before(source, tap.module))
+
+
+def _just_before(source: nn.Module, wanted: str) -> list[str]:
+    """Return the parameters of the last module that has some and comes before this one."""
+    found: list[str] = []
+    for name, module in source.named_modules():
+        if name == wanted:
+            break
+        found = [f"{name}.{own}" for own, _ in module.named_parameters(recurse=False)] or found
+    return found
 
 
 def _new_parameters(layers: Layers, recipe: Recipe) -> list[str]:

@@ -9,6 +9,7 @@ To the loss there are two sides, as DTNH tells them apart:
 The source network sees the very images that the task's loss is of: augmented and mixed.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nbtl_search.engine.model import Network
+from nbtl_search.errors import SpecError
 from nbtl_search.spec import Dials, MethodSettings, Recipe
 from nbtl_search.transfer.delta import delta, feature_map_distance
 from nbtl_search.transfer.distillation import PooledFeatures, SourceHead, distillation
@@ -54,10 +56,16 @@ class Source:
 
 
 class Recorded(NamedTuple):
-    """What was recorded of the last forward pass of the model that learns, with its graph."""
+    """What was recorded of the last forward pass of a model, with its graph."""
 
     taps: Taps
-    pooled: PooledFeatures
+    pooled: PooledFeatures | None
+
+    @property
+    def features(self) -> Float[Tensor, "batch features"]:
+        """Return what entered the classifier."""
+        assert self.pooled is not None, "it is recorded wherever a term needs it"  # noqa: S101
+        return self.pooled.features
 
 
 class Terms:
@@ -68,12 +76,16 @@ class Terms:
         self._dials: Dials = recipe.dials
         self._methods: MethodSettings = recipe.methods
         self.source = source
+        self._pools = bool(recipe.dials.bss or recipe.dials.distill)
+        _check_pieces(recipe)
+        with self.recording():  # a model that cannot be recorded is refused before it trains
+            pass
 
     @contextmanager
     def recording(self) -> Iterator[Recorded]:
         """Record what the terms need of the model's forward passes inside the context."""
-        with Taps(self._model, self.source.taps) as taps, PooledFeatures(self._model) as pooled:
-            yield Recorded(taps, pooled)
+        with _recorded(self._model, self.source.taps, pooled=self._pools) as recorded:
+            yield recorded
 
     def added(self, recorded: Recorded, images: Images, indices: Indices, share: float) -> Added:
         """Return the terms of the piece whose forward pass was recorded last.
@@ -95,7 +107,7 @@ class Terms:
     def _shrinkage(self, recorded: Recorded, share: float) -> Tensor | None:
         if not self._dials.bss:
             return None
-        features = recorded.pooled.features
+        features = recorded.features
         return share * spectral_shrinkage(features, eta=self._dials.bss, k=self._methods.bss_k)
 
     def _pull(
@@ -112,7 +124,7 @@ class Terms:
                 terms.append(weight * dials.delta_alpha * self._distance(recorded.taps.maps, maps))
             if logits is not None and source.head is not None:
                 kept = distillation(
-                    source.head(recorded.pooled.features),
+                    source.head(recorded.features),
                     logits,
                     temperature=dials.distill_temperature,
                     squared=self._methods.distill_squared,
@@ -129,18 +141,40 @@ class Terms:
         noted = None if source.logits is None else source.logits[indices]
         if source.model is None:
             return {}, noted
-        maps = stack.enter_context(Taps(source.model, source.taps)).maps
-        pooled = stack.enter_context(PooledFeatures(source.model))
+        listens = source.head is not None and noted is None
+        recorded = stack.enter_context(_recorded(source.model, source.taps, pooled=listens))
         source.model(images)
-        if not self._dials.distill or source.head is None:
-            return maps, None
-        return maps, source.head(pooled.features) if noted is None else noted
+        if source.head is None or noted is not None:
+            return recorded.taps.maps, noted
+        return recorded.taps.maps, source.head(recorded.features)
 
     def _distance(self, maps: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
         reduction = self._methods.delta_reduction
         if self.source.attention is None:
             return feature_map_distance(maps, source, reduction=reduction)
         return delta(maps, source, self.source.attention, reduction=reduction)
+
+
+@contextmanager
+def _recorded(model: nn.Module, taps: tuple[Tap, ...], *, pooled: bool) -> Iterator[Recorded]:
+    with ExitStack() as stack:
+        yield Recorded(
+            taps=stack.enter_context(Taps(model, taps)),
+            pooled=stack.enter_context(PooledFeatures(model)) if pooled else None,
+        )
+
+
+def _check_pieces(recipe: Recipe) -> None:
+    """Refuse spectral shrinkage of pieces that will be too small, before anything is trained."""
+    n, k = recipe.train.batch_size, recipe.methods.bss_k
+    n_pieces = math.ceil(n / min(recipe.train.micro_batch or n, n))
+    if recipe.dials.bss and n // n_pieces < max(2, k):
+        message = (
+            f"spectral shrinkage needs pieces of {max(2, k)} images or more (methods.bss_k = {k}), "
+            f"got {n // n_pieces} with batch_size = {n} and micro_batch = "
+            f"{recipe.train.micro_batch}; use a larger batch or micro_batch, or bss = 0"
+        )
+        raise SpecError(message)
 
 
 def penalty_of(recipe: Recipe, network: Network) -> L2SP | Dtnh:

@@ -35,9 +35,9 @@ def _source(recipe: Recipe) -> Iterator[str]:
             else "all channels alike"
         )
         yield (
-            f"DELTA (Li et al., 2019), {weighed}: the last {methods.delta_taps} feature "
-            f"maps were pulled to the source network's, strength {dials.delta_alpha:.3g}, "
-            f"{methods.delta_reduction} over the batch."
+            f"DELTA (Li et al., 2019), {weighed}: of the last {methods.delta_taps} "
+            "feature maps those that kept their weights were pulled to the source network's, "
+            f"strength {dials.delta_alpha:.3g}, {methods.delta_reduction} over the batch."
         )
     if dials.distill:
         squared = ", times its square" if methods.distill_squared else ""

@@ -34,8 +34,3 @@ def decay_in_updates(
     if update < warmup_updates:
         return warmup_lr + update * ((base - warmup_lr) / warmup_updates)
     return base * float(decay_rate ** (update // decay_updates))
-
-
-def decay_updates_of(decay_epochs: float, *, n_updates: int) -> int:
-    """Return the updates between steps that `decay_epochs` are, at n_updates in an epoch."""
-    return max(1, round(decay_epochs * n_updates))

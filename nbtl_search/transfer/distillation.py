@@ -94,7 +94,7 @@ def source_head(model: nn.Module, state: Mapping[str, Tensor]) -> SourceHead:
         )
         raise SpecError(message)
     given = {
-        name.rpartition(".")[2]: state[name].detach().clone()
+        name.rpartition(".")[2]: state[name].detach().float().clone()
         for name in classifier_parameters(model)
         if name in state
     }
@@ -122,7 +122,15 @@ class PooledFeatures:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._classifier: nn.Module = cast("Any", model).get_classifier()
+        classifier = cast("Any", model).get_classifier()
+        if not isinstance(classifier, nn.Module):
+            message = (
+                f"features enter one classifier, got {type(classifier).__name__} of them in "
+                f"{type(model).__name__}; choose another model, or leave out distillation and "
+                "spectral shrinkage"
+            )
+            raise SpecError(message)
+        self._classifier: nn.Module = classifier
         self._handle: RemovableHandle | None = None
         self._features: Tensor | None = None
 

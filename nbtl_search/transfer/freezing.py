@@ -7,17 +7,11 @@ that follow the target's images would change a block that nothing else changes.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from nbtl_search.errors import SpecError
 from nbtl_search.transfer.groups import RateGroup
 from nbtl_search.transfer.layers import Block, Layers, Named, kind_of
 from nbtl_search.transfer.penalties import L2SP
-from nbtl_search.transfer.source import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,36 +79,6 @@ def trainable_penalty(penalty: L2SP) -> L2SP:
         sp=tuple(pull for pull in penalty.sp if pull.parameter.requires_grad),
         l2=tuple(pull for pull in penalty.l2 if pull.parameter.requires_grad),
     )
-
-
-def runs_without_gradient(
-    model: nn.Module, frozen: Frozen, images: Float[Tensor, "batch colours height width"]
-) -> bool:
-    """Tell whether nothing that learns comes before a frozen module in the forward pass.
-
-    Then autograd records nothing below the first block that learns, as neither the images nor
-    these parameters need gradients: the prefix runs as under `torch.no_grad`. It is found out by
-    one forward pass, in evaluation mode, since only that knows the order of a model's blocks.
-    """
-    reached: list[bool] = []
-
-    def note(_module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
-        tensors = (value for value in inputs if isinstance(value, Tensor))
-        reached.append(any(value.requires_grad for value in tensors))
-
-    handles = [
-        module.register_forward_hook(note)
-        for block in frozen.blocks
-        for _, module in block.modules
-        if not any(parameter.requires_grad for parameter in module.parameters())
-    ]
-    try:
-        with evaluating(model), torch.enable_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return not any(reached)
 
 
 def _trainable(parameters: Named) -> Named:

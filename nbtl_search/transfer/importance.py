@@ -6,7 +6,7 @@ Li et al. 2019, arXiv 1901.09229, section 3.3, zero the convolution's filter; he
 tapped block is zeroed, which silences a channel after its normalisation and activation as well.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,7 @@ def channel_importance(
     *,
     done: Collection[tuple[str, int]] = frozenset(),
     n_at_once: int = 8,
+    tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Importance]:
     """Measure channel after channel, so that the caller can keep each result as it comes.
 
@@ -53,6 +54,7 @@ def channel_importance(
         batches: images and labels (indices, or probabilities of the classes).
         done: (module, channel) that need not be measured again.
         n_at_once: channels to silence in one pass; more are faster and need more memory.
+        tick: called after every batch; what it raises ends the measurement.
 
     Raises:
         SpecError: there is no batch, n_at_once < 1, or a tap's output is no feature map.
@@ -68,7 +70,7 @@ def channel_importance(
             channels = range(first, min(first + n_at_once, tap.n_channels))
             missing = [channel for channel in channels if (tap.module, channel) not in done]
             if missing:
-                values = _rises(model, head, tap, channels, batches)
+                values = _rises(model, head, tap, channels, batches, tick)
                 yield from (
                     Importance(tap.module, channel, values[channel - first]) for channel in missing
                 )
@@ -81,6 +83,7 @@ def _rises(
     tap: Tap,
     channels: range,
     batches: Sequence[tuple[Images, Tensor]],
+    tick: Callable[[], None],
 ) -> list[float]:
     """Return how much the loss rises when each of the channels is silent, mean over batches."""
     total = torch.zeros(len(channels), dtype=torch.float64)
@@ -90,6 +93,7 @@ def _rises(
             logits = head(_pooled(model, images))
         losses = _losses(logits, labels, n_copies=len(channels) + 1)
         total += (losses[1:] - losses[0]).cpu()
+        tick()
     return [float(value) for value in total / len(batches)]
 
 

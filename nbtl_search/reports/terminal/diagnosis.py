@@ -11,6 +11,7 @@ from nbtl_search.advice import conclude
 from nbtl_search.reports.terminal.tables import clean, span
 from nbtl_search.spec import TITLES, Diagnosis, Measured
 from nbtl_search.spec.paper import paper_tables
+from nbtl_search.spec.survey import survey_regime
 
 MEANINGS: Final[Mapping[str, str]] = {
     "fixed_accuracy": "a linear classifier on frozen features",
@@ -125,3 +126,10 @@ def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
     yield f"conclusion: {conclusion.regime}"
     for line in conclusion.evidence:
         yield f"- {clean(line)}"
+    if conclusion.regime in {"suited", "unsuited"}:
+        start = survey_regime(
+            n_train=diagnosis.n_images,
+            n_classes=diagnosis.n_classes,
+            similar=conclusion.regime == "suited",
+        )
+        yield f"the survey's recipe for such a target: nbtl-search create ... --start {start}"

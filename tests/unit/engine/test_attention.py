@@ -419,8 +419,27 @@ def test_memory_that_runs_out_is_an_error_of_ours(measure, monkeypatch):
         return map(allocate, range(1))
 
     monkeypatch.setattr(engine, "channel_importance", full)
-    with pytest.raises(OutOfMemoryError, match="72 images without gradients"):
+    with pytest.raises(OutOfMemoryError, match="16 images without gradients"):
         measure()
+
+
+def test_where_memory_is_short_fewer_channels_are_silenced_at_once(measure, monkeypatch, tmp_path):
+    expected, tried = measure(), []
+    measured = engine.channel_importance
+
+    def short(*arguments, n_at_once, **options):
+        tried.append(n_at_once)
+        if n_at_once > 3:
+            message = "DefaultCPUAllocator: can't allocate memory"
+            raise RuntimeError(message)
+        return measured(*arguments, n_at_once=n_at_once, **options)
+
+    monkeypatch.setattr(engine, "channel_importance", short)
+    found = measure(home=tmp_path / "elsewhere")
+    assert max(tried) > 3
+    assert min(tried) <= 3
+    for module, weights in expected.items():
+        torch.testing.assert_close(found[module], weights, rtol=1e-4, atol=1e-7)
 
 
 def test_one_line_when_it_begins_and_one_when_it_ends(measure, caplog):
@@ -442,10 +461,11 @@ def test_progress_counts_channels(measure):
 
 
 def test_the_caller_keeps_its_random_state_and_threads(measure, monkeypatch):
-    def rises(_model, _head, taps, _images, **_options):
+    def rises(_model, _head, taps, _images, *, done, **_options):
         for tap in taps:
             assert torch.get_num_threads() == 2
-            yield from (Importance(tap.module, c, 1.0) for c in range(tap.n_channels))
+            missing = (c for c in range(tap.n_channels) if (tap.module, c) not in done)
+            yield from (Importance(tap.module, c, 1.0) for c in missing)
 
     monkeypatch.setattr(engine, "channel_importance", rises)
     before = torch.get_rng_state(), torch.get_num_threads()

@@ -184,6 +184,18 @@ def test_probe_refuses_a_search_for_what_the_weights_cannot_do(tiny_study, tiny_
     assert probe(spec.replace(search=search), home=tiny_home).n_blocks == 5
 
 
+def test_probe_takes_a_search_of_every_method_from_random_weights(tiny_study, tiny_home):
+    spec = tiny_study(model={"weights": "random"})
+    facts = probe(spec.replace(search=SearchSettings(space="extended")), home=tiny_home)
+    assert facts.weights_digest == "random"
+
+
+def test_probe_refuses_spectral_shrinkage_of_single_images(tiny_study, tiny_home):
+    spec = tiny_study(train={"micro_batch": 1}).replace(search=SearchSettings(space="extended"))
+    with pytest.raises(SpecError, match=r"search\.rows\.bss .* 2 images or more"):
+        probe(spec, home=tiny_home)
+
+
 def test_probe_refuses_feature_maps_that_may_all_be_new(tiny_study, tiny_home):
     spec = tiny_study().replace(search=SearchSettings(space="extended"))
     assert probe(spec, home=tiny_home).n_blocks == 5

@@ -32,6 +32,8 @@ MOBILENET, INCEPTION = "mobilenetv2_100", "inception_v4"
 N_TRAIN, N_VAL, BATCH = {MOBILENET: 6, INCEPTION: 2}, 2, {MOBILENET: 6, INCEPTION: 4}
 # Noise explodes in a deep network of random weights whose statistics are those of photographs.
 AUGMENT = {MOBILENET: {}, INCEPTION: {"erasing": 0.0, "randaugment": ""}}
+# With stochastic normalisation the maps of that network are far off, and so is the pull.
+DAMPING = {MOBILENET: 1.0, INCEPTION: 1e-4}
 # Below 107 px Inception-v4 ends in maps of one place, of which batch norm sees two values.
 IMAGE_PX, RATE = {MOBILENET: 80, INCEPTION: 107}, {MOBILENET: 0.005, INCEPTION: 0.0005}
 
@@ -162,6 +164,8 @@ def make_run(home, photographs, weights):
         dials: dict[str, Any] = {"lr_high": RATE[model], "beta": 1e-3}
         for name, form in row.items():
             dials |= FORMS[name].get(form, {})
+        if "delta_alpha" in dials:
+            dials["delta_alpha"] *= DAMPING[model]
         n = BATCH[model]
         recipe = Recipe.parse({
             "data": {"dataset": str(photographs[model]), "image_px": IMAGE_PX[model]},
@@ -214,8 +218,9 @@ def rebuilt_by_timm(model: str, file: Path, row: Row) -> torch.nn.Module:
 def test_every_method_keeps_the_contract(make_run, model, row, tmp_path):
     whole = make_run(model, row)
     started = {n: p.detach().clone() for n, p in whole.network.model.named_parameters()}
-    saved = None
+    saved, first_loss = None, None
     for event in train(whole):
+        first_loss = first_loss or whole.progress.loss_sum
         if isinstance(event, Step) and (event.epoch, event.update) == (2, 1):
             saved = through_a_file(whole.state_dict())
         if isinstance(event, Epoch):
@@ -239,7 +244,7 @@ def test_every_method_keeps_the_contract(make_run, model, row, tmp_path):
 
     other = make_run(model, row, seed=1)
     next(train(other))
-    assert other.progress.loss_sum != pytest.approx(whole.history[0].train_loss)
+    assert other.progress.loss_sum != first_loss
 
     keep(whole, tmp_path / "kept", None)
     px = IMAGE_PX[model]

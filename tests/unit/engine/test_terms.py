@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
+from nbtl_search.engine.teacher import compared_taps
 from nbtl_search.engine.train import Run, train
 from nbtl_search.errors import OutOfMemoryError, SpecError
+from nbtl_search.transfer.layers import layers_of
 from nbtl_search.transfer.taps import taps_of
 
 PLAIN = {"randaugment": "", "mixup": 0.0, "erasing": 0.0, "crop_scale": (1.0, 1.0)}
@@ -268,6 +271,39 @@ def test_new_layers_on_a_kept_classifier_have_the_rate_of_the_head(make_run, tin
     assert len(run.history) == 2
 
 
+def test_nothing_listens_where_no_method_is_on(make_run):
+    run = make_run({})
+    with run.gradient.terms.recording():
+        assert not any(
+            m._forward_hooks or m._forward_pre_hooks for m in run.network.model.modules()
+        )
+
+
+class Chain(nn.Module):
+    """Feature maps behind activations, which have no weights of their own."""
+
+    feature_info = ({"module": "first", "num_chs": 3}, {"module": "second", "num_chs": 3})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.first = nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.high, self.second = nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.fc = nn.Linear(3, 2)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:  # noqa: FBT001, FBT002, ARG002
+        return {"stem": r"^low", "blocks": r"^high"}
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+
+@pytest.mark.parametrize(("n_new", "expected"), [(1, ["first", "second"]), (2, ["first"])])
+def test_a_map_behind_a_new_layer_is_not_pulled(tiny_recipe, n_new, expected):
+    model = Chain()
+    recipe = tiny_recipe(dials={"delta": "plain", "reinit_layers": n_new})
+    assert [tap.module for tap in compared_taps(recipe, layers_of(model), model)] == expected
+
+
 def test_maps_of_new_layers_are_not_pulled(make_run):
     all_maps = make_run({"delta": "plain"}).gradient.terms.source.taps
     new = make_run({"delta": "plain", "reinit_layers": 2}).gradient.terms.source.taps
@@ -277,11 +313,10 @@ def test_maps_of_new_layers_are_not_pulled(make_run):
         make_run({"delta": "plain", "reinit_layers": 2}, methods={"delta_taps": 1})
 
 
-def test_spectral_shrinkage_of_too_few_images_is_refused(make_run):
-    run = make_run({"bss": 0.1}, train={"micro_batch": 2}, methods={"bss_k": 3})
-    run.begin_epoch()
-    with pytest.raises(SpecError, match=r"1 <= k <= 2 singular values .* got 3"):
-        run.update(next(run.batches()))
+@pytest.mark.parametrize(("micro_batch", "k", "got"), [(1, 1, 1), (2, 3, 2), (7, 5, 4)])
+def test_spectral_shrinkage_of_too_few_images_is_refused(make_run, micro_batch, k, got):
+    with pytest.raises(SpecError, match=rf"pieces of {max(2, k)} images or more .* got {got} with"):
+        make_run({"bss": 0.1}, train={"micro_batch": micro_batch}, methods={"bss_k": k})
 
 
 def test_spectral_shrinkage_where_only_too_few_images_fit_is_out_of_memory(make_run):

@@ -8,6 +8,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.transfer.distillation import (
@@ -151,6 +152,20 @@ class TestSourceHead:
         assert head.weight.device.type == "cpu"
         bare = SourceHead(weight=head.weight, bias=None).to("cpu")
         assert bare(torch.zeros(1, 96)).shape == (1, 11)
+
+    def test_half_precision_weights_are_constants_in_float32(self):
+        target: Any = timm.create_model("test_resnet", num_classes=3)
+        half = {"fc.weight": torch.ones(11, 96).half(), "fc.bias": torch.ones(11).bfloat16()}
+        head = source_head(target, half)
+        assert torch.equal(head(torch.ones(1, 96)), torch.full((1, 11), 97.0))
+
+    def test_several_classifiers_are_refused(self):
+        class Twice(nn.Module):
+            def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+                return nn.Linear(2, 2), nn.Linear(2, 2)
+
+        with pytest.raises(SpecError, match="one classifier, got tuple"):
+            PooledFeatures(Twice())
 
     def test_weights_without_a_classifier_are_refused(self):
         target: Any = timm.create_model("test_resnet", num_classes=3)

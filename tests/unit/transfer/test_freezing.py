@@ -14,7 +14,6 @@ from nbtl_search.spec import Dials
 from nbtl_search.transfer.freezing import (
     check_frozen,
     freeze,
-    runs_without_gradient,
     trainable_groups,
     trainable_penalty,
 )
@@ -155,7 +154,6 @@ def test_inception_v4_frozen_half_way_stores_nothing_below():
 
     def stored(n: int) -> int:
         frozen = freeze(layers, n)
-        assert runs_without_gradient(model, frozen, images)
         model.train()
         frozen.hold()
         own = {value.data_ptr() for value in model.state_dict().values()}
@@ -173,33 +171,3 @@ def test_inception_v4_frozen_half_way_stores_nothing_below():
     everything, half, whole = stored(0), stored(10), stored(22)
     assert half < 0.5 * everything
     assert whole < 0.01 * everything
-
-
-class Backwards(nn.Module):
-    """Runs its second layer first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
-        self.fc = nn.Linear(3, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.fc(self.first(self.second(x)).mean(dim=(2, 3)))
-        return y
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:  # noqa: FBT001, FBT002, ARG002
-        return {"stem": r"^first", "blocks": r"^second"}
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-
-def test_frozen_blocks_that_are_no_prefix_are_found_out():
-    model = Backwards().train()
-    layers = layers_of(model)
-    images = torch.randn(1, 3, 4, 4)
-    frozen = freeze(layers, 1)
-    assert not runs_without_gradient(model, frozen, images)
-    assert runs_without_gradient(model, freeze(layers, 2), images)
-    assert model.training
-    assert not any(module._forward_hooks for module in model.modules())

@@ -16,7 +16,7 @@ from nbtl_search.spec.survey import (
     starting_recipe,
     survey_regime,
 )
-from nbtl_search.transfer.decay import decay_in_updates, decay_updates_of
+from nbtl_search.transfer.decay import decay_in_updates
 
 LAWS = settings(max_examples=60, deadline=None, derandomize=True)
 SIMILAR = {"larger-similar": "larger-dissimilar", "smaller-similar": "smaller-dissimilar"}
@@ -130,7 +130,7 @@ class TestDecay:
         got = decay_in_updates(
             0.02,
             update=epoch * n_updates,
-            decay_updates=decay_updates_of(float(decay_epochs), n_updates=n_updates),
+            decay_updates=decay_epochs * n_updates,
             decay_rate=train.decay_rate,
             warmup_updates=warmup_epochs * n_updates,
             warmup_lr=train.warmup_lr,
@@ -138,7 +138,6 @@ class TestDecay:
         assert got == pytest.approx(learning_rate(0.02, epoch=epoch, train=train), rel=1e-9)
 
     def test_a_step_is_at_least_one_update(self):
-        assert decay_updates_of(0.01, n_updates=3) == 1
         assert decay_updates("smaller-similar", n_updates=3) == 1
 
     @pytest.mark.parametrize(("update", "step"), [(-1, 5), (3, 0)])
