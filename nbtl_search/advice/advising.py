@@ -9,8 +9,9 @@ from nbtl_search.advice.portfolio import Remembered, effective, ranked
 from nbtl_search.advice.recipes import prior, table7
 from nbtl_search.advice.regime import WARNING, conclude
 from nbtl_search.errors import SpecError
-from nbtl_search.space import Space, known_dials, outside
-from nbtl_search.spec import Advised, Diagnosis, Dials, KnownRecipe
+from nbtl_search.space import CONDITIONS, Space, idle, known_dials, outside
+from nbtl_search.spec import Advised, Diagnosis, Dials, KnownRecipe, Prior, Regime
+from nbtl_search.spec.survey import effective_rate
 
 TABLE7_PART: Final = 6
 """Table 7's recipes take at most one in so many trials, rounded down."""
@@ -65,12 +66,26 @@ def advise(
         regime=conclusion.regime,
         evidence=(*evidence, WARNING),
         recipes=recipes,
-        prior={
-            name: where
-            for name, where in prior(conclusion.regime).items()
-            if space.row(name) is not None
-        },
+        prior=_prior(conclusion.regime, space),
     )
+
+
+def _prior(regime: Regime, space: Space) -> dict[str, Prior]:
+    """Return the priors of the searched rows; the rate's for the effective rate too."""
+    found = prior(regime)
+    if "lr_high" in found:
+        found["effective_lr"] = _of_effective_rate(found["lr_high"])
+    return {name: where for name, where in found.items() if space.row(name) is not None}
+
+
+def _of_effective_rate(where: Prior) -> Prior:
+    """Return a prior of lr_high as one of lr_high / (1 - momentum), at the paper's momentum."""
+    momentum = Dials().momentum
+    low, high = (
+        float(f"{effective_rate(float(bound), momentum):.6g}") for bound in (where.low, where.high)
+    )
+    reason = f"{where.reason}; over 1 - {momentum:g}, as the paper's momentum is {momentum:g}"
+    return where.replace(low=low, high=high, reason=reason)
 
 
 def _in_turns(
@@ -117,12 +132,16 @@ def _next(source: _Source, space: Space, tried: set[Dials]) -> KnownRecipe | Non
 def _fitted(recipe: KnownRecipe, space: Space) -> KnownRecipe:
     """Return the recipe with the study's fixed value of each dial that it does not decide."""
     dials = known_dials(recipe, space=space)
-    idle = {"alpha": dials.n_l2sp == 0, "lr_low_ratio": dials.n_low == 0}
+    without_effect = CONDITIONS.keys() & idle(dials)  # a count of none is a decision
     undecided = {
         name: value
         for name, value in space.fixed.items()
-        if name not in recipe.dials or idle.get(name, False)
+        if name not in recipe.dials or name in without_effect
     }
+    if dials.source_head == "keep":  # new layers below a kept classifier cannot be trained
+        undecided.pop("reinit_layers", None)
+    values = {**dict(dials), **undecided}
+    undecided = {name: space.limited(name, value, values) for name, value in undecided.items()}
     return recipe.replace(dials={**recipe.dials, **undecided}) if undecided else recipe
 
 

@@ -32,6 +32,7 @@ def create(
     home: Path | None = None,
     storage: str | None = None,
     progress: Progress | None = None,
+    checking: Progress | None = None,
 ) -> StudySpec:
     """Check data and weights, and store a new study; the same one again changes nothing.
 
@@ -47,6 +48,7 @@ def create(
         home: folder for data, weights, checkpoints and the embedded database.
         storage: URL of the database; by default the embedded one.
         progress: is told how many images are decoded, and of how many.
+        checking: is told how many methods were tried on the weights, and of how many.
 
     Raises:
         SpecError: the specification is not valid, or advice is wanted and nothing was measured.
@@ -63,6 +65,7 @@ def create(
         home=home or default_home(),
         storage=storage,
         progress=progress,
+        checking=checking,
     )
 
 
@@ -74,6 +77,7 @@ def store_draft(
     home: Path,
     storage: str | None = None,
     progress: Progress | None = None,
+    checking: Progress | None = None,
 ) -> StudySpec:
     """Check the data and weights of a drafted study, and store it; again, it changes nothing.
 
@@ -89,7 +93,7 @@ def store_draft(
 
     spec = with_threads(spec)
     with_starts(spec, start)  # what cannot be started from is refused before data are looked at
-    facts = probe(spec, home=home, progress=progress)
+    facts = probe(spec, home=home, progress=progress, checking=checking)
     spec = with_starts(spec.replace(facts=facts), start)
     with opened(storage, home, checked=False) as database:
         create_or_upgrade(database)

@@ -93,7 +93,7 @@ def _decaying_updates(spec: StudySpec) -> int | None:
     facts = spec.facts
     if facts is None:
         return None
-    if space.build(spec.search, n_blocks=facts.n_blocks).row("decay_updates") is None:
+    if space.build_for(spec.search, facts).row("decay_updates") is None:
         return None
     return max(1, facts.n_train // spec.train.batch_size) * spec.train.epochs
 

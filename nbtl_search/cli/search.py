@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from nbtl_search.cli.options import (
     settings_option,
     storage_option,
 )
-from nbtl_search.cli.output import DECODING, echo_json, late_progress, search_progress
+from nbtl_search.cli.output import DECODING, echo_json, late_progress, late_stages, search_progress
 
 if TYPE_CHECKING:
     from nbtl_search.spec import StudySpec
@@ -76,7 +77,7 @@ def create_command(
     """
     from nbtl_search import api
 
-    with late_progress(DECODING) as progress:
+    with late_stages() as tick:
         spec = api.create(
             dataset,
             study=study,
@@ -86,7 +87,8 @@ def create_command(
             advise=advise,
             home=home,
             storage=storage,
-            progress=progress,
+            progress=partial(tick, DECODING),
+            checking=partial(tick, "checking methods"),
         )
     if as_json:
         echo_json(spec.plain())

@@ -17,14 +17,26 @@ from nbtl_search.engine.weights import RANDOM
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
 
+Progress = Callable[[int, int], None]
+
 # What a model or its weights may not be able to do.
 DEMANDING: Final = ("source_head", "frozen_layers", "delta", "distill", "bss", "stochnorm_p")
 
 
 def probe(
-    spec: StudySpec, *, home: Path, progress: Callable[[int, int], None] | None = None
+    spec: StudySpec,
+    *,
+    home: Path,
+    progress: Progress | None = None,
+    checking: Progress | None = None,
 ) -> Facts:
     """Prepare the data, build the network once with its weights, and return what they are.
+
+    Args:
+        spec: the study.
+        home: below it images and weights are kept.
+        progress: called with (images decoded, images in all).
+        checking: called with (methods checked, methods in all).
 
     Raises:
         DataError: the data cannot be had, or are not what they should be.
@@ -37,7 +49,7 @@ def probe(
         spec.recipe(Dials()), n_classes=len(prepared.classes), home=home, prepared=prepared
     )
     _check_forward(network, prepared, name=spec.model.name)
-    _check_methods(spec, prepared, home=home, n_blocks=network.layers.n_blocks)
+    _check_methods(spec, prepared, home=home, n_blocks=network.layers.n_blocks, checking=checking)
     return Facts(
         n_blocks=network.layers.n_blocks,
         n_classes=len(prepared.classes),
@@ -69,11 +81,20 @@ def _check_forward(network: Network, prepared: Prepared, *, name: str) -> None:
         raise SpecError(message)
 
 
-def _check_methods(spec: StudySpec, prepared: Prepared, *, home: Path, n_blocks: int) -> None:
+def _check_methods(
+    spec: StudySpec,
+    prepared: Prepared,
+    *,
+    home: Path,
+    n_blocks: int,
+    checking: Progress | None,
+) -> None:
     """Build the network with each method that is searched: weights may lack what one needs."""
     pretrained = spec.model.weights != RANDOM
     searched = space.build(spec.search, n_blocks=n_blocks, pretrained=pretrained)
-    for name in DEMANDING:
+    for n_done, name in enumerate(DEMANDING):
+        if checking is not None:
+            checking(n_done, len(DEMANDING))
         usual = getattr(Dials(), name)
         option = next((one for one in _options(searched, name) if one != usual), usual)
         if option == usual:

@@ -22,7 +22,7 @@ from nbtl_search.engine.optim import set_rates, sgd
 from nbtl_search.engine.randomness import derive_seed
 from nbtl_search.engine.schedule import rate_at
 from nbtl_search.engine.teacher import source_of
-from nbtl_search.engine.terms import Terms, penalty_of
+from nbtl_search.engine.terms import Source, Terms, penalty_of
 from nbtl_search.spec import Epoch, Recipe, best_epoch
 from nbtl_search.transfer.dtnh import Dtnh, Gathered
 
@@ -78,16 +78,7 @@ class Run:
                 placement=self.placement,
                 prepared=prepared,
             )
-            self._batches = TrainBatches(
-                prepared,
-                augment=recipe.augment,
-                format=self.network.image_format,
-                batch_size=train.batch_size,
-                seed=train.seed,
-                device=self.placement.device,
-                n_workers=self.placement.n_loaders if train.n_loaders is None else train.n_loaders,
-                splits=("train", "val") if self.trains_on_validation else ("train",),
-            )
+            self._batches = self._train_batches(prepared)
             self._validation: EvalBatches | None = None
             if not self.trains_on_validation:
                 self._validation = EvalBatches(
@@ -109,16 +100,33 @@ class Run:
                 placement=self.placement,
                 measuring=measuring,
             )
-        gathers = isinstance(self.penalty, Dtnh) and bool(recipe.dials.distill or source.taps)
-        self.gradient = Gradient(
-            self.network.model,
-            self.placement,
-            micro_batch=min(train.micro_batch or train.batch_size, train.batch_size),
-            terms=Terms(self.network.model, recipe, source),
-            gathered=Gathered(self.network.layers.block_parameters) if gathers else None,
-        )
+        self.gradient = self._gradient(source)
         self.progress = state.Progress()
         self.history: tuple[Epoch, ...] = ()
+
+    def _train_batches(self, prepared: Prepared) -> TrainBatches:
+        train, placement = self.recipe.train, self.placement
+        return TrainBatches(
+            prepared,
+            augment=self.recipe.augment,
+            format=self.network.image_format,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            device=placement.device,
+            n_workers=placement.n_loaders if train.n_loaders is None else train.n_loaders,
+            splits=("train", "val") if self.trains_on_validation else ("train",),
+        )
+
+    def _gradient(self, source: Source) -> Gradient:
+        train, dials, network = self.recipe.train, self.recipe.dials, self.network
+        gathers = isinstance(self.penalty, Dtnh) and bool(dials.distill or source.taps)
+        return Gradient(
+            network.model,
+            self.placement,
+            micro_batch=min(train.micro_batch or train.batch_size, train.batch_size),
+            terms=Terms(network.model, self.recipe, source),
+            gathered=Gathered(network.layers.block_parameters) if gathers else None,
+        )
 
     @property
     def position(self) -> tuple[int, int]:

@@ -78,8 +78,9 @@ def recipe_in_words(recipe: Recipe) -> str:
     )
     head = dials.lr_high * dials.lr_head_ratio
     rates = f"Learning rates: {low}{dials.lr_high:.3g}, the classifier {head:.3g}."
+    layers = "layers" if dials.source_head == "keep" else "blocks"  # its classifier is one more
     pull = (
-        f"The first {dials.n_l2sp} blocks were pulled to their pre-trained weights (L2-SP, "
+        f"The first {dials.n_l2sp} {layers} were pulled to their pre-trained weights (L2-SP, "
         f"strength {dials.alpha:.3g}), the rest to zero (L2, strength {dials.beta:.3g})."
         if dials.n_l2sp and dials.alpha
         else f"All layers were pulled to zero (L2, strength {dials.beta:.3g})."

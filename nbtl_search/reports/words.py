@@ -36,7 +36,10 @@ def recipe_in_words(dials: Dials, *, n_blocks: int) -> str:
     if f"{dials.lr_head_ratio:.2g}" != "1":
         words.append(f"classifier at {dials.lr_head_ratio:.2g} of it")
     if dials.n_l2sp:
-        words.append(f"L2-SP {dials.alpha:.1g} on {dials.n_l2sp} of {n_blocks} blocks")
+        beyond = dials.n_l2sp > n_blocks  # a kept source classifier is one more
+        count = f"{dials.n_l2sp} of {n_blocks} blocks"
+        where = "all blocks and the source classifier" if beyond else count
+        words.append(f"L2-SP {dials.alpha:.1g} on {where}")
     if dials.beta:
         words.append(f"L2 {dials.beta:.1g}" if dials.n_l2sp else f"plain L2 {dials.beta:.1g}")
     return ", ".join([*words, *_methods_in_words(dials)])

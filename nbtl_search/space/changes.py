@@ -1,16 +1,15 @@
 """A named space with a study's changes to its rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from math import nextafter
 from typing import Any, Final
 
 from nbtl_search.errors import SpecError
 from nbtl_search.space.conditions import CONDITIONS, ORDER, PULLED
-from nbtl_search.space.counts import count_of
 from nbtl_search.space.domains import Choice, Domain, Float, Int
 from nbtl_search.space.extended import extended
-from nbtl_search.space.named import binary, paper
+from nbtl_search.space.named import REFERENCE_BLOCKS, binary, paper
 from nbtl_search.space.possible import OF_SOURCE, impossible
 from nbtl_search.space.rows import Space, SpaceRow, position
 from nbtl_search.spec import Dials, Facts, Row, SearchSettings, SettingValue
@@ -23,7 +22,13 @@ SPACES: Final[Mapping[str, Callable[[int], Space]]] = {
 _BELOW_ONE: Final = nextafter(1.0, 0.0)
 _INSTEAD: Final = {"effective_lr": "lr_high", "lr_high": "effective_lr"}
 _AS_ROWS: Final = {"effective_lr", "dtnh"}  # no dial; and nothing to hold where nothing is pulled
-_LINEAR: Final = {"lr_low_ratio", "lr_head_ratio"}  # as they have always been in `binary`
+_ADDED: Final[Mapping[str, Domain]] = {
+    "reinit_layers": Int(low=0, high=REFERENCE_BLOCKS),
+    "n_low": Int(low=0, high=REFERENCE_BLOCKS),
+    "lr_low_ratio": Float(low=0.0, high=1.0),
+    "lr_head_ratio": Float(low=0.0, high=1.0),
+    "momentum": Float(low=0.0, high=1.0),
+}  # where `binary` or `paper` has no row: stored studies go on with these
 
 
 def build(search: SearchSettings, *, n_blocks: int, pretrained: bool = True) -> Space:
@@ -44,7 +49,9 @@ def build(search: SearchSettings, *, n_blocks: int, pretrained: bool = True) -> 
         space = _without_source(space)
     for name, change in search.rows.items():
         space = _changed(space, name, change)
-    space = _tied(space)
+    # `binary` has always proposed the low rate's ratio, also where no block has it
+    always = ("lr_low_ratio",) if search.space == "binary" else ()
+    space = _tied(space, always)
     _check(space, search)
     return space
 
@@ -72,29 +79,29 @@ def _changed(space: Space, name: str, change: Row) -> Space:
     others = tuple(row for row in space.rows if row.name not in {name, _INSTEAD.get(name)})
     held = {key: v for key, v in space.fixed.items() if key not in {name, _INSTEAD.get(name)}}
     if change.fixed is not None and name not in _AS_ROWS:
-        held[name] = count_of(name, change.fixed, space.n_blocks)
+        held[name] = space.count(name, change.fixed)
         Dials.parse(held)
         return replace(space, rows=others, fixed=held)
     if change.fixed is not None:
         change = Row(options=(change.fixed,))
     row = space.row(name)
     domain = _domain_of(name, space.n_blocks) if row is None else row.domain
-    new = SpaceRow(name=name, domain=_narrowed(name, domain, change, space.n_blocks))
+    new = SpaceRow(name=name, domain=_narrowed(name, domain, change, space))
     return replace(space, rows=(*others, new), fixed=held)
 
 
 def _domain_of(name: str, n_blocks: int) -> Domain:
     """Return the domain of a dial that the named space does not search."""
-    if name in _LINEAR:
-        return Float(low=0.0, high=1.0)
+    if name in _ADDED:
+        return _ADDED[name]
     row = extended(n_blocks).row(name) or paper(n_blocks).row(name)
     assert row is not None, name  # noqa: S101  (every dial is in one of them)
     return row.domain
 
 
-def _narrowed(name: str, domain: Domain, change: Row, n_blocks: int) -> Domain:
+def _narrowed(name: str, domain: Domain, change: Row, space: Space) -> Domain:
     if change.options is not None:
-        options = tuple(count_of(name, option, n_blocks) for option in change.options)
+        options = tuple(space.count(name, option) for option in change.options)
         _check_values(name, options)
         usual = getattr(domain, "usual", 0.0) if _first(domain) in options[:1] else 0.0
         return Choice(options=options, usual=usual)
@@ -102,7 +109,7 @@ def _narrowed(name: str, domain: Domain, change: Row, n_blocks: int) -> Domain:
         return domain
     low, high = change.low, None
     if change.high is not None:
-        found = count_of(name, change.high, n_blocks)
+        found = space.count(name, change.high)
         if isinstance(found, str):
             message = f"search.rows.{name}.high must be a number or count, got {found!r}"
             raise SpecError(message)
@@ -149,8 +156,11 @@ def _first(domain: Domain) -> SettingValue:
     return domain.options[0] if isinstance(domain, Choice) else domain.low
 
 
-def _tied(space: Space) -> Space:
-    """Return the space in the order of decision, its conditions freed of what never changes."""
+def _tied(space: Space, always: Collection[str]) -> Space:
+    """Return the space in the order of decision, its conditions freed of what never changes.
+
+    Rows of `always` have none.
+    """
     searched = {row.name for row in space.rows}
     held = {
         name: value
@@ -159,7 +169,7 @@ def _tied(space: Space) -> Space:
     }
     rows = []
     for row in sorted(space.rows, key=position):
-        condition = CONDITIONS.get(row.name)
+        condition = None if row.name in always else CONDITIONS.get(row.name)
         left = True if condition is None else condition.given(held)
         when = condition if left is False else None if left is True else left
         rows.append(replace(row, when=when))

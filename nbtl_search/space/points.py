@@ -34,16 +34,20 @@ def suggest_row(space: Space, name: str, trial: Suggests) -> None:
 
 
 def outside(space: Space, dials: Dials) -> list[str]:
-    """Name the dials whose values the space does not hold; empty for a point inside it."""
+    """Name the dials whose values the space does not hold; empty for a point inside it.
+
+    What it neither searches nor fixes is held at its default. Dials without an effect are inside.
+    """
     values = _values(dials)
     wrong = [
         f"{row.name} = {values[row.name]} is not in {row.domain}"
         for row in space.rows
         if _active(space, row.name, values) and _param(space, row, values) not in row.domain
     ]
+    held = {**_left_alone(space), **space.fixed}
     return wrong + [
         f"{name} = {values[name]} where the space holds {fixed}"
-        for name, fixed in space.fixed.items()
+        for name, fixed in held.items()
         if _active(space, name, values)
         and values[name] not in {fixed, space.limited(name, fixed, values)}
     ]
@@ -125,6 +129,14 @@ def _point(space: Space, at: Mapping[str, Any], prior: Mapping[str, Prior]) -> d
 def _active(space: Space, name: str, values: Mapping[str, Any]) -> bool:
     condition = space.condition(name)
     return condition is None or condition.holds(values)
+
+
+def _left_alone(space: Space) -> dict[str, Any]:
+    """Return the defaults of the dials that the space neither searches nor fixes."""
+    decided_here = {*space.fixed, *(row.name for row in space.rows)}
+    if "effective_lr" in decided_here:
+        decided_here.add("lr_high")
+    return {name: usual for name, usual in dict(Dials()).items() if name not in decided_here}
 
 
 def _values(dials: Dials) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def _bounds(name: str, prior: Prior, n_blocks: int) -> tuple[float, float]:
             f"got {prior.low!r} .. {prior.high!r}; exchange or leave them out"
         )
         raise SpecError(message)
+    if prior.high == "all" and name == "n_l2sp":
+        high += 1  # a kept source classifier, where the row goes so far
     return low, high
 
 

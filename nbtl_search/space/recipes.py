@@ -3,7 +3,6 @@
 from typing import Any
 
 from nbtl_search.errors import SpecError
-from nbtl_search.space.counts import count_of
 from nbtl_search.space.possible import beyond, impossible
 from nbtl_search.space.rows import Space
 from nbtl_search.spec import Dials, KnownRecipe
@@ -13,8 +12,8 @@ from nbtl_search.spec.survey import rate_of
 def known_dials(known: KnownRecipe, *, space: Space) -> Dials:
     """Return a known recipe's dials for this network; what it leaves out takes the default.
 
-    'all' frozen or L2-SP blocks are all that keep their pre-trained values. `effective_lr` may
-    stand instead of lr_high.
+    'all' frozen or L2-SP blocks are all that keep their pre-trained values; of L2-SP, a kept source
+    classifier is one. `effective_lr` may stand instead of lr_high.
 
     Raises:
         SpecError: a dial that does not exist, a value it cannot have, or a combination that cannot
@@ -28,9 +27,7 @@ def known_dials(known: KnownRecipe, *, space: Space) -> Dials:
 
 
 def _dials(known: KnownRecipe, space: Space) -> Dials:
-    values: dict[str, Any] = {
-        name: count_of(name, value, space.n_blocks) for name, value in known.dials.items()
-    }
+    values: dict[str, Any] = {name: space.count(name, value) for name, value in known.dials.items()}
     effective = values.pop("effective_lr", None)
     if effective is not None:
         if "lr_high" in values:
@@ -40,8 +37,8 @@ def _dials(known: KnownRecipe, space: Space) -> Dials:
     dials = Dials.parse(values)
     for limit in space.limits:
         if known.dials.get(limit.dial) == "all":
-            most = limit.most({**dict(dials), "source_head": "replace"}, n_blocks=space.n_blocks)
-            dials = dials.replace(**{limit.dial: min(getattr(dials, limit.dial), most)})
+            most = limit.most(dict(dials), n_blocks=space.n_blocks)
+            dials = dials.replace(**{limit.dial: most})
     reasons = impossible(dials, n_blocks=space.n_blocks, pretrained=space.pretrained)
     for limit in space.limits:
         reasons += beyond(limit, dials, n_blocks=space.n_blocks)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbtl_search.space.conditions import CONDITIONS, ORDER, Condition
+from nbtl_search.space.counts import count_of
 from nbtl_search.space.domains import Domain
 from nbtl_search.spec import SettingValue
 
@@ -59,6 +60,18 @@ class Space:
         """Return when this dial has an effect; None for always."""
         row = self.row(name)
         return CONDITIONS.get(name) if row is None else row.when
+
+    def count(self, name: str, value: SettingValue) -> SettingValue:
+        """Resolve 'all' and fractions, as `count_of` does; `limited` cuts 'all' to what there is.
+
+        Where L2-SP is limited, all are the blocks and a source classifier that may be kept.
+
+        Raises:
+            SpecError: it is neither a number nor one of these.
+        """
+        if value == "all" and name == "n_l2sp" and any(one.dial == name for one in self.limits):
+            return self.n_blocks + 1
+        return count_of(name, value, self.n_blocks)
 
     def limited(self, name: str, value: Any, values: Mapping[str, Any]) -> Any:
         """Return the value that a dial takes beside those decided before it."""

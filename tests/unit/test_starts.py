@@ -68,6 +68,15 @@ def test_without_facts_there_is_no_decay(study):
     assert known == starting_recipe("larger-similar")
 
 
+def test_without_weights_a_start_meets_the_space_of_the_study(study):
+    rows = {**study.search.rows, "delta": Row(options=("off", "plain"))}
+    spec = study.replace(
+        facts=FACTS.replace(weights_digest="random"), search=study.search.replace(rows=rows)
+    )
+    with pytest.raises(SpecError, match="delta needs pre-trained weights"):
+        with_starts(spec, ["smaller-similar"])
+
+
 def test_several_starts_keep_their_order_and_one_given_twice_counts_once(study):
     wanted = ["smaller-similar", "larger-dissimilar", "smaller-similar"]
     names = [known.name for known in with_starts(study, wanted).search.known]

@@ -56,6 +56,7 @@ def importances(trials: Sequence[TrialRecord], searched: Space) -> Importances:
     """Share out among the dials what told the best tenth of the complete trials from the rest.
 
     Conditional PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv 2304.10255), Optuna's default.
+    Dials that fewer than `MIN_TRIALS` of them used have no share.
     """
     complete = [t for t in trials if t.state == "complete" and t.value is not None]
     n = len(complete)
@@ -66,14 +67,18 @@ def importances(trials: Sequence[TrialRecord], searched: Space) -> Importances:
     if len({trial.value for trial in complete}) == 1:
         reading = f"All {n} complete trials have the same accuracy: no dial can have mattered."
         return Importances(n_trials=n, reading=reading)
-    raw = _ped_anova(complete, searched)
+    params = [space.params_of(searched, trial.dials) for trial in complete]
+    n_used = {row.name: sum(row.name in found for found in params) for row in searched.rows}
+    rare = _rarely([name for name, used in n_used.items() if used < MIN_TRIALS])
+    told = sorted(name for name, used in n_used.items() if used >= MIN_TRIALS)
+    raw = _ped_anova(complete, searched, told)
     if sum(raw.values()) <= 0:
-        reading = f"Among {n} complete trials no dial tells the best from the rest."
+        reading = f"Among {n} complete trials no dial tells the best from the rest.{rare}"
         return Importances(n_trials=n, reading=reading)
     whole = sum(raw.values())
     ranked = sorted(raw.items(), key=lambda item: (-item[1], item[0]))
     shares = {name: value / whole for name, value in ranked}
-    return Importances(shares=shares, n_trials=n, reading=_reading(shares, n))
+    return Importances(shares=shares, n_trials=n, reading=_reading(shares, n) + rare)
 
 
 def bars(found: Importances) -> go.Figure:
@@ -94,7 +99,15 @@ def bars(found: Importances) -> go.Figure:
     return figure.update_layout(showlegend=False)
 
 
-def _ped_anova(complete: Sequence[TrialRecord], searched: Space) -> dict[str, float]:
+def _rarely(names: Sequence[str]) -> str:
+    return f" Too few trials used: {', '.join(map(_named, names))}." if names else ""
+
+
+def _ped_anova(
+    complete: Sequence[TrialRecord], searched: Space, told: list[str]
+) -> dict[str, float]:
+    if not told:
+        return {}
     domains = {row.name: row.domain for row in searched.rows}
     distributions = {name: _distribution(domain) for name, domain in domains.items()}
     study = optuna.create_study(
@@ -102,13 +115,11 @@ def _ped_anova(complete: Sequence[TrialRecord], searched: Space) -> dict[str, fl
         storage=optuna.storages.InMemoryStorage(),
         pruner=optuna.pruners.NopPruner(),
     )
-    used: set[str] = set()
     for trial in complete:
         params = {
             name: _part(domains[name], value)
             for name, value in space.params_of(searched, trial.dials).items()
         }
-        used |= params.keys()
         study.add_trial(
             optuna.trial.create_trial(
                 params=params,
@@ -118,7 +129,7 @@ def _ped_anova(complete: Sequence[TrialRecord], searched: Space) -> dict[str, fl
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna's, of few trials, which `_reading` says
-        return optuna.importance.get_param_importances(study, params=sorted(used), normalize=False)
+        return optuna.importance.get_param_importances(study, params=told, normalize=False)
 
 
 def _part(domain: space.Domain, value: Any) -> Any:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from nbtl_search import space
 from nbtl_search.advice import WARNING, Remembered, RememberedRecipe, advise, prior, table7
 from nbtl_search.advice.portfolio import effective
-from nbtl_search.spec import Advised, Dials, KnownRecipe, Row, SearchSettings, StudySpec
+from nbtl_search.spec import Advised, Dials, KnownRecipe, Prior, Row, SearchSettings, StudySpec
 from nbtl_search.spec.shipped import shipped_study
 
 SUITED = {"random_accuracy": 40.0, "fixed_accuracy": 80.0}
@@ -177,3 +177,79 @@ def test_a_dial_that_a_form_does_not_decide_takes_the_studys_fixed_value(diagnos
         dials = space.known_dials(recipe, space=narrow)
         assert (dials.momentum, dials.alpha) == (0.8, 0.01)
         assert space.outside(narrow, dials) == []
+
+
+@pytest.mark.parametrize("dials", [{"delta": "attention", "distill": 4.0}, {"momentum": 0.5}])
+def test_memory_of_methods_that_the_space_does_not_have_is_left_out(diagnosed, dials):
+    advised = advise(
+        diagnosed(UNKNOWN),
+        space=PAPER,
+        known=[DEFAULT.replace(dials={**DEFAULT.dials, **dials})],
+        n_trials=12,
+        remembered=[remembered(2, **dials)],
+    )
+    assert advised.recipes == ()
+    (line,) = [line for line in advised.evidence if "left out of study memory" in line]
+    name, value = next(iter(dials.items()))
+    assert f"memory-flowers-1-0 ({name} = {value} where the space holds" in line
+
+
+@pytest.mark.parametrize(("measures", "low", "high"), [(SUITED, 0.01, 0.1), (UNSUITED, 0.05, 0.4)])
+def test_the_rates_prior_is_one_of_the_effective_rate(diagnosed, measures, low, high):
+    extended = space.build(SearchSettings(space="extended"), n_blocks=22)
+    found = advise(diagnosed(measures), space=extended, known=(), n_trials=12).prior
+    assert "lr_high" not in found
+    where = found["effective_lr"]
+    assert (where.low, where.high) == (low, high)
+    assert where.reason.endswith("over 1 - 0.9, as the paper's momentum is 0.9")
+    points = space.design(extended, n=64, seed=0, prior={"effective_lr": where})
+    inside = sum(low <= point["effective_lr"] <= high for point in points)
+    assert inside / len(points) > where.weight
+
+
+def test_a_prior_of_all_l2sp_blocks_takes_in_a_kept_classifier():
+    row = Row(options=(0, "all"))
+    extended = space.build(SearchSettings(space="extended", rows={"n_l2sp": row}), n_blocks=22)
+    prior = {"n_l2sp": Prior(low="14/22", high="all", weight=0.9, reason="")}
+    points = space.design(extended, n=64, seed=0, prior=prior)
+    assert sum(point["n_l2sp"] == 23 for point in points) / 64 == pytest.approx(0.95, abs=0.02)
+
+
+def test_all_frozen_by_the_study_is_all_that_the_recipe_leaves(diagnosed):
+    """Two new layers leave one block less to freeze, and idle dials take the study's values."""
+    rows = {"frozen_layers": Row(fixed="all")}
+    built = space.build(SearchSettings(rows=rows), n_blocks=22)
+    advised = advise(
+        diagnosed(UNKNOWN),
+        space=built,
+        known=(),
+        n_trials=12,
+        remembered=[remembered(2, reinit_layers=2)],
+    )
+    assert names(advised) == ["memory-flowers-1-0", "memory-flowers-1-1"]
+    found = [space.known_dials(recipe, space=built) for recipe in advised.recipes]
+    assert [one.frozen_layers for one in found] == [21, 21]
+
+
+def test_a_kept_classifier_takes_no_fixed_number_of_new_layers(diagnosed):
+    rows = {"reinit_layers": Row(fixed=2)}
+    built = space.build(SearchSettings(space="extended", rows=rows), n_blocks=22)
+    advised = advise(
+        diagnosed(UNKNOWN),
+        space=built,
+        known=(),
+        n_trials=12,
+        remembered=[remembered(1, source_head="keep")],
+    )
+    assert names(advised) == ["memory-flowers-1-0"]
+
+
+@pytest.mark.parametrize("name", ["n_l2sp", "n_low"])
+def test_a_count_of_none_is_not_exchanged_for_the_studys(diagnosed, name):
+    rows = {name: Row(fixed=5), "alpha": Row(fixed=0.01)}
+    built = space.build(SearchSettings(rows=rows), n_blocks=22)
+    advised = advise(
+        diagnosed(UNKNOWN), space=built, known=(), n_trials=12, remembered=[remembered(1)]
+    )
+    assert advised.recipes == ()
+    assert any(f"({name} = 0 where the space holds 5)" in line for line in advised.evidence)

@@ -4,6 +4,8 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from nbtl_search import space
 from nbtl_search.reports.drawing import figures
 from nbtl_search.reports.drawing.importance import importances
@@ -48,6 +50,26 @@ def test_importances_see_conditional_dials_and_the_effective_rate(make_trial):
     assert "lr_high" not in found.shares
     assert "delta_alpha" in found.shares
     assert found.reading.startswith("Source classifier mattered most")
+
+
+def test_a_dial_that_few_trials_used_has_no_share(make_trial):
+    rng = random.Random(0)
+    trials = [
+        make_trial(
+            number,
+            value=60 + 5 * number if number < 6 else 50 + rng.random(),
+            beta=10 ** rng.uniform(-5, -1),
+            lr_high=10 ** rng.uniform(-3, -2),
+            **({"delta": "plain", "delta_alpha": 10 ** (number - 6)} if number < 6 else {}),
+        )
+        for number in range(18)
+    ]
+    found = importances(trials, EXTENDED)
+    assert "delta_alpha" not in found.shares
+    assert "delta" in found.shares
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert "Too few trials used: " in found.reading
+    assert "DELTA strength" in found.reading.split("Too few trials used: ")[1]
 
 
 def test_methods_in_words():

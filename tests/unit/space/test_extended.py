@@ -216,7 +216,8 @@ class TestByHand:
         dials = known(extended(), n_l2sp="all", frozen_layers="all", reinit_layers=3)
         assert (dials.n_l2sp, dials.frozen_layers) == (20, 20)
         assert known(extended(), frozen_layers="11/22").frozen_layers == 11
-        assert known(extended(), source_head="keep", n_l2sp="all").n_l2sp == 22
+        assert known(extended(), source_head="keep", n_l2sp="all").n_l2sp == 23
+        assert known(extended(), source_head="keep", n_l2sp="22/22").n_l2sp == 22
 
     def test_the_paper_space_still_cuts_l2sp_without_a_word(self):
         paper = space.build(SearchSettings(), n_blocks=22)
@@ -315,6 +316,97 @@ class TestRows:
             dials = space.dials_of(built, point)
             assert space.impossible(dials, n_blocks=11) == []
             assert "decay_factor" not in point
+
+    @pytest.mark.parametrize("change", [{}, {"high": "all"}, {"options": (0, "all")}])
+    @pytest.mark.parametrize(("head", "n"), [("keep", 23), ("replace", 22)])
+    def test_the_top_of_l2sp_is_all_there_are(self, change, head, n):
+        built = extended(n_l2sp=Row(**change))
+        point = space.design(built, n=1, seed=0)[0] | {"reinit_layers": 1, "frozen_layers": 0}
+        top = built.row("n_l2sp").domain.at(0.999)
+        usual = {"alpha": 0.01, "delta": "off", "distill": 0.0, "dtnh": "off", "n_low": 0}
+        dials = space.dials_of(built, point | usual | {"source_head": head, "n_l2sp": top})
+        assert dials.n_l2sp == n
+        assert space.outside(built, dials) == []
+        assert "n_l2sp" in space.params_of(built, dials)
+
+    def test_all_l2sp_blocks_held_are_all_there_are(self):
+        built = extended(n_l2sp=Row(fixed="all"), reinit_layers=Row(fixed=1))
+        found = {
+            (one.source_head, one.n_l2sp)
+            for one in (space.dials_of(built, p) for p in space.design(built, n=16, seed=0))
+        }
+        assert found == {("keep", 23), ("replace", 22)}
+
+    def test_at_least_one_block_learns_unless_all_are_frozen_by_hand(self):
+        assert extended().row("frozen_layers").domain.high == 21
+        assert known(extended(), frozen_layers="all").frozen_layers == 22
+        by_row = extended(frozen_layers=Row(high="all")).row("frozen_layers")
+        assert by_row.domain.high == 22
+
+    def test_decay_leaves_some_rate_at_usual_factors(self):
+        rows = {row.name: row.domain for row in extended().rows}
+        assert rows["decay_updates"].options == (0, 60, 240, 960)
+        assert rows["decay_factor"] == space.Float(low=0.5, high=0.97)
+
+
+class TestStoredStudies:
+    """Studies with rows of their own go on with the distributions they began with."""
+
+    @pytest.mark.parametrize(
+        ("name", "row", "change", "domain"),
+        [
+            ("paper", "momentum", {"low": 0.5}, space.Float(low=0.5, high=1.0)),
+            ("binary", "momentum", {"high": 0.9}, space.Float(low=0.0, high=0.9)),
+            ("binary", "reinit_layers", {"low": 1}, space.Int(low=1, high=22)),
+            ("binary", "n_low", {"low": 2}, space.Int(low=2, high=22)),
+            ("binary", "n_low", {"high": 8}, space.Int(low=0, high=8)),
+            ("binary", "lr_head_ratio", {"low": 0.1}, space.Float(low=0.1, high=1.0)),
+            ("paper", "lr_head_ratio", {"low": 1.0}, space.Float(low=1.0, high=10, log=True)),
+            ("paper", "n_low", {"low": 2}, space.Int(low=2, high=9)),
+            ("extended", "momentum", {"low": 0.5}, space.Float(low=0.5, high=0.95)),
+            ("extended", "reinit_layers", {"low": 2}, space.Int(low=2, high=3)),
+        ],
+    )
+    def test_one_bound_leaves_the_other_where_it_was(self, name, row, change, domain):
+        search = SearchSettings(space=name, rows={row: Row(**change)})
+        assert space.build(search, n_blocks=11).row(row).domain == domain
+
+    @pytest.mark.parametrize(("name", "proposed"), [("binary", True), ("paper", False)])
+    def test_binary_proposes_the_low_ratio_also_without_low_blocks(self, name, proposed):
+        rows = {"lr_low_ratio": Row(low=0.2), "n_low": Row(fixed=0)}
+        built = space.build(SearchSettings(space=name, rows=rows), n_blocks=11)
+        (point,) = space.design(built, n=1, seed=0)
+        assert ("lr_low_ratio" in point) is proposed
+        assert ("lr_low_ratio" in space.params_of(built, space.dials_of(built, point))) is proposed
+
+
+class TestOutside:
+    PAPER = space.build(SearchSettings(), n_blocks=22)
+
+    @pytest.mark.parametrize(
+        "dials",
+        [
+            {"delta": "attention"},
+            {"distill": 4.0},
+            {"frozen_layers": 2},
+            {"momentum": 0.5},
+            {"source_head": "keep"},
+            {"decay_updates": 60},
+        ],
+    )
+    def test_what_a_space_neither_searches_nor_fixes_is_at_its_default(self, dials):
+        ((name, value),) = dials.items()
+        found = space.outside(self.PAPER, Dials(beta=1e-3, **dials))
+        assert found == [f"{name} = {value} where the space holds {USUAL[name]}"]
+        assert space.outside(self.PAPER, Dials(beta=1e-3)) == []
+
+    def test_what_has_no_effect_is_inside(self):
+        dials = Dials(beta=1e-3, delta_alpha=0.5, distill_temperature=1.0, decay_factor=0.5)
+        assert space.outside(self.PAPER, dials) == []
+
+    def test_a_recipe_by_hand_may_still_lie_there(self):
+        dials = known(self.PAPER, delta="attention", momentum=0.5)
+        assert (dials.delta, dials.momentum) == ("attention", 0.5)
 
     def test_conditions_read_as_before_where_nothing_is_frozen(self):
         rows = space.build(SearchSettings(), n_blocks=22).rows
