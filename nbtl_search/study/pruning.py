@@ -39,6 +39,7 @@ def goes_on(mine: float, peers: Collection[float], *, pruning: Pruning) -> bool:
     """
     if len(peers) < pruning.min_peers:
         return True
-    n_promoted = max(1, math.floor(len(peers) / pruning.reduction))
+    # 33 / 1.1 is 30 to whoever wrote 1.1, and just below it in floating point.
+    n_promoted = max(1, math.floor(len(peers) / pruning.reduction + 1e-9))
     n_better = sum(value > mine for value in peers)
     return n_better < n_promoted

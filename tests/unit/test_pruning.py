@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from nbtl_search.spec import Pruning
 from nbtl_search.study.pruning import goes_on, rungs
@@ -34,12 +34,14 @@ def test_the_best_always_goes_on(peers):
     assert goes_on(max(peers), peers, pruning=Pruning(min_peers=1))
 
 
-@given(peers=ACCURACIES, reduction=st.floats(1.1, 10))
-def test_of_different_values_one_in_so_many_goes_on(peers, reduction):
+@given(peers=ACCURACIES, tenths=st.integers(11, 100))
+@example(peers=[float(n) for n in range(33)], tenths=11)
+@example(peers=[float(n) for n in range(11)], tenths=11)
+def test_of_different_values_one_in_so_many_goes_on(peers, tenths):
     peers = sorted(set(peers))
-    pruning = Pruning(min_peers=1, reduction=reduction)
+    pruning = Pruning(min_peers=1, reduction=tenths / 10)
     n_on = sum(goes_on(value, peers, pruning=pruning) for value in peers)
-    assert n_on == max(1, int(len(peers) // reduction))
+    assert n_on == max(1, 10 * len(peers) // tenths)
 
 
 @given(peers=ACCURACIES, mine=st.floats(0, 100), better=st.floats(0, 100))
