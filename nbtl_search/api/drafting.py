@@ -95,7 +95,7 @@ def _decaying_updates(spec: StudySpec) -> int | None:
         return None
     if space.build_for(spec.search, facts).row("decay_updates") is None:
         return None
-    return max(1, facts.n_train // spec.train.batch_size) * spec.train.epochs
+    return spec.train.updates_per_epoch(facts.n_train) * spec.train.epochs
 
 
 def _of_dataset(dataset: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _say_created(spec: "StudySpec", start: Sequence[str]) -> None:
 
     facts = spec.facts
     assert facts is not None  # noqa: S101
-    n_updates = max(1, facts.n_train // spec.train.batch_size)
+    n_updates = spec.train.updates_per_epoch(facts.n_train)
     stops = rungs(spec.search.pruning, epochs=spec.train.epochs, n_updates=n_updates)
     where = f"after epoch {' and '.join(map(str, stops))}" if stops else "never (too few updates)"
     click.echo(

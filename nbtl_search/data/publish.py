@@ -11,12 +11,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from nbtl_search.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 DAY_S = 86400
+WAIT_S = 1.0
 
 
 def publish(target: Path, fill: Callable[[Path], None], *, n_bytes: int) -> Path:
@@ -37,8 +39,8 @@ def publish(target: Path, fill: Callable[[Path], None], *, n_bytes: int) -> Path
         return target
     with writing_below(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target) as alone:
-            _clear(target, alone=alone)
+        with alone(target) as locked:
+            _clear(target, alone=locked)
             if not target.exists():
                 _require_space(target.parent, n_bytes)
                 _fill(target, fill)
@@ -97,19 +99,37 @@ def _flush_one(path: Path) -> None:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[bool]:
+def alone(target: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold the lock of `target`; yield False where the file system has no locks.
 
-    The kernel drops the lock of a process that dies. The rename is what keeps the result whole;
-    the lock only spares work done twice.
+    The kernel drops the lock of a process that dies. What is made is whole without it: the lock
+    only spares work done twice.
+
+    Args:
+        target: what is made; the lock is a file beside it.
+        waiting: called about once a second while another process has the lock; may raise.
+
+    Raises:
+        DataError: the lock's file cannot be written.
     """
-    with target.with_name(f".{target.name}-lock").open("a") as file:
+    with writing_below(target.parent):
+        file = target.with_name(f".{target.name}-lock").open("a")
+    with file:
+        yield _locked(file, waiting)
+
+
+def _locked(file: IO[str], waiting: Callable[[], None] | None) -> bool:
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if waiting else 0))
+        except BlockingIOError:
+            assert waiting is not None, "without it the lock is waited for"  # noqa: S101
+            waiting()
+            time.sleep(WAIT_S)
         except OSError:
-            yield False
+            return False
         else:
-            yield True
+            return True
 
 
 def _clear(target: Path, *, alone: bool) -> None:

@@ -6,15 +6,12 @@ killed goes on behind the last part that is whole. Measured is as Li et al. 2019
 section 3.3, do: the source network frozen, a head trained on its pooled features.
 """
 
-import fcntl
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Final
 
 import numpy as np
 import torch
@@ -23,7 +20,8 @@ from torch import Tensor, nn
 
 from nbtl_search.data.images import ImageFormat
 from nbtl_search.data.prepared import Prepared
-from nbtl_search.data.publish import writing_below
+from nbtl_search.data.publish import alone, writing_below
+from nbtl_search.data.survey import Progress
 from nbtl_search.engine import parts
 from nbtl_search.engine.attention_head import linear_head, trained_head
 from nbtl_search.engine.attention_plan import PIECE, Measurement
@@ -42,10 +40,7 @@ from nbtl_search.transfer.taps import Tap
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 Attention = dict[str, Float32[Tensor, " _"]]
-
-WAIT_S: Final = 1.0
 
 
 def channel_attention(
@@ -116,8 +111,7 @@ def _kept(measurement: Measurement, progress: Progress) -> dict[str, Float32[Ten
         directory = measurement.directory
         with writing_below(directory.parent):
             directory.mkdir(parents=True, exist_ok=True)
-            lock = directory.with_name(f".{directory.name}-lock").open("a")
-        with lock, _alone(lock, lambda: progress(len(measurement.read()), n_all)):
+        with alone(directory, waiting=lambda: progress(len(measurement.read()), n_all)):
             remove_abandoned(directory)
             _measure(measurement, progress)
             found = measurement.read()
@@ -231,23 +225,3 @@ def _head(measurement: Measurement, tick: Callable[[], None]) -> nn.Module:
 def _write(measurement: Measurement, path: Path, rows: Float32[np.ndarray, "n m"]) -> None:
     with writing_below(measurement.directory):
         parts.write(path, rows)
-
-
-@contextmanager
-def _alone(file: IO[str], waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a file; tell the caller again and again that another process has it.
-
-    The kernel drops the lock of a process that dies. Parts are whole or not at all without it: it
-    only spares work done twice, and where the file system has no locks, it does not.
-    """
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            time.sleep(WAIT_S)
-            continue
-        except OSError:
-            pass
-        break
-    yield

@@ -176,7 +176,7 @@ def _check(look: _Look, source: Source | None, *, random_epochs: int | None) -> 
 
 def _epochs(recipe: Recipe, n_train: int) -> int:
     """Return as many epochs as a trial has, or more where there are few images."""
-    n_updates = max(1, n_train // recipe.train.batch_size)
+    n_updates = recipe.train.updates_per_epoch(n_train)
     return max(recipe.train.epochs, -(-MIN_UPDATES // n_updates))
 
 

@@ -96,7 +96,8 @@ def build(
     n_created = source_classes(weights, recipe.model.name) if with_source else n_classes
     with seeded(derive_seed("initialise", seed)):
         model: nn.Module = timm.create_model(recipe.model.name, num_classes=n_created)
-    _check_possible(dials, model, pretrained=weights.pretrained)
+    layers = layers_of(model)
+    _check_possible(dials, layers, pretrained=weights.pretrained)
     if weights.pretrained:
         load_weights(model, weights, model_name=recipe.model.name, classifier=keeps)
     source, head = _source(dials, model, weights)
@@ -105,7 +106,7 @@ def build(
         hidden = recipe.methods.source_hidden
         append_layers(model, n_classes=n_classes, hidden=hidden, generator=generator)
     else:
-        reinitialise(layers_of(model), dials.reinit_layers, generator=generator)
+        reinitialise(layers, dials.reinit_layers, generator=generator)
     if dials.stochnorm_p < 1:
         stochnorm.convert(model, p=dials.stochnorm_p)
     model = _placed(model, placement)
@@ -122,8 +123,8 @@ def build(
     )
 
 
-def _check_possible(dials: Dials, model: nn.Module, *, pretrained: bool) -> None:
-    reasons = impossible(dials, n_blocks=layers_of(model).n_blocks, pretrained=pretrained)
+def _check_possible(dials: Dials, layers: Layers, *, pretrained: bool) -> None:
+    reasons = impossible(dials, n_blocks=layers.n_blocks, pretrained=pretrained)
     if reasons:
         message = f"these dials cannot be trained: {'; '.join(reasons)}"
         raise SpecError(message)

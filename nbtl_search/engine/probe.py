@@ -1,6 +1,5 @@
 """Measure a study's data and weights once, so that every worker can compare."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,15 +8,13 @@ import torch
 from nbtl_search import space
 from nbtl_search.data.cache import prepare
 from nbtl_search.data.prepared import Prepared
+from nbtl_search.data.survey import Progress
 from nbtl_search.engine.model import Network, build
 from nbtl_search.engine.teacher import compared_taps
 from nbtl_search.engine.teacher_logits import check_precomputable
 from nbtl_search.engine.terms import Source, Terms
-from nbtl_search.engine.weights import RANDOM
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
-
-Progress = Callable[[int, int], None]
 
 # What a model or its weights may not be able to do.
 DEMANDING: Final = ("source_head", "frozen_layers", "delta", "distill", "bss", "stochnorm_p")
@@ -49,8 +46,7 @@ def probe(
         spec.recipe(Dials()), n_classes=len(prepared.classes), home=home, prepared=prepared
     )
     _check_forward(network, prepared, name=spec.model.name)
-    _check_methods(spec, prepared, home=home, n_blocks=network.layers.n_blocks, checking=checking)
-    return Facts(
+    facts = Facts(
         n_blocks=network.layers.n_blocks,
         n_classes=len(prepared.classes),
         n_train=prepared.n_train,
@@ -59,6 +55,8 @@ def probe(
         data_digest=prepared.digest,
         weights_digest=network.weights_digest,
     )
+    _check_methods(spec, facts, prepared, home=home, checking=checking)
+    return facts
 
 
 def _check_forward(network: Network, prepared: Prepared, *, name: str) -> None:
@@ -83,15 +81,14 @@ def _check_forward(network: Network, prepared: Prepared, *, name: str) -> None:
 
 def _check_methods(
     spec: StudySpec,
+    facts: Facts,
     prepared: Prepared,
     *,
     home: Path,
-    n_blocks: int,
     checking: Progress | None,
 ) -> None:
     """Build the network with each method that is searched: weights may lack what one needs."""
-    pretrained = spec.model.weights != RANDOM
-    searched = space.build(spec.search, n_blocks=n_blocks, pretrained=pretrained)
+    searched = space.build_for(spec.search, facts)
     for n_done, name in enumerate(DEMANDING):
         if checking is not None:
             checking(n_done, len(DEMANDING))

@@ -5,7 +5,7 @@ The caller iterates, and stops iterating whenever it likes; every `Step` is a pl
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from nbtl_search.data.loader import Batch, EvalBatches, TrainBatches
 from nbtl_search.data.prepared import Prepared
+from nbtl_search.data.survey import Progress
 from nbtl_search.engine import state
 from nbtl_search.engine.device import place
 from nbtl_search.engine.evaluate import Score, largest_weight, running_score
@@ -27,7 +28,6 @@ from nbtl_search.spec import Epoch, Recipe, best_epoch
 from nbtl_search.transfer.dtnh import Dtnh, Gathered
 
 Item = TypeVar("Item")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,10 @@ class TrainSettings(Value):
     )
     seed: Count = Field(0, description="of initialisation, data order and augmentation")
 
+    def updates_per_epoch(self, n_train: int) -> int:
+        """Return the batches of an epoch: one short batch where there are few images."""
+        return max(1, n_train // self.batch_size)
+
 
 class Recipe(Value):
     """Every setting of one run: the same recipe gives the same result, bit for bit on a CPU."""

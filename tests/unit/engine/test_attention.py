@@ -289,6 +289,7 @@ TWICE = """
 import sys
 from pathlib import Path
 import torch
+from nbtl_search.data import publish
 from nbtl_search.data.cache import prepare
 from nbtl_search.engine import attention
 from nbtl_search.engine.device import place
@@ -297,7 +298,7 @@ from nbtl_search.spec import Recipe
 from nbtl_search.transfer.source import frozen_copy
 from nbtl_search.transfer.taps import taps_of
 
-attention.WAIT_S = 0.02
+publish.WAIT_S = 0.02
 recipe, home = Recipe.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 prepared = prepare(recipe.data, home=home)
 network = build(recipe, n_classes=3, home=home, prepared=prepared)
