@@ -16,6 +16,7 @@ from nbtl_search.study.storage import wait_for
 from nbtl_search.study.store import Study
 from nbtl_search.worker.attempt import Timing
 from nbtl_search.worker.signals import stop_on_signals
+from nbtl_search.worker.slot import Slot
 from nbtl_search.worker.supervisor import Supervisor
 
 _PATIENCE_S: Final = 86_400  # a worker restarted while the database is away waits for it
@@ -87,8 +88,13 @@ def work(
     *,
     home: Path | None = None,
     storage: str | None = None,
+    cache: Path | None = None,
     beat_s: float = 10.0,
     wait_s: float = 0.0,
+    free_gb: float = 2.0,
+    quota_gb: float | None = None,
+    keep_best: int = 0,
+    metrics_port: int | None = None,
 ) -> None:
     """Be one worker: train trials of the study and its final runs until all are over, or SIGTERM.
 
@@ -96,14 +102,26 @@ def work(
         name: of the study.
         home: see above.
         storage: see above.
+        cache: folder for decoded images, on a disk of this node; by default below home.
         beat_s: seconds between heartbeats; a trial is taken over after six without one.
         wait_s: how long to wait at the start for a database that does not answer.
+        free_gb: take no new trial while the disk of home has less free space.
+        quota_gb: take no new trial while the study's checkpoints take more.
+        keep_best: of how many of the best trials the last checkpoint is kept.
+        metrics_port: serve metrics on this port of loopback.
 
     Raises:
         StudyNotFoundError: no such study.
         NbtlError: data or weights of the study cannot be had on this machine.
     """
-    home = home or default_home()
+    slot = Slot(
+        home=home or default_home(),
+        cache=cache,
+        free_gb=free_gb,
+        quota_gb=quota_gb,
+        keep_best=keep_best,
+        metrics_port=metrics_port,
+    )
     pause_s = min(2.0, beat_s)
     timing = Timing(beat_s=beat_s, lease_s=6 * beat_s, poll_s=pause_s, retry_s=pause_s)
     with stop_on_signals() as stop, ExitStack() as stack, suppress(_StoppedError):
@@ -114,11 +132,11 @@ def work(
                 raise _StoppedError
 
         study = wait_for(
-            lambda: stack.enter_context(opened_study(name, storage, home)),
+            lambda: stack.enter_context(opened_study(name, storage, slot.home)),
             deadline=time.monotonic() + wait_s,
             sleep=pause,
         )
-        supervisor = Supervisor(study, home=home, stop=stop, timing=timing)
+        supervisor = Supervisor(study, slot=slot, stop=stop, timing=timing)
         stack.callback(supervisor.close)
         while stage := wait_for(lambda: _stage(study), deadline=_later(), sleep=pause):
             supervisor.turn_to(stage)

@@ -8,8 +8,8 @@ import click
 _PLACES = {
     "create": "search",
     "prepare": "search",
-    "launch": "search",
-    "worker": "search",
+    "launch": "launch",
+    "worker": "launch",
     "status": "watch",
     "list": "watch",
     "best": "watch",

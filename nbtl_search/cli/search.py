@@ -1,6 +1,5 @@
 """Commands that make and run a search."""
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from nbtl_search.cli.options import (
     settings_option,
     storage_option,
 )
-from nbtl_search.cli.output import DECODING, echo_json, late_progress, late_stages, search_progress
+from nbtl_search.cli.output import DECODING, echo_json, late_progress, late_stages
 
 if TYPE_CHECKING:
     from nbtl_search.spec import StudySpec
@@ -169,75 +168,3 @@ def prepare_command(
         echo_json(counts)
     else:
         click.echo("  ".join(f"{key} {value}" for key, value in counts.items()))
-
-
-@click.command("launch")
-@click.argument("study")
-@click.option("--workers", type=click.IntRange(min=1), help="By default one per GPU or core.")
-@click.option("--gpus", help="Ids of the GPUs to use, such as 0,1; by default all.")
-@click.option("--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-@storage_option
-def launch_command(
-    *,
-    study: str,
-    workers: int | None,
-    gpus: str | None,
-    beat_s: float | None,
-    quiet: bool,
-    home: Path | None,
-    storage: str | None,
-) -> None:
-    """Run workers for STUDY on this machine until it is over; Ctrl-C checkpoints and ends them.
-
-    \b
-    nbtl-search launch dtd
-    nbtl-search launch dtd --workers 2
-    """
-    from nbtl_search import api
-
-    with search_progress(quiet=quiet) as tick:
-        api.launch(
-            study,
-            workers=workers,
-            gpus=None if gpus is None else gpus.split(","),
-            home=home,
-            storage=storage,
-            options=[] if beat_s is None else ["--beat-s", str(beat_s)],
-            on_tick=tick,
-        )
-
-
-@click.command("worker")
-@click.argument("study")
-@click.option(
-    "--beat-s",
-    type=click.FloatRange(min=0.05),
-    default=10.0,
-    show_default=True,
-    help="Seconds between heartbeats; a trial is taken over after six without one.",
-)
-@click.option(
-    "--wait-s",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Seconds to wait at the start for a database that does not answer.",
-)
-@storage_option
-def worker_command(
-    *, study: str, beat_s: float, wait_s: float, home: Path | None, storage: str | None
-) -> None:
-    """Be one worker for STUDY: one trial after the other, until the study is over.
-
-    SIGTERM checkpoints, gives the trial back and exits 0.
-
-    \b
-    nbtl-search worker dtd
-    """
-    from nbtl_search import api
-
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    api.work(study, home=home, storage=storage, beat_s=beat_s, wait_s=wait_s)

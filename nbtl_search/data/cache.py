@@ -30,6 +30,7 @@ def prepare(
     progress: Progress | None = None,
     splits: Sequence[str] = SEARCH_SPLITS,
     download: bool = True,
+    cache: Path | None = None,
 ) -> Prepared:
     """Decode a dataset into files that all processes of a node share; what is there is reused.
 
@@ -40,6 +41,7 @@ def prepare(
         progress: called with (done, total) in each phase: reading, then decoding.
         splits: which splits may be read; ask for test only to evaluate on it.
         download: fetch a registered dataset that is not on disk.
+        cache: where decoded images lie instead of `home`, such as a disk of this node.
 
     Raises:
         DataError: the dataset cannot be had, is damaged or incomplete, or the disk is full.
@@ -49,7 +51,7 @@ def prepare(
         listed, directory=home / "data" / "surveys", skip_corrupt=skip_corrupt, progress=progress
     )
     manifest = _sound(listed, found)
-    directory = _directory(home, found)
+    directory = _directory(cache or home, found)
     n_all, n_done = sum(len(manifest.items(split)) for split in splits), 0
     for split in splits:
         items = manifest.items(split)

@@ -28,9 +28,13 @@ from sqlalchemy import (
 
 from nbtl_search.errors import SchemaError
 
-VERSION: Final = 2  # 2: diagnoses
+VERSION: Final = 3  # 2: diagnoses; 3: lost attempts, jobs, notices
 UPGRADE_COMMAND: Final = "nbtl-search db upgrade"
 _UPGRADE_LOCK: Final = 6031769  # any number, the same for all who create or upgrade tables
+# What a version changes in tables that exist; new tables are made where they are missing.
+_STEPS: Final = {
+    3: ("ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS n_lost integer NOT NULL DEFAULT 0",),
+}
 
 metadata = MetaData()
 tokens = Sequence("nbtl_token", metadata=metadata)
@@ -76,6 +80,7 @@ trial = Table(
     Column("token", BigInteger, nullable=False, server_default=tokens.next_value()),
     Column("attempt", Integer, nullable=False, server_default="1"),
     Column("n_failures", Integer, nullable=False, server_default="0"),
+    Column("n_lost", Integer, nullable=False, server_default="0"),
     Column("worker", Text),
     _time("lease_expires"),
     Column("value", Float),
@@ -199,6 +204,30 @@ diagnosis = Table(
     Index("nbtl_diagnosis_of_data", "data_digest", "weights_digest"),
 )
 
+# Jobs of a cluster's queue that run workers of a study.
+job = Table(
+    "nbtl_job",
+    metadata,
+    Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("job_id", Text, primary_key=True),
+    Column("cluster", Text, primary_key=True),
+    Column("n_tasks", Integer, nullable=False),
+    Column("folder", Text, nullable=False),
+    _time("submitted_at", now=True),
+)
+
+# What people are told of a study, each thing once: a row is claimed, sent, and marked as sent.
+notice = Table(
+    "nbtl_notice",
+    metadata,
+    Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("event", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("n_tries", Integer, nullable=False, server_default="0"),
+    _time("claimed_at", now=True),
+    _time("sent_at"),
+)
+
 
 def create_or_upgrade(engine: Engine) -> int:
     """Make our tables, or bring them to this code's version; return the version they had.
@@ -212,6 +241,10 @@ def create_or_upgrade(engine: Engine) -> int:
         if found > VERSION:
             raise SchemaError(_newer(found))
         metadata.create_all(connection)
+        if 0 < found < VERSION:
+            for version in range(found + 1, VERSION + 1):
+                for step in _STEPS.get(version, ()):
+                    connection.execute(text(step))
         if found < VERSION:
             connection.execute(insert(meta).values(version=VERSION))
     return found

@@ -5,12 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 from nbtl_search.spec import Value
 from nbtl_search.worker import protocol
+
+TRAINER: Final = (sys.executable, "-m", "nbtl_search.worker.trainer")
 
 
 class ChildDiedError(Exception):
@@ -21,8 +24,13 @@ class ChildDiedError(Exception):
 class Child:
     """One trainer process."""
 
-    def __init__(self, *, log: Path, n_threads: int | None) -> None:
-        """Start the process; its output goes to `log`."""
+    def __init__(
+        self, *, log: Path, n_threads: int | None, command: Sequence[str] = TRAINER
+    ) -> None:
+        """Start the process; its output goes to `log`.
+
+        `command` gets the number of its connection's file as last argument.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         environment = dict(os.environ)  # noqa: TID251  (passed on, not read)
@@ -30,7 +38,7 @@ class Child:
             environment["OMP_NUM_THREADS"] = str(n_threads)
         with log.open("ab") as output, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nbtl_search.worker.trainer", str(theirs.fileno())],
+                [*command, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

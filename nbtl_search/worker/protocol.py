@@ -15,6 +15,7 @@ class Open(Value):
     recipe: Recipe
     facts: Facts
     home: str
+    cache: str | None = None
 
 
 class Train(Value):

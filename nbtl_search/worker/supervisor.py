@@ -20,6 +20,7 @@ from nbtl_search.worker import protocol
 from nbtl_search.worker.attempt import Attempt, Desk, Timing
 from nbtl_search.worker.child import Child, ChildDiedError
 from nbtl_search.worker.signals import Stop
+from nbtl_search.worker.slot import Slot
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,9 @@ _MAX_DEATHS: Final = 8
 class Supervisor:
     """Take trials of a study, one after the other, until the study is over or told to stop."""
 
-    def __init__(self, study: Study, *, home: Path, stop: Stop, timing: Timing) -> None:
+    def __init__(self, study: Study, *, slot: Slot, stop: Stop, timing: Timing) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._home = home
+        self._slot = slot
         self._stop = stop
         self._timing = timing
         self.turn_to(study)
@@ -125,7 +126,7 @@ class Supervisor:
 
     def _folder(self, kind: str, lease: Lease) -> Path:
         study = f"{self._study.name}-{self._study.uid[:8]}"
-        return self._home / kind / study / str(lease.number)
+        return self._slot.home / kind / study / str(lease.number)
 
     def _reconcile(self) -> None:
         """Tell Optuna of every trial that ended in the ledger; whoever comes first does it."""
@@ -159,10 +160,13 @@ class Supervisor:
             return True
         self._show("starting", None)
         spec = self._study.spec
-        log = self._home / "logs" / self._study.name / f"{self.name}.log"
-        child = Child(log=log, n_threads=spec.train.n_threads)
+        log = self._slot.home / "logs" / self._study.name / f"{self.name}.log"
+        child = Child(log=log, n_threads=spec.train.n_threads, command=self._slot.trainer)
         order = protocol.Open(
-            recipe=spec.recipe(Dials()), facts=self._study.facts, home=str(self._home)
+            recipe=spec.recipe(Dials()),
+            facts=self._study.facts,
+            home=str(self._slot.home),
+            cache=None if self._slot.cache is None else str(self._slot.cache),
         )
         report = self._await_ready(child, order)
         if isinstance(report, protocol.Ready):

@@ -94,7 +94,8 @@ class Trainer:
     def _open(self, order: protocol.Open) -> protocol.Ready | protocol.Refused:
         self._home = Path(order.home)
         try:
-            self._prepared = prepare(order.recipe.data, home=self._home)
+            cache = None if order.cache is None else Path(order.cache)
+            self._prepared = prepare(order.recipe.data, home=self._home, cache=cache)
             run = Run(order.recipe, prepared=self._prepared, home=self._home)
             _check(order, run)
         except NbtlError as error:

@@ -1,0 +1,133 @@
+"""Commands that run workers."""
+
+import logging
+from pathlib import Path
+
+import click
+
+from nbtl_search.cli.options import storage_option
+from nbtl_search.cli.output import search_progress
+
+
+@click.command("launch")
+@click.argument("study")
+@click.option("--workers", type=click.IntRange(min=1), help="By default one per GPU or core.")
+@click.option("--gpus", help="Ids of the GPUs to use, such as 0,1; by default all.")
+@click.option("--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@storage_option
+def launch_command(
+    *,
+    study: str,
+    workers: int | None,
+    gpus: str | None,
+    beat_s: float | None,
+    quiet: bool,
+    home: Path | None,
+    storage: str | None,
+) -> None:
+    """Run workers for STUDY on this machine until it is over; Ctrl-C checkpoints and ends them.
+
+    \b
+    nbtl-search launch dtd
+    nbtl-search launch dtd --workers 2
+    """
+    from nbtl_search import api
+
+    with search_progress(quiet=quiet) as tick:
+        api.launch(
+            study,
+            workers=workers,
+            gpus=None if gpus is None else gpus.split(","),
+            home=home,
+            storage=storage,
+            options=[] if beat_s is None else ["--beat-s", str(beat_s)],
+            on_tick=tick,
+        )
+
+
+@click.command("worker")
+@click.argument("study")
+@click.option(
+    "--beat-s",
+    type=click.FloatRange(min=0.05),
+    default=10.0,
+    show_default=True,
+    help="Seconds between heartbeats; a trial is taken over after six without one.",
+)
+@click.option(
+    "--wait-s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds to wait at the start for a database that does not answer.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="NBTL_CACHE",
+    show_envvar=True,
+    help="Folder for decoded images, on a disk of this node; by default in --home.",
+)
+@click.option(
+    "--free-gb",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Take no new trial while the disk of --home has less free space.",
+)
+@click.option(
+    "--quota-gb",
+    type=click.FloatRange(min=0),
+    help="Take no new trial while the study's checkpoints take more space.",
+)
+@click.option(
+    "--keep-best",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of how many of the best trials the last checkpoint is kept.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(min=0, max=65535),
+    help="Serve metrics for Prometheus on this port of 127.0.0.1; 0 for any free one.",
+)
+@storage_option
+def worker_command(
+    *,
+    study: str,
+    beat_s: float,
+    wait_s: float,
+    cache: Path | None,
+    free_gb: float,
+    quota_gb: float | None,
+    keep_best: int,
+    metrics_port: int | None,
+    home: Path | None,
+    storage: str | None,
+) -> None:
+    """Be one worker for STUDY: one trial after the other, until the study is over.
+
+    SIGTERM checkpoints, gives the trial back and exits 0.
+
+    \b
+    nbtl-search worker dtd
+    """
+    from nbtl_search import api
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    api.work(
+        study,
+        home=home,
+        storage=storage,
+        cache=cache,
+        beat_s=beat_s,
+        wait_s=wait_s,
+        free_gb=free_gb,
+        quota_gb=quota_gb,
+        keep_best=keep_best,
+        metrics_port=metrics_port,
+    )
