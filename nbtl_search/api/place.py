@@ -7,18 +7,21 @@ from pathlib import Path
 import optuna
 
 from nbtl_search.study import store
-from nbtl_search.study.storage import Storage, check, connect
+from nbtl_search.study.storage import ANSWER_S, Storage, check, connect
 from nbtl_search.study.store import Study
 
 
 @contextmanager
-def opened(url: str | None, home: Path, *, checked: bool = True) -> Iterator[Storage]:
+def opened(
+    url: str | None, home: Path, *, checked: bool = True, answer_s: float = ANSWER_S
+) -> Iterator[Storage]:
     """Open the database at this URL, or the embedded one of this home.
 
     Args:
         url: of a PostgreSQL database; None for the embedded one.
         home: of the embedded one.
         checked: whether its tables must already be of this program's version.
+        answer_s: how long the database may say nothing before it counts as lost.
 
     Raises:
         SchemaError: they are not; the message has the command to run.
@@ -26,19 +29,21 @@ def opened(url: str | None, home: Path, *, checked: bool = True) -> Iterator[Sto
     """
     optuna.logging.disable_default_handler()  # its messages go where ours go
     optuna.logging.enable_propagation()
-    with closing(connect(url, home=home)) as storage:
+    with closing(connect(url, home=home, answer_s=answer_s)) as storage:
         if checked:
             check(storage)
         yield storage
 
 
 @contextmanager
-def opened_study(name: str, url: str | None, home: Path) -> Iterator[Study]:
+def opened_study(
+    name: str, url: str | None, home: Path, *, answer_s: float = ANSWER_S
+) -> Iterator[Study]:
     """Open a study.
 
     Raises:
         StudyNotFoundError: no such study.
         StorageError: the database refuses, or does not answer.
     """
-    with opened(url, home) as storage:
+    with opened(url, home, answer_s=answer_s) as storage:
         yield store.open_study(storage, name)

@@ -124,6 +124,7 @@ def work(
     )
     pause_s = min(2.0, beat_s)
     timing = Timing(beat_s=beat_s, lease_s=6 * beat_s, poll_s=pause_s, retry_s=pause_s)
+    answer_s = max(5.0, min(30.0, 3 * beat_s))  # so that a stall is noticed within a lease
     with stop_on_signals() as stop, ExitStack() as stack, suppress(_StoppedError):
 
         def pause(seconds: float) -> None:
@@ -132,7 +133,7 @@ def work(
                 raise _StoppedError
 
         study = wait_for(
-            lambda: stack.enter_context(opened_study(name, storage, slot.home)),
+            lambda: stack.enter_context(opened_study(name, storage, slot.home, answer_s=answer_s)),
             deadline=time.monotonic() + wait_s,
             sleep=pause,
         )

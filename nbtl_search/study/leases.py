@@ -10,17 +10,19 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, final
 
-from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
 from nbtl_search.spec import Epoch
-from nbtl_search.study import ledger, schema
+from nbtl_search.study import attempts, ledger, schema
 from nbtl_search.study.lease import Asked, Desired, FinalResult, Lease, Outcome
 from nbtl_search.study.storage import storage_errors
 
 MAX_FAILURES: Final = 3
+MAX_LOST: Final = 10
 _RESERVE_S: Final = 30
+_QUEUE_S: Final = 20
 
 
 @final
@@ -37,6 +39,9 @@ class Leases:
 
         When the database comes back after an outage, all leases have expired and their workers
         are well: they get as long as a lease from its start to renew them.
+
+        A trial that has lost `MAX_LOST` workers in a row without an epoch fails at the next: it
+        may be what takes them down.
         """
         trial = schema.trial
         is_abandoned = and_(
@@ -64,6 +69,7 @@ class Leases:
                     state="running",
                     worker=worker,
                     attempt=trial.c.attempt + 1,
+                    n_lost=trial.c.n_lost + case((trial.c.state == "running", 1), else_=0),
                     token=schema.tokens.next_value(),
                     lease_expires=ledger.NOW + self._lease,
                 )
@@ -71,8 +77,15 @@ class Leases:
             ).one_or_none()
             if row is None:
                 return None
-            _close_attempts(connection, row.trial_id, "infra", "its lease expired")
-            return _open_attempt(connection, row)
+            attempts.close_attempts(connection, row.trial_id, "infra", "its lease expired")
+            lease = attempts.open_attempt(connection, row)
+            if row.n_lost <= MAX_LOST:
+                return lease
+            message = f"{row.n_lost} workers in a row were lost with it before an epoch was done"
+            self._end_trial(
+                connection, lease, Outcome(state="failed", cause="infra", message=message)
+            )
+            return None
 
     def reserve(self, worker: str, ask: Callable[[int], Asked]) -> Lease | None:
         """Take one slot of the budget and the trial that `ask(slot)` proposes for it.
@@ -87,6 +100,7 @@ class Leases:
             connection.execute(
                 text(f"SET LOCAL idle_in_transaction_session_timeout = '{_RESERVE_S}s'")
             )
+            connection.execute(text(f"SET LOCAL lock_timeout = '{1000 * _QUEUE_S:.0f}ms'"))
             study = schema.study
             slot = connection.execute(
                 update(study)
@@ -113,7 +127,7 @@ class Leases:
                 )
                 .returning(schema.trial)
             ).one()
-            return _open_attempt(connection, row)
+            return attempts.open_attempt(connection, row)
 
     def renew(self, lease: Lease) -> Desired:
         """Renew the lease; return what is wanted of the trial (of it or of its whole study).
@@ -174,7 +188,7 @@ class Leases:
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
             _set_waiting(connection, lease)
-            _close_attempts(connection, lease.trial_id, cause, message)
+            attempts.close_attempts(connection, lease.trial_id, cause, message)
 
     def fail_attempt(self, lease: Lease, *, cause: str, message: str) -> bool:
         """Count a failure; the trial waits for another attempt, or fails after too many.
@@ -200,7 +214,7 @@ class Leases:
                 )
                 return False
             _set_waiting(connection, lease)
-            _close_attempts(connection, lease.trial_id, cause, message)
+            attempts.close_attempts(connection, lease.trial_id, cause, message)
             return True
 
     def _end_trial(self, connection: Connection, lease: Lease, outcome: Outcome) -> None:
@@ -217,7 +231,7 @@ class Leases:
                 finished_at=ledger.NOW,
             )
         )
-        _close_attempts(
+        attempts.close_attempts(
             connection, lease.trial_id, outcome.cause or outcome.state, outcome.message or ""
         )
 
@@ -258,33 +272,6 @@ def _forgive_failures(connection: Connection, lease: Lease) -> None:
     trial = schema.trial
     connection.execute(
         update(trial)
-        .where(trial.c.trial_id == lease.trial_id, trial.c.n_failures > 0)
-        .values(n_failures=0)
-    )
-
-
-def _open_attempt(connection: Connection, row: Any) -> Lease:
-    connection.execute(
-        insert(schema.attempt).values(
-            trial_id=row.trial_id, attempt=row.attempt, token=row.token, worker=row.worker
-        )
-    )
-    return Lease(
-        trial_id=row.trial_id,
-        number=row.number,
-        name=row.name,
-        protected=row.protected,
-        recipe_json=row.recipe,
-        token=row.token,
-        attempt=row.attempt,
-        worker=row.worker,
-    )
-
-
-def _close_attempts(connection: Connection, trial_id: int, cause: str, message: str) -> None:
-    attempt = schema.attempt
-    connection.execute(
-        update(attempt)
-        .where(attempt.c.trial_id == trial_id, attempt.c.ended_at.is_(None))
-        .values(ended_at=ledger.NOW, cause=cause, message=message)
+        .where(trial.c.trial_id == lease.trial_id, or_(trial.c.n_failures > 0, trial.c.n_lost > 0))
+        .values(n_failures=0, n_lost=0)
     )

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url
 from sqlalchemy.exc import ArgumentError
 
 from nbtl_search.errors import SchemaError, StorageError
-from nbtl_search.study import embedded, schema
+from nbtl_search.study import driver, embedded, schema
 from nbtl_search.study.faults import storage_errors, wait_for
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Storage", "check", "connect", "create_or_upgrade", "storage_errors", "wait_for"]
 
 OLDEST_POSTGRES: Final = 13
+ANSWER_S: Final = 60.0
 _OPTUNA_LOCK: Final = 6031770  # any number, the same for all who create or upgrade tables
 _SESSION: Final = "-c timezone=UTC -c idle_in_transaction_session_timeout=60s"
 _CONNECTION: Final[dict[str, Any]] = {
@@ -44,6 +45,7 @@ class Storage:
     url: URL
     engine: Engine
     application: str
+    answer_s: float
 
     @cached_property
     def optuna(self) -> "BaseStorage":
@@ -67,13 +69,20 @@ class Storage:
             opened._backend.engine.dispose()  # noqa: SLF001  (Optuna has no other way)
 
 
-def connect(url: str | None, *, home: Path | None, application: str = "nbtl-search") -> Storage:
+def connect(
+    url: str | None,
+    *,
+    home: Path | None,
+    application: str = "nbtl-search",
+    answer_s: float = ANSWER_S,
+) -> Storage:
     """Connect to the database at this URL, or start and use the embedded one.
 
     Args:
         url: of a PostgreSQL server; None for the embedded one.
         home: the folder of the embedded one; None where a URL is given.
         application: a name that the server shows for our connections.
+        answer_s: how long the server may say nothing before it counts as lost.
 
     Raises:
         StorageError: no PostgreSQL, too old, or it refuses; one line, never with the password.
@@ -86,8 +95,8 @@ def connect(url: str | None, *, home: Path | None, application: str = "nbtl-sear
     else:
         message = "connect() needs a URL or the home of the embedded database, got neither"
         raise StorageError(message)
-    engine = create_engine(parsed, **_pool(parsed, application, size=1, overflow=1))
-    storage = Storage(url=parsed, engine=engine, application=application)
+    engine = create_engine(parsed, **_pool(parsed, application, answer_s, size=1, overflow=1))
+    storage = Storage(url=parsed, engine=engine, application=application, answer_s=answer_s)
     try:
         with storage_errors(), engine.connect() as connection:
             _check_version(connection)
@@ -190,7 +199,9 @@ def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "RDBStorage":
 
     return RDBStorage(
         storage.url.render_as_string(hide_password=False),
-        engine_kwargs=_pool(storage.url, storage.application, size=1, overflow=overflow),
+        engine_kwargs=_pool(
+            storage.url, storage.application, storage.answer_s, size=1, overflow=overflow
+        ),
         skip_compatibility_check=True,  # it needs a second connection, and names another command
         **options,
     )
@@ -217,13 +228,16 @@ def _logging_left_alone() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def _pool(url: URL, application: str, *, size: int, overflow: int) -> dict[str, Any]:
+def _pool(
+    url: URL, application: str, answer_s: float, *, size: int, overflow: int
+) -> dict[str, Any]:
     """Return the arguments of `create_engine`; what the URL says of the connection goes first."""
     ours = _CONNECTION | {"application_name": application, "options": _SESSION}
     given = url.query.get("options")
     if isinstance(given, str):
         ours["options"] = f"{_SESSION} {given}"
     arguments = {key: ours[key] for key in ours if key == "options" or key not in url.query}
+    arguments["connection_factory"] = driver.connections(answer_s)
     return {
         "pool_size": size,
         "max_overflow": overflow,

@@ -2,22 +2,21 @@
 
 import logging
 import shutil
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
 from nbtl_search.errors import FencedError, StorageLostError
-from nbtl_search.spec import Epoch, Recipe, best_epoch
+from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.study import pruning, sampling
 from nbtl_search.study.lease import FinalResult, Lease, Outcome
 from nbtl_search.study.leases import Leases
 from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.storage import storage_errors
 from nbtl_search.study.store import Study
-from nbtl_search.worker import protocol
+from nbtl_search.worker import outcomes, protocol
 from nbtl_search.worker.child import Child, ChildDiedError
 
 logger = logging.getLogger(__name__)
@@ -71,6 +70,7 @@ class Attempt:
         self._retry_at = 0.0
         self._heard_at = time.monotonic()
         self.rss_mb: float | None = None
+        self.disk_is_full = False
         self._over = False
 
     def run(self) -> None:
@@ -120,6 +120,8 @@ class Attempt:
                 self._judge()
                 if self._halting is None:
                     self._desk.child.send(protocol.GoOn())
+            case protocol.Warned(message=message):
+                self._note("%s", message)
             case protocol.Ended(rss_mb=rss_mb, scores=scores):
                 self.rss_mb = rss_mb
                 self._complete(scores)
@@ -128,6 +130,9 @@ class Attempt:
                 self._halted()
             case protocol.Failed(cause=cause, message=message):
                 self._failed(cause, message)
+
+    def _note(self, text: str, *values: object) -> None:
+        logger.warning(text, *values, extra={"action": "train", "trial": self._lease.number})
 
     # -- with the database ------------------------------------------------------------------
 
@@ -220,11 +225,11 @@ class Attempt:
             case None:
                 self._finish("complete")
             case "confirm":
-                self._end(_outcome("complete", self._history[-1:]))
+                self._end(outcomes.of_epochs("complete", self._history[-1:]))
             case "test":
                 assert scores is not None, "the trainer was told where to keep them"  # noqa: S101
                 assert self._keep is not None  # noqa: S101
-                result = _result(scores, self._keep)
+                result = outcomes.of_scores(scores, self._keep)
                 self._end(Outcome(state="complete", value=scores.top1), result=result)
 
     def _finish(
@@ -234,7 +239,7 @@ class Attempt:
         cause: str | None = None,
         message: str | None = None,
     ) -> None:
-        self._end(_outcome(state, self._history, cause=cause, message=message))
+        self._end(outcomes.of_epochs(state, self._history, cause=cause, message=message))
 
     def _end(self, outcome: Outcome, *, result: FinalResult | None = None) -> None:
         self._over = True
@@ -248,17 +253,23 @@ class Attempt:
 
         self._insist(end)
 
-    def _give_back(self, cause: str) -> None:
+    def _give_back(self, cause: str, message: str = "") -> None:
         self._over = True
         if self._halting == "fenced":
             return
-        self._insist(lambda: self._desk.leases.release(self._lease, cause=cause))
+        leases = self._desk.leases
+        self._insist(lambda: leases.release(self._lease, cause=cause, message=message))
 
     def _failed(self, cause: str, message: str) -> None:
         if cause in {"diverged", "oom"}:
             self._finish("pruned", cause=cause, message=message)
             return
         self._over = True
+        if cause == "disk":  # no fault of the trial: it waits until there is room
+            self._note("%s", message)
+            self.disk_is_full = True
+            self._give_back(cause, message)
+            return
         if self._halting != "fenced":
             self._insist(
                 lambda: self._desk.leases.fail_attempt(self._lease, cause=cause, message=message)
@@ -271,30 +282,3 @@ class Attempt:
             self._give_back(self._halting)
         else:
             self._failed("infra", message)
-
-
-def _outcome(
-    state: Literal["complete", "pruned"],
-    epochs: Sequence[Epoch],
-    *,
-    cause: str | None = None,
-    message: str | None = None,
-) -> Outcome:
-    """Return the end of a trial whose value is the best of these epochs."""
-    best = best_epoch(epochs)
-    return Outcome(
-        state=state,
-        value=None if best is None else best.val_top1,
-        best_epoch=None if best is None else best.epoch,
-        cause=cause,
-        message=message,
-    )
-
-
-def _result(scores: protocol.Scores, folder: Path) -> FinalResult:
-    return FinalResult(
-        **scores.model_dump(),
-        predictions=(folder / "predictions.npz").read_bytes(),
-        host=socket.gethostname(),
-        folder=str(folder),
-    )

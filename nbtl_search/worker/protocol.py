@@ -73,8 +73,15 @@ class Progress(Value):
     update: int
 
 
+class Warned(Value):
+    """Something went wrong that training goes on without."""
+
+    kind: Literal["warned"] = "warned"
+    message: str
+
+
 class Trained(Value):
-    """An epoch is done and in the checkpoint; the trainer waits for GoOn or Halt."""
+    """An epoch is done and, where the disk takes it, saved; the trainer waits for GoOn or Halt."""
 
     kind: Literal["trained"] = "trained"
     epoch: Epoch
@@ -110,13 +117,13 @@ class Failed(Value):
     """Training cannot go on."""
 
     kind: Literal["failed"] = "failed"
-    cause: Literal["diverged", "oom", "infra", "user_error"]
+    cause: Literal["diverged", "oom", "infra", "user_error", "disk"]
     message: str
 
 
 Order = Annotated[Open | Train | GoOn | Halt, Field(discriminator="kind")]
 Report = Annotated[
-    Ready | Refused | Started | Progress | Trained | Ended | Halted | Failed,
+    Ready | Refused | Started | Progress | Warned | Trained | Ended | Halted | Failed,
     Field(discriminator="kind"),
 ]
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)

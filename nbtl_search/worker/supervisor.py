@@ -10,7 +10,7 @@ from typing import Final, final
 
 from nbtl_search.errors import NbtlError, StorageLostError
 from nbtl_search.spec import Dials
-from nbtl_search.study import pruning, sampling
+from nbtl_search.study import pruning, sampling, schema
 from nbtl_search.study.lease import Asked, Lease
 from nbtl_search.study.leases import Leases
 from nbtl_search.study.ledger import Ledger
@@ -91,6 +91,9 @@ class Supervisor:
         return True
 
     def _acquire(self) -> Lease | None:
+        with storage_errors():
+            schema.check(self._study.storage.engine)  # it may be upgraded while workers run
+
         def ask(slot: int) -> Asked:
             return sampling.ask(self._study, slot=slot, known_ids=self._ledger.trial_ids())
 
@@ -122,6 +125,9 @@ class Supervisor:
             self._replace_child()
         else:
             self._look_at_memory(attempt.rss_mb)
+        if attempt.disk_is_full:
+            self._show("no room", None)
+            self._stop.wait(self._timing.beat_s)
         self._reconcile()
 
     def _folder(self, kind: str, lease: Lease) -> Path:

@@ -4,6 +4,7 @@ It imports torch and never optuna. It ignores signals meant for the group of pro
 it is a message, or the end of the connection, which means that its supervisor is gone.
 """
 
+import errno
 import logging
 import os
 import queue
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Literal, final
 
 import psutil
 
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S: Final = 300.0
 _PROGRESS_EVERY_S: Final = 1.0
 _ORPHANED: Final = 70
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @final
@@ -104,6 +106,7 @@ class Trainer:
 
     def _train(self, order: protocol.Train) -> protocol.Ended | protocol.Halted | protocol.Failed:
         assert self._prepared is not None, "Train comes after Open"  # noqa: S101
+        cause: Literal["disk", "user_error", "infra"]
         try:
             self._said = time.monotonic()
             run = Run(
@@ -127,10 +130,12 @@ class Trainer:
                 cause="diverged" if error.cause == "diverged" else "oom", message=str(error)
             )
         except NbtlError as error:
-            return protocol.Failed(cause="user_error", message=str(error))
+            cause = "disk" if _is_of_full_disk(error) else "user_error"
+            return protocol.Failed(cause=cause, message=str(error))
         except Exception as error:
             logger.exception("training failed", extra={"action": "train"})
-            return protocol.Failed(cause="infra", message=f"{type(error).__name__}: {error}")
+            cause = "disk" if _is_of_full_disk(error) else "infra"
+            return protocol.Failed(cause=cause, message=f"{type(error).__name__}: {error}")
         if finished:
             return protocol.Ended(rss_mb=_rss_mb(), scores=scores)
         return protocol.Halted(rss_mb=_rss_mb())
@@ -159,11 +164,11 @@ class Trainer:
                         self._send(protocol.Progress(epoch=event.epoch, update=event.update))
                         said = now
                     if now - saved > CHECKPOINT_EVERY_S:
-                        checkpoint.save(directory, run)
+                        self._save(directory, run)
                         saved = now
                     continue
             else:
-                checkpoint.save(directory, run)
+                self._save(directory, run)
                 saved = time.monotonic()
                 self._send(protocol.Trained(epoch=run.history[-1]))
                 order = self._inbox.wait()
@@ -171,9 +176,21 @@ class Trainer:
                 if halt is None:
                     continue
             if halt.keep:
-                checkpoint.save(directory, run)
+                self._save(directory, run)
             return False
         return True
+
+    def _save(self, directory: Path, run: Run) -> None:
+        """Write a checkpoint; where the disk does not take it, train on: only a resume is lost."""
+        try:
+            checkpoint.save(directory, run)
+        except OSError as error:
+            message = (
+                f"no checkpoint in {directory}: {error.strerror or error}; training goes on, and "
+                "would be resumed from the one before"
+            )
+            logger.warning("%s", message, extra={"action": "save_checkpoint"})
+            self._send(protocol.Warned(message=message))
 
     def _score(self, run: Run, folder: Path) -> protocol.Scores | None:
         """Read the test images, and keep weights and predictions; None if told to halt.
@@ -217,6 +234,15 @@ def _check(order: protocol.Open, run: Run) -> None:
             f"study was created with ({facts.weights_digest[:12]}); copy the file anew"
         )
         raise WeightsError(message)
+
+
+def _is_of_full_disk(error: BaseException | None) -> bool:
+    """Tell whether the error came of a full disk or quota, also through `raise ... from`."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _rss_mb() -> float:

@@ -191,7 +191,7 @@ def test_a_database_without_the_table_is_brought_up_to_date(db, spec, diagnosis)
     with db.engine.begin() as connection:
         connection.execute(text("DROP TABLE nbtl_diagnosis"))
         connection.execute(text("UPDATE nbtl_meta SET version = 1"))
-    with pytest.raises(SchemaError, match=r"version 1.*version {schema.VERSION}.*db upgrade"):
+    with pytest.raises(SchemaError, match=rf"version 1.*version {schema.VERSION}.*db upgrade"):
         schema.check(db.engine)
     assert schema.create_or_upgrade(db.engine) == 1
     schema.check(db.engine)

@@ -7,11 +7,11 @@ import optuna
 import pytest
 from sqlalchemy import text
 
-from nbtl_search.errors import FencedError
+from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.study import records, sampling, storage, store
 from nbtl_search.study.lease import Outcome
-from nbtl_search.study.leases import MAX_FAILURES, Leases
+from nbtl_search.study.leases import MAX_FAILURES, MAX_LOST, Leases
 from nbtl_search.study.ledger import Ledger
 
 N_SLOTS = 24
@@ -193,6 +193,46 @@ def test_failures_in_a_row_end_a_trial_and_progress_forgives_them(study, leases,
     assert not leases.fail_attempt(lease, cause="infra", message="died")
     (row,) = records.trials(study.storage.engine, study.id)
     assert (row.state, row.cause, row.message) == ("failed", "infra", "died")
+
+
+def lose(db, leases, n):
+    """Lose the trial's worker so many times without an epoch; return the last lease."""
+    lease = None
+    for _ in range(n):
+        expire_all(db)
+        lease = leases.take_over("w")
+    return lease
+
+
+def test_a_trial_that_takes_down_every_worker_fails_in_the_end(db, study, leases, ledger):
+    acquire(study, leases, ledger)
+    assert lose(db, leases, MAX_LOST).attempt == 1 + MAX_LOST
+    assert lose(db, leases, 1) is None
+    (row,) = records.trials(study.storage.engine, study.id)
+    assert (row.state, row.cause) == ("failed", "infra")
+    assert f"{MAX_LOST + 1} workers in a row" in row.message
+    assert [ended.state for ended in ledger.untold()] == ["failed"]
+
+
+def test_an_epoch_forgives_lost_workers_and_a_release_is_no_loss(db, study, leases, ledger):
+    acquire(study, leases, ledger)
+    lease = lose(db, leases, MAX_LOST)
+    leases.record(lease, [epoch(1)])
+    lease = lose(db, leases, MAX_LOST)
+    for _ in range(3):
+        leases.release(lease, cause="preempted")
+        lease = leases.take_over("w")
+    assert lease is not None
+    assert lose(db, leases, 1) is None
+
+
+def test_an_asker_waits_in_line_only_so_long(db, study, leases, ledger, monkeypatch):
+    monkeypatch.setattr("nbtl_search.study.leases._QUEUE_S", 0.2)
+    with db.engine.begin() as connection:
+        connection.execute(text("SELECT 1 FROM nbtl_study FOR UPDATE"))
+        with pytest.raises(StorageLostError):
+            acquire(study, leases, ledger)
+    assert acquire(study, leases, ledger).number == 0
 
 
 @pytest.mark.parametrize(("wish", "word"), [("pause", "paused"), ("stop", "stopped")])
