@@ -13,7 +13,7 @@ import psycopg2
 from psycopg2 import extensions
 
 
-class Connection(extensions.connection):
+class Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has no types
     """A connection that is closed when the server says nothing for `answer_s` seconds."""
 
     answer_s: float = 60.0

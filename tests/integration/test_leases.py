@@ -210,6 +210,7 @@ def test_a_trial_that_takes_down_every_worker_fails_in_the_end(db, study, leases
     assert lose(db, leases, 1) is None
     (row,) = records.trials(study.storage.engine, study.id)
     assert (row.state, row.cause) == ("failed", "infra")
+    assert row.message is not None
     assert f"{MAX_LOST + 1} workers in a row" in row.message
     assert [ended.state for ended in ledger.untold()] == ["failed"]
 

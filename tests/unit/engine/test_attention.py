@@ -426,7 +426,7 @@ def test_memory_that_runs_out_is_an_error_of_ours(measure, monkeypatch):
 
 def test_where_memory_is_short_fewer_channels_are_silenced_at_once(measure, monkeypatch, tmp_path):
     expected, tried = measure(), []
-    measured = engine.channel_importance
+    measured = channel_importance
 
     def short(*arguments, n_at_once, **options):
         tried.append(n_at_once)

@@ -18,6 +18,7 @@ from nbtl_search.engine.model import build
 from nbtl_search.engine.train import Run, train
 from nbtl_search.engine.weights import load_weights, read_weights
 from nbtl_search.spec import ModelSettings, Recipe
+from nbtl_search.transfer.penalties import L2SP
 
 pytestmark = pytest.mark.data
 
@@ -95,6 +96,7 @@ def test_inception_v4_at_299_px_steps_through_train_on_the_cpu(
     resumed = Run(recipe, prepared=prepared, home=tmp_path)
     assert load_latest(tmp_path / "checkpoints", resumed)
     assert resumed.position == (0, 1), "before the validation"
+    assert isinstance(resumed.penalty, L2SP)
     for pull in resumed.penalty.sp:
         assert pull.anchor is not None
         assert torch.equal(pull.anchor, file[pull.name])

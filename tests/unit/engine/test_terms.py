@@ -44,7 +44,7 @@ def wide(run):
 
 
 def maps_of(model, images, taps):
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     handles = [
         model.get_submodule(tap.module).register_forward_hook(
             lambda _m, _i, output, name=tap.module: found.__setitem__(name, output)

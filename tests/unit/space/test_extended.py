@@ -369,7 +369,9 @@ class TestStoredStudies:
     )
     def test_one_bound_leaves_the_other_where_it_was(self, name, row, change, domain):
         search = SearchSettings(space=name, rows={row: Row(**change)})
-        assert space.build(search, n_blocks=11).row(row).domain == domain
+        found = space.build(search, n_blocks=11).row(row)
+        assert found is not None
+        assert found.domain == domain
 
     @pytest.mark.parametrize(("name", "proposed"), [("binary", True), ("paper", False)])
     def test_binary_proposes_the_low_ratio_also_without_low_blocks(self, name, proposed):
