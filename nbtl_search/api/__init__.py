@@ -8,12 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nbtl_search.api.cleaning import clean, follow, logs, logs_folder
     from nbtl_search.api.creating import create, prepare
+    from nbtl_search.api.databases import backup, restore
     from nbtl_search.api.diagnosing import diagnose
     from nbtl_search.api.drafting import draft
     from nbtl_search.api.exporting import export
     from nbtl_search.api.finalizing import finalize, verdict
     from nbtl_search.api.home import default_home
+    from nbtl_search.api.launching import launch_on_slurm
     from nbtl_search.api.looking import best, dashboard, delete, status, steer, studies
     from nbtl_search.api.predicting import predict
     from nbtl_search.api.reporting import report
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 
 # Each verb's module is imported with its first use: `status` must not wait for torch.
 _PLACES = {
+    "backup": "databases",
     "best": "looking",
+    "clean": "cleaning",
     "create": "creating",
     "dashboard": "looking",
     "default_home": "home",
@@ -32,11 +37,16 @@ _PLACES = {
     "draft": "drafting",
     "export": "exporting",
     "finalize": "finalizing",
+    "follow": "cleaning",
     "launch": "running",
+    "launch_on_slurm": "launching",
+    "logs": "cleaning",
+    "logs_folder": "cleaning",
     "predict": "predicting",
     "prepare": "creating",
     "report": "reporting",
     "reproduce": "reproducing",
+    "restore": "databases",
     "status": "looking",
     "steer": "looking",
     "studies": "looking",
@@ -46,7 +56,9 @@ _PLACES = {
 }
 
 __all__ = [
+    "backup",
     "best",
+    "clean",
     "create",
     "dashboard",
     "default_home",
@@ -55,11 +67,16 @@ __all__ = [
     "draft",
     "export",
     "finalize",
+    "follow",
     "launch",
+    "launch_on_slurm",
+    "logs",
+    "logs_folder",
     "predict",
     "prepare",
     "report",
     "reproduce",
+    "restore",
     "status",
     "steer",
     "studies",

@@ -91,7 +91,7 @@ def work(
     cache: Path | None = None,
     beat_s: float = 10.0,
     wait_s: float = 0.0,
-    free_gb: float = 2.0,
+    free_gb: float = 1.0,
     quota_gb: float | None = None,
     keep_best: int = 0,
     metrics_port: int | None = None,

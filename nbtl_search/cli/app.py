@@ -27,6 +27,8 @@ _PLACES = {
     "train": "single",
     "demo": "demo",
     "db": "database",
+    "logs": "clean",
+    "clean": "clean",
     "completion": "shell",
 }
 # For who makes this program, not for who uses it: in no list, but with a --help of its own.
@@ -52,7 +54,9 @@ _SHORT = {
     "delete": "Delete a study and its trials.",
     "train": "Train one recipe, without a study.",
     "demo": "Search a small task from start to end, in minutes.",
-    "db": "Start, stop, inspect or upgrade the database.",
+    "db": "Start, stop, serve, back up, restore, inspect or upgrade the database.",
+    "logs": "Show what workers wrote.",
+    "clean": "Remove checkpoints and logs that nobody needs any more.",
     "completion": "Print the completion script of a shell.",
 }
 

@@ -1,20 +1,34 @@
 """Commands that run workers."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from nbtl_search.cli.options import storage_option
-from nbtl_search.cli.output import search_progress
+from nbtl_search.cli.options import json_option, storage_option
+from nbtl_search.cli.output import echo_json, search_progress
+
+if TYPE_CHECKING:
+    from nbtl_search.api.launching import Queued
 
 
 @click.command("launch")
 @click.argument("study")
-@click.option("--workers", type=click.IntRange(min=1), help="By default one per GPU or core.")
+@click.option("--workers", type=click.IntRange(min=0), help="By default one per GPU or core.")
 @click.option("--gpus", help="Ids of the GPUs to use, such as 0,1; by default all.")
 @click.option("--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option(
+    "--slurm",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TOML",
+    help="Submit the workers to Slurm, as this file says; --workers then is how many there shall "
+    "be in all, and 0 ends them.",
+)
+@click.option("--dry-run", is_flag=True, help="With --slurm: print the batch script, do nothing.")
+@json_option
 @storage_option
 def launch_command(
     *,
@@ -23,6 +37,9 @@ def launch_command(
     gpus: str | None,
     beat_s: float | None,
     quiet: bool,
+    slurm: Path | None,
+    dry_run: bool,
+    as_json: bool,
     home: Path | None,
     storage: str | None,
 ) -> None:
@@ -31,9 +48,22 @@ def launch_command(
     \b
     nbtl-search launch dtd
     nbtl-search launch dtd --workers 2
+    nbtl-search launch dtd --slurm workers/slurm.toml --workers 8
     """
     from nbtl_search import api
 
+    options = [] if beat_s is None else ["--beat-s", str(beat_s)]
+    if slurm is not None:
+        _refuse_with("--slurm", gpus=gpus)
+        done = api.launch_on_slurm(
+            study, slurm, workers=workers, dry_run=dry_run, home=home, storage=storage,
+            options=options,
+        )  # fmt: skip
+        _say_queued(study, done, as_json=as_json)
+        return
+    if workers == 0 or dry_run or as_json:
+        message = "--workers 0, --dry-run and --json go with --slurm"
+        raise click.UsageError(message)
     with search_progress(quiet=quiet) as tick:
         api.launch(
             study,
@@ -41,9 +71,33 @@ def launch_command(
             gpus=None if gpus is None else gpus.split(","),
             home=home,
             storage=storage,
-            options=[] if beat_s is None else ["--beat-s", str(beat_s)],
+            options=options,
             on_tick=tick,
         )
+
+
+def _refuse_with(option: str, **others: object) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
+    if given:
+        message = f"{' and '.join(given)} cannot go with {option}"
+        raise click.UsageError(message)
+
+
+def _say_queued(study: str, done: "Queued", *, as_json: bool) -> None:
+    if as_json:
+        echo_json(asdict(done))
+        return
+    if done.script is not None:
+        click.echo(done.script)
+        return
+    if done.job_id is not None:
+        click.echo(f"submitted job {done.job_id}: {done.n_after - done.n_before} workers")
+    for task in done.cancelled:
+        click.echo(f"ended task {task}")
+    click.echo(
+        f"{done.n_after} workers in the queue (before: {done.n_before})\n"
+        f"next: nbtl-search status {study}; nbtl-search logs {study}; logs are in {done.logs}"
+    )
 
 
 @click.command("worker")
@@ -72,7 +126,7 @@ def launch_command(
 @click.option(
     "--free-gb",
     type=click.FloatRange(min=0),
-    default=2.0,
+    default=1.0,
     show_default=True,
     help="Take no new trial while the disk of --home has less free space.",
 )

@@ -1,6 +1,7 @@
 """What commands print besides plain lines: JSON, progress bars, a picture that stays."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,25 @@ def late_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Give a callback (done, total) of one stage; see `late_stages`."""
     with late_stages() as tick:
         yield partial(tick, what)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on stderr that something goes on, once it takes longer than two seconds."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn(what), TimeElapsedColumn())
+    bar = Progress(*columns, console=console(stderr=True), transient=True)
+    bar.add_task(what, total=None)
+    timer = threading.Timer(_PATIENCE_S, bar.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def counting_bar() -> "Progress":

@@ -13,6 +13,7 @@ from typing import Final, final
 import psutil
 
 from nbtl_search.errors import NbtlError
+from nbtl_search.study.logfile import rotate
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class LocalLaunch:
 
     def _start(self, slot: _Slot) -> None:
         slot.started = time.monotonic()
+        rotate(slot.log)
         with slot.log.open("ab") as log:
             slot.process = subprocess.Popen(
                 self._command,

@@ -16,9 +16,10 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from nbtl_search.errors import StorageError, StorageLostError
-from nbtl_search.study import account, pgdata, postmaster
+from nbtl_search.study import account, pgdata, postmaster, serving
 from nbtl_search.study.account import Account
 from nbtl_search.study.pgdata import Files
+from nbtl_search.study.serving import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class Status:
     version: int | None
     socket: Path
     data_mb: float
+    serves: str | None = None
+    """The network address it listens on, and the network it answers to."""
 
 
 def start(home: Path) -> URL:
@@ -51,6 +54,7 @@ def start(home: Path) -> URL:
             server = postmaster.running(files)
             if server is None or not postmaster.becomes_ready(files, server.pid):
                 _prepare(files, owner)
+                _keep_the_sockets_name(files)
                 postmaster.start(files, owner)
                 logger.info("embedded Postgres started", extra={"action": "db_start"})
             pgdata.private_folder(files.socket, owner)
@@ -80,6 +84,42 @@ def stop(home: Path) -> bool:
     return True
 
 
+def serve(home: Path, wanted: Serving | None) -> Path | None:
+    """Listen on a network address as well, or (None) on the socket only again.
+
+    Where that changes anything the server is restarted; workers wait and go on.
+
+    Returns:
+        The file, readable by us only, that holds the URL for other machines; None without one.
+
+    Raises:
+        StorageError: it cannot listen there; all is as before then.
+    """
+    start(home)
+    with _one_line(home):
+        files = Files.below(home)
+        before = serving.kept(files)
+        if wanted != before:
+            if wanted is not None and _endpoint(wanted) != _endpoint(before):
+                serving.check_free(wanted)
+            _set(files, wanted)
+            stop(home)
+            try:
+                start(home)
+            except StorageError:
+                _set(files, before)
+                start(home)
+                raise
+            logger.info("embedded Postgres serves %s", wanted, extra={"action": "db_serve"})
+        return served(home)
+
+
+def served(home: Path) -> Path | None:
+    """Return the file with the URL for other machines, while the server listens for them."""
+    files = Files.below(home)
+    return serving.address(files) if serving.kept(files) is not None else None
+
+
 def status(home: Path) -> Status:
     """Return what is known of the server, without starting it.
 
@@ -89,20 +129,50 @@ def status(home: Path) -> Status:
     with _one_line(home):
         files = Files.below(home)
         server = postmaster.running(files)
+        listens = serving.kept(files)
         return Status(
             running=server is not None,
             pid=None if server is None else server.pid,
             version=pgdata.version_of(files),
             socket=files.socket,
             data_mb=round(_size_bytes(files.data) / 1e6, 1),
+            serves=None if listens is None else _told(listens),
         )
+
+
+def _set(files: Files, wanted: Serving | None) -> None:
+    if wanted is None:
+        serving.forget(files)
+    else:
+        serving.keep(files, wanted)
+
+
+def _endpoint(chosen: Serving | None) -> tuple[str, int] | None:
+    return None if chosen is None else (chosen.host, chosen.port)
+
+
+def _told(listens: Serving) -> str:
+    return f"{listens.host}:{listens.port} to {listens.allow}"
+
+
+def _keep_the_sockets_name(files: Files) -> None:
+    """Let the socket be found under its usual name where the server's port is another."""
+    listens = serving.kept(files)
+    usual = files.socket / f".s.PGSQL.{pgdata.PORT}"
+    if listens is not None and listens.port != pgdata.PORT:
+        usual.unlink(missing_ok=True)
+        usual.symlink_to(f".s.PGSQL.{listens.port}")
 
 
 def _prepare(files: Files, owner: Account) -> None:
     if not owner.is_ours:
         account.let_through(owner, files.root)
     pgdata.initialise(files, owner)
-    pgdata.configure(files, owner)
+    listens = serving.kept(files)
+    if listens is None:
+        pgdata.configure(files, owner)
+    else:
+        pgdata.configure(files, owner, more=listens.settings, access=listens.access)
     pgdata.private_folder(files.data, owner)
     pgdata.private_folder(files.socket, owner)
 

@@ -189,10 +189,17 @@ def initialise(files: Files, owner: Account) -> None:
         raise StorageError(message)
 
 
-def configure(files: Files, owner: Account) -> None:
-    """Write the server's settings, which it can read and not change."""
-    settings = _SETTINGS + f"unix_socket_directories = '{files.socket}'\n"
-    for name, text in (("postgresql.conf", settings), ("pg_hba.conf", _HBA)):
+def configure(files: Files, owner: Account, *, more: str = "", access: str = "") -> None:
+    """Write the server's settings, which it can read and not change.
+
+    Args:
+        files: where they belong.
+        owner: the server's account.
+        more: lines of postgresql.conf, which win over ours.
+        access: lines of pg_hba.conf beside ours.
+    """
+    settings = _SETTINGS + f"unix_socket_directories = '{files.socket}'\n" + more
+    for name, text in (("postgresql.conf", settings), ("pg_hba.conf", _HBA + access)):
         write(files.root / name, text, mode=0o640, gid=owner.gid)
 
 

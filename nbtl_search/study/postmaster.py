@@ -13,12 +13,12 @@ import psutil
 from nbtl_search.errors import StorageError, StorageLostError
 from nbtl_search.study import pgdata
 from nbtl_search.study.account import Account
+from nbtl_search.study.logfile import rotate
 from nbtl_search.study.pgdata import Files
 
 WAIT_S: Final = 60.0
 POLL_S: Final = 0.02
 _LAUNCHES: Final = 5
-_LOG_MAX_BYTES: Final = 8_000_000
 # The shell ends at once, so the server is nobody's child; its arguments are never parsed again.
 _DETACH: Final = '"$@" >&2 & echo $!'
 
@@ -50,13 +50,12 @@ def start(files: Files, owner: Account) -> None:
         StorageError: it ends before it is ready; the message has the last line of its log.
         StorageLostError: it is not ready in time.
     """
-    if files.log.exists() and files.log.stat().st_size > _LOG_MAX_BYTES:
-        files.log.replace(files.log.with_name("log.1"))
+    rotate(files.log)
     pgdata.write(files.host, socket.gethostname(), mode=0o600)
     # More than once: processes of a killed server may hold its memory for another moment.
     for launch in range(_LAUNCHES):
         time.sleep(0.5 * (launch > 0))
-        for lock in (files.pid, files.socket / f".s.PGSQL.{pgdata.PORT}.lock"):
+        for lock in (files.pid, *files.socket.glob(".s.PGSQL.*.lock")):
             _clear_stale(lock, files)
         if becomes_ready(files, _launch(files, owner)):
             return

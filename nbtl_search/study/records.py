@@ -8,7 +8,7 @@ from sqlalchemy import Engine, and_, func, select
 
 from nbtl_search.spec import Dials, Epoch, Recipe
 from nbtl_search.study import schema
-from nbtl_search.study.ledger import NOW, Ledger
+from nbtl_search.study.ledger import NOW, TERMINAL, Ledger
 from nbtl_search.study.storage import storage_errors
 
 DEFAULT: Final = "default"  # the name of the baseline among the known recipes
@@ -35,6 +35,15 @@ class TrialRecord:
     started_at: datetime
     finished_at: datetime | None
     dials: Dials
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedRecord:
+    """How a trial ended; accuracy in percent."""
+
+    number: int
+    state: str
+    value: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +103,18 @@ def trials(engine: Engine, study_id: int) -> list[TrialRecord]:
     )
     with storage_errors(), engine.connect() as connection:
         return [_trial(row) for row in connection.execute(query)]
+
+
+def ended(engine: Engine, study_id: int) -> list[EndedRecord]:
+    """Return the trials that have ended, by number."""
+    trial = schema.trial.c
+    query = (
+        select(trial.number, trial.state, trial.value)
+        .where(trial.study_id == study_id, trial.state.in_(TERMINAL))
+        .order_by(trial.number)
+    )
+    with storage_errors(), engine.connect() as connection:
+        return [EndedRecord(**row) for row in connection.execute(query).mappings()]
 
 
 def _trial(row: Any) -> TrialRecord:

@@ -1,7 +1,6 @@
 """One attempt at a trial: from its lease until it ends, is given back, or is taken away."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -249,7 +248,6 @@ class Attempt:
         def end() -> None:
             self._send_epochs()
             self._desk.leases.finish(self._lease, outcome, result=result)
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
 
         self._insist(end)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, final
 
 from nbtl_search.spec import Value
+from nbtl_search.study.logfile import rotate
 from nbtl_search.worker import protocol
 
 TRAINER: Final = (sys.executable, "-m", "nbtl_search.worker.trainer")
@@ -32,6 +33,7 @@ class Child:
         `command` gets the number of its connection's file as last argument.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
+        rotate(log)
         ours, theirs = socket.socketpair()
         environment = dict(os.environ)  # noqa: TID251  (passed on, not read)
         if n_threads is not None:

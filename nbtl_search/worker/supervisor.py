@@ -21,6 +21,7 @@ from nbtl_search.worker.attempt import Attempt, Desk, Timing
 from nbtl_search.worker.child import Child, ChildDiedError
 from nbtl_search.worker.signals import Stop
 from nbtl_search.worker.slot import Slot
+from nbtl_search.worker.upkeep import Upkeep, folder_name
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Supervisor:
         self._study = study
         self._leases = Leases(study.storage.engine, study.id, lease_s=self._timing.lease_s)
         self._ledger = Ledger(study.storage.engine, study.id)
+        self._upkeep = Upkeep(study=study, slot=self._slot)
 
     def run(self) -> None:
         """Work until the study is over, is stopped, or this process is told to stop.
@@ -80,14 +82,18 @@ class Supervisor:
         desired = self._ledger.desired()
         if desired == "stop":
             return False
-        lease = self._acquire() if desired == "run" else None
+        lack = self._upkeep.lack() if desired == "run" else None
+        lease = self._acquire() if desired == "run" and lack is None else None
         if lease is not None:
             self._train(lease)
             return True
         if desired == "run" and self._ledger.is_over():
+            self._upkeep.sweep()
             return False
-        self._show("paused" if desired == "pause" else "idle", None)
-        self._stop.wait(self._timing.poll_s)
+        if lack is not None:
+            logger.warning("no new trial: %s", lack, extra={"action": "no_room"})
+        self._show("paused" if desired == "pause" else "idle" if lack is None else "no room", None)
+        self._stop.wait(self._timing.poll_s if lack is None else self._timing.beat_s)
         return True
 
     def _acquire(self) -> Lease | None:
@@ -129,10 +135,10 @@ class Supervisor:
             self._show("no room", None)
             self._stop.wait(self._timing.beat_s)
         self._reconcile()
+        self._upkeep.sweep()
 
     def _folder(self, kind: str, lease: Lease) -> Path:
-        study = f"{self._study.name}-{self._study.uid[:8]}"
-        return self._slot.home / kind / study / str(lease.number)
+        return self._slot.home / kind / folder_name(self._study) / str(lease.number)
 
     def _reconcile(self) -> None:
         """Tell Optuna of every trial that ended in the ledger; whoever comes first does it."""

@@ -1,0 +1,115 @@
+"""Workers as an array of Slurm jobs, by submitit: one task per slot, queued again if it must go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, final
+
+import submitit
+from pydantic import Field
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from nbtl_search.errors import NbtlError
+from nbtl_search.launchers import queue
+from nbtl_search.launchers.task import WorkerTask
+from nbtl_search.spec import Value
+
+_REQUEUES: Final = 1_000  # a worker may reach its time limit as often as the study needs
+
+
+class SlurmSettings(Value):
+    """What a worker asks of the cluster; one TOML file (`workers/slurm.toml`)."""
+
+    workers: Annotated[int, Field(ge=0)] = Field(1, description="tasks of the array")
+    at_once: Annotated[int, Field(ge=1)] = Field(256, description="tasks that may run at once")
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_min: Annotated[int, Field(ge=1)] = Field(1440, description="limit of a job; queued again")
+    signal_s: Annotated[int, Field(ge=30)] = Field(
+        120, description="how long before its end a job is told, to write a checkpoint and go"
+    )
+    gpus: Annotated[int, Field(ge=0)] = Field(1, description="per worker; 0 = a CPU worker")
+    cpus: Annotated[int, Field(ge=1)] = Field(4, description="per worker: one trains, others load")
+    mem_gb: Annotated[float, Field(gt=0)] = 16.0
+    python: str | None = Field(None, description="interpreter on the nodes; by default this one")
+    cache: str | None = Field(
+        None,
+        description="folder on a node's own disk for decoded images, with its $VARIABLES",
+    )
+    setup: tuple[str, ...] = Field((), description="shell lines before the worker, such as modules")
+    extra: Mapping[str, str | int | bool] = Field({}, description="further options of sbatch")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SlurmArray:
+    """The workers of one study on a cluster, ready to be submitted."""
+
+    settings: SlurmSettings
+    task: WorkerTask
+    name: str
+    folder: Path
+    """On the shared file system: scripts, pickles of the task, and what the tasks print."""
+
+    def script(self, n: int) -> str:
+        """Return the batch script of an array of so many workers, and write nothing."""
+        executor = self._executor()
+        if n > 1:
+            executor.parameters["map_count"] = n
+        text: str = executor._make_submission_file_text(executor._submitit_command_str, "")  # noqa: SLF001
+        return text
+
+    def submit(self, n: int) -> str:
+        """Submit so many workers; return the id of the job (of the array, where n > 1).
+
+        Raises:
+            NbtlError: Slurm refuses; the message says what it said.
+        """
+        executor = self._executor()
+        try:
+            with executor.batch():
+                jobs = [executor.submit(self.task) for _ in range(n)]
+        except (FailedJobError, FailedSubmissionError) as error:
+            said = " ".join(str(error).split())[-400:]
+            message = f"sbatch must accept the workers, got: {said}; see the Slurm settings"
+            raise NbtlError(message) from error
+        return str(jobs[0].job_id).partition("_")[0]
+
+    def _executor(self) -> Any:
+        """Return submitit's executor; making one writes nothing.
+
+        Raises:
+            NbtlError: there is no Slurm here.
+        """
+        queue.require("sbatch")
+        queue.require("srun")
+        executor = submitit.SlurmExecutor(
+            self.folder, max_num_timeout=_REQUEUES, python=self.settings.python
+        )
+        executor.update_parameters(**_parameters(self.settings, self.name))
+        return executor
+
+
+def _parameters(settings: SlurmSettings, name: str) -> dict[str, Any]:
+    given = {
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+        "gpus_per_node": settings.gpus or None,
+        "setup": list(settings.setup) or None,
+    }
+    # Slurm keeps a job's environment: an address with a password must not come along.
+    extra: dict[str, Any] = {"export": "ALL,NBTL_STORAGE=", "requeue": True}
+    return {key: value for key, value in given.items() if value is not None} | {
+        "name": name,
+        "timeout_min": settings.time_min,
+        "mem_gb": settings.mem_gb,
+        "cpus_per_task": settings.cpus,
+        "signal_delay_s": settings.signal_s,
+        "array_parallelism": settings.at_once,
+        "stderr_to_stdout": True,
+        "additional_parameters": extra | dict(settings.extra),
+    }
