@@ -1,8 +1,8 @@
 """Backups of the database, by the pg_dump, pg_restore and psql of the shipped Postgres.
 
-A backup is one consistent snapshot, taken while workers run. It is restored in one transaction;
-in the same one all leases run out and the fencing tokens jump ahead, so that no worker from before
-can write into what was restored.
+A backup is one consistent snapshot, taken while workers run. It is restored in one transaction; in
+the same one all leases are given back and the fencing tokens jump ahead, so that no worker from
+before can write into what was restored.
 """
 
 import os
@@ -25,8 +25,12 @@ _LOCKS_S: Final = 60
 # Tokens only have to differ from every one that was given out after the backup was taken. New uids
 # keep its trials away from checkpoints of trials that it has never heard of.
 _FENCE: Final = """
+RESET search_path;
 SELECT setval('nbtl_token', (SELECT last_value FROM nbtl_token) + 1000000000);
-UPDATE nbtl_trial SET lease_expires = now() - interval '1 day' WHERE state = 'running';
+UPDATE nbtl_trial SET state = 'waiting', lease_expires = NULL, worker = NULL
+WHERE state = 'running';
+UPDATE nbtl_attempt SET ended_at = now(), cause = 'infra', message = 'the database was restored'
+WHERE ended_at IS NULL;
 UPDATE nbtl_study SET uid = gen_random_uuid()::text;
 """
 
