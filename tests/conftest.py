@@ -43,16 +43,30 @@ def _lacks_gpu() -> str | None:
 
 @functools.cache
 def _lacks_browser() -> str | None:
-    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-    if not missing:
-        return None
-    return f"{' and '.join(missing)} must be on PATH (Debian: chromium and chromium-driver)"
+    return _lacks_programs("chromium", "chromedriver", packages="chromium and chromium-driver")
+
+
+def _lacks_programs(*names: str, packages: str) -> str | None:
+    missing = [name for name in names if shutil.which(name) is None]
+    return f"{' and '.join(missing)} must be on PATH (Debian: {packages})" if missing else None
+
+
+def _lacks_slurm() -> str | None:
+    if os.geteuid() != 0:
+        return "a Slurm is set up by root only"
+    return _lacks_programs(
+        "slurmctld", "slurmd", "sbatch", "munged",
+        packages="slurmctld, slurmd, slurm-client and munge",
+    )  # fmt: skip
 
 
 NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": _lacks_browser,
     "data": _lacks_data,
     "gpu": _lacks_gpu,
+    "nginx": lambda: _lacks_programs("nginx", packages="nginx"),
+    "skew": lambda: _lacks_programs("faketime", packages="faketime"),
+    "slurm": _lacks_slurm,
 }
 
 

@@ -1,20 +1,22 @@
 """Look at studies, and steer them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from nbtl_search.api.home import default_home
 from nbtl_search.api.place import opened, opened_study
-from nbtl_search.errors import StudyNotFoundError
+from nbtl_search.errors import NbtlError, StudyNotFoundError
+from nbtl_search.launchers import queue
 from nbtl_search.reports.standing import best_of
-from nbtl_search.reports.terminal.status import StatusReport, status_of
+from nbtl_search.reports.terminal.status import Queue, StatusReport, status_of
 from nbtl_search.spec import Recipe
-from nbtl_search.study import records, rounds, store
+from nbtl_search.study import jobs, records, rounds, store
 from nbtl_search.study.lease import Desired
 from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.records import TrialRecord
-from nbtl_search.study.store import StudySummary
+from nbtl_search.study.store import Study, StudySummary
 
 Wish = Literal["pause", "resume", "stop"]
 
@@ -34,7 +36,19 @@ def status(
         StudyNotFoundError: no such study.
     """
     with opened_study(name, storage, home or default_home()) as study:
-        return status_of(study), records.trials(study.storage.engine, study.id)
+        report = replace(status_of(study), queue=_queue(study))
+        return report, records.trials(study.storage.engine, study.id)
+
+
+def _queue(study: Study) -> Queue | None:
+    """Ask the cluster's queue, where jobs were submitted and it can be asked from here."""
+    if not jobs.submitted(study.storage.engine, study.id) or not queue.is_here():
+        return None
+    try:
+        tasks = queue.tasks(queue.job_name(study.name, study.uid))
+    except NbtlError:
+        return {"tasks": None}
+    return {"tasks": [asdict(task) for task in tasks]}
 
 
 def studies(*, home: Path | None = None, storage: str | None = None) -> list[StudySummary]:

@@ -104,9 +104,9 @@ def _parameters(settings: SlurmSettings, name: str) -> dict[str, Any]:
     # Slurm keeps a job's environment: an address with a password must not come along.
     extra: dict[str, Any] = {"export": "ALL,NBTL_STORAGE=", "requeue": True}
     return {key: value for key, value in given.items() if value is not None} | {
-        "name": name,
-        "timeout_min": settings.time_min,
-        "mem_gb": settings.mem_gb,
+        "job_name": name,
+        "time": settings.time_min,
+        "mem": f"{round(1024 * settings.mem_gb)}M",
         "cpus_per_task": settings.cpus,
         "signal_delay_s": settings.signal_s,
         "array_parallelism": settings.at_once,

@@ -35,6 +35,12 @@ class FinalRuns(TypedDict):
     n_runs: int
 
 
+class Queue(TypedDict):
+    """The study's tasks in a cluster's queue; None where the queue did not answer."""
+
+    tasks: list[dict[str, str]] | None
+
+
 class Default(TypedDict):
     """The trial of the default recipe; its value is None until it is complete."""
 
@@ -71,6 +77,8 @@ class StatusReport:
     workers: tuple[WorkerRecord, ...]
     final: FinalRuns | None
     """None where the study was never finalised."""
+    queue: Queue | None = None
+    """None where no job of a cluster was submitted for it."""
 
     def plain(self) -> dict[str, Any]:
         """Return plain data for JSON; what is not known yet is None."""
@@ -131,6 +139,8 @@ def render(
         parts += ["", drawn]
     if report.workers:
         parts += ["", tables.of_workers(report.workers, show_all=show_all)]
+    if report.queue is not None:
+        parts += ["", *tables.of_queue(report.queue["tasks"])]
     return Group(*parts)
 
 

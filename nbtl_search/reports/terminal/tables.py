@@ -1,6 +1,6 @@
 """Tables for a terminal of 80 columns: trials, workers, studies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from typing import Final
 
@@ -103,6 +103,21 @@ def of_workers(workers: Sequence[WorkerRecord], *, show_all: bool) -> Renderable
     if len(shown) == len(workers):
         return table
     return Group(table, Text(f"{len(workers) - len(shown)} more workers: --all", style="dim"))
+
+
+def of_queue(tasks: Sequence[Mapping[str, str]] | None) -> list[RenderableType]:
+    """Return a line per state of the tasks in a cluster's queue, with nodes or reasons."""
+    if tasks is None:
+        return [Text("queue    unknown: squeue does not answer", style="yellow")]
+    if not tasks:
+        return [Text("queue    no tasks; nbtl-search launch STUDY --slurm submits some")]
+    lines: list[RenderableType] = []
+    for state in sorted({task["state"] for task in tasks}):
+        there = [task for task in tasks if task["state"] == state]
+        where = sorted({task["node"] or task["reason"] for task in there})
+        told = f"queue    {len(there)} {state.lower()}: {', '.join(map(clean, where))}"
+        lines.append(Text(told))
+    return lines
 
 
 def of_studies(summaries: Sequence[StudySummary]) -> RenderableType:

@@ -1,0 +1,155 @@
+"""What must hold of a study that ended, whatever was done to it. Each returns what is wrong."""
+
+import json
+from itertools import pairwise
+
+import psutil
+from sqlalchemy import text
+
+from nbtl_search.study.leases import MAX_FAILURES, MAX_LOST
+from nbtl_search.worker.upkeep import checkpoints_of
+from tests.chaos import stub_trainer
+
+CAUSES = {"complete", "pruned", "preempted", "cancelled", "infra", "disk"}
+
+
+def rows(study, query):
+    with study.storage.engine.connect() as connection:
+        return connection.execute(text(query), {"study": study.id}).mappings().all()
+
+
+def trials_of(study):
+    return rows(study, "SELECT * FROM nbtl_trial WHERE study_id = :study ORDER BY number")
+
+
+def attempts_of(study):
+    return rows(
+        study,
+        "SELECT a.*, t.number FROM nbtl_attempt a JOIN nbtl_trial t USING (trial_id)"
+        " WHERE t.study_id = :study ORDER BY t.number, a.attempt",
+    )
+
+
+def curves_of(study):
+    found = {trial["number"]: [] for trial in trials_of(study)}
+    for row in rows(
+        study,
+        "SELECT e.*, t.number FROM nbtl_epoch e JOIN nbtl_trial t USING (trial_id)"
+        " WHERE t.study_id = :study ORDER BY t.number, e.epoch",
+    ):
+        found[row["number"]].append(row)
+    return found
+
+
+def budget(study):
+    """Exactly as many trials as were asked for, each in one terminal state."""
+    wanted = study.spec.budget.n_trials
+    trials = trials_of(study)
+    (row,) = rows(study, "SELECT started FROM nbtl_study WHERE study_id = :study")
+    if (len(trials), row["started"]) != (wanted, wanted):
+        yield f"{len(trials)} trials and {row['started']} slots of {wanted}"
+    for trial in trials:
+        if trial["state"] not in {"complete", "pruned", "failed"}:
+            yield f"trial {trial['number']} is {trial['state']}"
+    if sorted(trial["slot"] for trial in trials) != list(range(1, wanted + 1)):
+        yield "a slot was used twice"
+
+
+def leases(study):
+    """Nothing is held, open or untold."""
+    for trial in trials_of(study):
+        if trial["lease_expires"] is not None:
+            yield f"trial {trial['number']} has a lease"
+        if not trial["told"]:
+            yield f"trial {trial['number']} was not told"
+    for attempt in attempts_of(study):
+        if attempt["ended_at"] is None:
+            yield f"attempt {attempt['attempt']} at trial {attempt['number']} is open"
+
+
+def attempts(study):
+    """They are numbered without a gap, tokens grow, causes are known."""
+    by_trial = {}
+    for attempt in attempts_of(study):
+        by_trial.setdefault(attempt["number"], []).append(attempt)
+    for trial in trials_of(study):
+        made = by_trial.get(trial["number"], [])
+        if [one["attempt"] for one in made] != list(range(1, trial["attempt"] + 1)):
+            yield f"attempts at trial {trial['number']} have gaps"
+        if any(a["token"] >= b["token"] for a, b in pairwise(made)):
+            yield f"tokens of trial {trial['number']} do not grow"
+        unknown = {one["cause"] for one in made} - CAUSES
+        if unknown:
+            yield f"trial {trial['number']} has attempts that ended by {unknown}"
+
+
+def failures(study):
+    """A trial fails only by more failures or losses in a row than are forgiven."""
+    for trial in trials_of(study):
+        if trial["state"] != "failed":
+            continue
+        if trial["n_failures"] <= MAX_FAILURES and trial["n_lost"] <= MAX_LOST:
+            yield f"trial {trial['number']} failed after {trial['n_failures']} failures"
+
+
+def curves(study):
+    """Each curve is that of an undisturbed run, from its first epoch, none twice or missing."""
+    found = curves_of(study)
+    for trial in trials_of(study):
+        number, rungs = trial["number"], found[trial["number"]]
+        ours = [row["epoch"] for row in rungs]
+        if ours != list(range(1, len(ours) + 1)):
+            yield f"trial {number} has the epochs {ours}"
+        undisturbed = stub_trainer.curve(json.loads(trial["recipe"]))
+        for row, wanted in zip(rungs, undisturbed, strict=False):
+            if any(row[key] != wanted[key] for key in ("train_loss", "val_top1", "lr")):
+                yield f"epoch {row['epoch']} of trial {number} differs from an undisturbed run"
+        if trial["state"] == "complete" and len(ours) != len(undisturbed):
+            yield f"trial {number} is complete after {len(ours)} epochs"
+        best = max((row["val_top1"] for row in rungs), default=None)
+        if trial["state"] != "failed" and trial["value"] != best:
+            yield f"trial {number} has the value {trial['value']}, its best epoch {best}"
+
+
+def told(study):
+    """Optuna has each trial once, ended as in the ledger, with the same value."""
+    states = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    optunas = {trial.number: trial for trial in study.optuna.get_trials(deepcopy=False)}
+    ended = {number for number, trial in optunas.items() if trial.state.is_finished()}
+    ours = trials_of(study)
+    if ended != {trial["number"] for trial in ours}:
+        yield f"Optuna has {sorted(ended)} as ended"
+    if any(trial.state.name == "RUNNING" for trial in optunas.values()):
+        yield "Optuna has a trial that runs"
+    for trial in ours:
+        theirs = optunas.get(trial["number"])
+        if theirs is None or theirs.state.name != states.get(trial["state"]):
+            yield f"trial {trial['number']} is {trial['state']}, Optuna has {theirs}"
+        elif trial["state"] == "complete" and theirs.value != trial["value"]:
+            yield f"trial {trial['number']} has another value in Optuna"
+
+
+CHECKS = (budget, leases, attempts, failures, curves, told)
+
+
+def violations(study):
+    """Return all that is wrong in the database."""
+    return [f"{check.__name__}: {line}" for check in CHECKS for line in check(study)]
+
+
+def leftovers(study, home):
+    """Return what should be gone: trainers, and checkpoints of trials that ended."""
+    found = [f"trainer {process.pid}" for process in trainers(home)]
+    folder = checkpoints_of(study, home)
+    return found + [f"checkpoint {path.name}" for path in folder.glob("*/*.ckpt")]
+
+
+def trainers(home):
+    """Return the trainers of this home that live."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = process.info["cmdline"] or []
+        ours = str(home) in line and any(word.endswith("stub_trainer.py") for word in line)
+        if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found

@@ -1,0 +1,169 @@
+"""Kill what can be killed at seeded random moments: nothing is lost, twice, or different.
+
+`NBTL_CHAOS_SCHEDULES` says how many schedules (`make chaos`: 200), `NBTL_CHAOS_SEED` the first
+seed. The seed of a failure is in the test's name.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass, field
+
+import psutil
+import pytest
+
+from nbtl_search.errors import StorageError
+from nbtl_search.study import embedded
+from nbtl_search.study.ledger import Ledger
+from tests.chaos import invariants, stub_trainer, workers
+from tests.chaos.conftest import make_study, plain
+
+N_SCHEDULES = int(os.environ.get("NBTL_CHAOS_SCHEDULES", "12"))
+FIRST_SEED = int(os.environ.get("NBTL_CHAOS_SEED", "0"))
+DEADLINE_S = 120.0
+KINDS = ("trainer", "supervisor", "both", "postmaster", "backend", "terminate", "freeze")
+
+
+@dataclass
+class Siege:
+    """A study under attack: its workers, and what is done to them."""
+
+    server: object
+    study: object
+    job: workers.Job
+    chance: random.Random
+    workers: list = field(default_factory=list)
+    done: list = field(default_factory=list)
+    later: list = field(default_factory=list)
+
+    def strike(self, kind):
+        """Do one thing; note it if there was a victim."""
+        supervisors = [w for w in self.workers if w.is_alive()]
+        trainers = invariants.trainers(self.job.home)
+        victims = []
+        if kind in {"trainer", "both"} and trainers:
+            victims.append((self.chance.choice(trainers).pid, signal.SIGKILL))
+        if kind in {"supervisor", "both"} and supervisors:
+            victims.append((self.chance.choice(supervisors).pid, signal.SIGKILL))
+        if kind == "terminate" and supervisors:
+            victims.append((self.chance.choice(supervisors).pid, signal.SIGTERM))
+        if kind == "freeze" and supervisors:
+            pid = self.chance.choice(supervisors).pid
+            victims.append((pid, signal.SIGSTOP))
+            self.later.append((time.monotonic() + 2 * workers.LEASE_S, pid))
+        if kind == "postmaster":
+            victims.append((embedded.status(self.server.home).pid, signal.SIGKILL))
+        if kind == "backend":
+            victims += [(pid, signal.SIGKILL) for pid in self.backends()[:1]]
+        for pid, number in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+                self.done.append(kind)
+        if kind in {"postmaster", "backend"}:
+            time.sleep(self.chance.choice([0.0, 0.3, 1.5]))
+            embedded.start(self.server.home)
+
+    def backends(self):
+        """Return the server's processes that serve our workers."""
+        postmaster = psutil.Process(embedded.status(self.server.home).pid)
+        found = [child for child in postmaster.children() if "chaos_" in " ".join(child.cmdline())]
+        return [child.pid for child in self.chance.sample(found, len(found))]
+
+    def thaw(self, now):
+        """Let what was frozen long enough go on."""
+        for at, pid in [entry for entry in self.later if entry[0] <= now]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            self.later.remove((at, pid))
+
+    def replace_the_dead(self):
+        """Start a worker for each that is gone, as a launcher would."""
+        for index, worker in enumerate(self.workers):
+            if not worker.is_alive():
+                worker.join()
+                assert worker.exitcode in {0, -signal.SIGKILL}, self.log()
+                self.workers[index] = workers.start(self.job)
+
+    def is_over(self):
+        try:
+            return Ledger(self.study.storage.engine, self.study.id).is_over()
+        except StorageError:
+            return False
+
+    def log(self):
+        return (self.job.home / "workers.log").read_text()[-6000:]
+
+
+def besiege(siege, n_workers, events):
+    """Run the study to its end while the events happen."""
+    siege.workers = [workers.start(siege.job) for _ in range(n_workers)]
+    started = time.monotonic()
+    while not siege.is_over():
+        now = time.monotonic() - started
+        assert now < DEADLINE_S, siege.log()
+        while events and events[0][0] <= now:
+            siege.strike(events.pop(0)[1])
+        siege.thaw(time.monotonic())
+        siege.replace_the_dead()
+        time.sleep(0.02)
+    siege.thaw(float("inf"))
+    for worker in siege.workers:
+        worker.join(DEADLINE_S)
+        assert worker.exitcode == 0, siege.log()
+
+
+def check(siege):
+    """Check all invariants; what dies with its supervisor gets a moment for it."""
+    deadline = time.monotonic() + 10
+    while invariants.trainers(siege.job.home) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert invariants.violations(siege.study) == [], siege.log()
+    assert invariants.leftovers(siege.study, siege.job.home) == [], siege.log()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + N_SCHEDULES))
+def test_no_schedule_of_kills_changes_a_result(server, database, home, seed, record_property):
+    chance = random.Random(seed)
+    epochs, n_trials = chance.randint(4, 7), chance.randint(5, 8)
+    study = make_study(database, n_trials=n_trials, epochs=epochs)
+    job = workers.Job(
+        url=plain(database), study=study.name, home=home, epoch_s=chance.uniform(0.06, 0.2)
+    )
+    times = sorted(chance.uniform(0.2, 3.0) for _ in range(chance.randint(3, 7)))
+    events = [(at, chance.choice(KINDS)) for at in times]
+    siege = Siege(server, study, job, chance)
+    started = time.monotonic()
+    try:
+        besiege(siege, 2, events)
+        check(siege)
+    finally:
+        for worker in siege.workers:
+            worker.kill()
+            worker.join()
+        for trainer in invariants.trainers(home):
+            trainer.kill()
+        study.storage.close()
+    record_property("kills", len(siege.done))
+    print(f"seed {seed}: {time.monotonic() - started:.1f} s, {' '.join(siege.done) or 'nothing'}")
+
+
+def test_the_stub_gives_another_curve_when_it_is_resumed_wrongly():
+    recipe = {"dials": {"lr_high": 0.1}, "train": {"seed": 0, "epochs": 3}}
+    _, wrong = stub_trainer.advanced(recipe, "another past", 2)
+    assert wrong["val_top1"] != stub_trainer.curve(recipe)[1]["val_top1"]
+
+
+def test_a_killed_supervisor_takes_its_trainer_with_it(database, home, study):
+    worker = workers.start(workers.Job(url=plain(database), study=study.name, home=home))
+    deadline = time.monotonic() + 30
+    while not invariants.trainers(home):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    worker.kill()
+    worker.join()
+    while invariants.trainers(home):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
