@@ -1,5 +1,6 @@
 # Everything a newcomer needs is two commands: `make demo` and `make test`.
-# VENV may name another environment, JOBS the processes that test, PYTEST_ARGS more arguments.
+# VENV may name another environment, JOBS the processes that test, PYTEST_ARGS more arguments,
+# SCHEDULES how many there are of `make chaos`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,13 +10,14 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
+SCHEDULES ?= 200
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # uv is installed into the environment itself: nothing outside this folder is touched.
 # Bytecode is compiled at once: importing torch and timm without it takes 18 s instead of 6.
 UV := UV_COMPILE_BYTECODE=1 UV_PROJECT_ENVIRONMENT=$(abspath $(VENV)) VIRTUAL_ENV= $(abspath $(BIN))/uv
 
-.PHONY: help install demo test check lint format types imports lock wheel clean
+.PHONY: help install demo test chaos check lint format types imports lock wheel clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +38,9 @@ demo: $(STAMP)  ## Search a small texture task with two workers, on any machine,
 
 test: $(STAMP)  ## Run all tests
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+chaos: $(STAMP)  ## Kill workers and Postgres by 200 seeded schedules, and commit every single fault
+	NBTL_CHAOS_SCHEDULES=$(SCHEDULES) $(BIN)/pytest tests/chaos -n $(JOBS) --dist load -rP $(PYTEST_ARGS)
 
 check: lint types imports test  ## Run what CI runs: ruff, mypy, import-linter, pytest
 

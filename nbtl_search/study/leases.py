@@ -163,8 +163,11 @@ class Leases:
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
             if rows:
-                connection.execute(upsert(schema.epoch).on_conflict_do_nothing(), rows)
-                _forgive_failures(connection, lease)
+                added = connection.execute(
+                    upsert(schema.epoch).values(rows).on_conflict_do_nothing()
+                )
+                if added.rowcount:  # a resumed trial sends again what it has, and is no further
+                    _forgive_failures(connection, lease)
 
     def finish(self, lease: Lease, outcome: Outcome, *, result: FinalResult | None = None) -> None:
         """End the trial; a final run of the test stage has a result.

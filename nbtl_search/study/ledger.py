@@ -3,11 +3,13 @@
 The database's clock decides (`clock_timestamp()`), never a worker's.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, final
 
 from sqlalchemy import ColumnElement, Engine, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
 
 from nbtl_search.spec import Epoch, StudySpec
 from nbtl_search.study import schema
@@ -104,7 +106,7 @@ class Ledger:
     def beat(
         self, worker: str, *, host: str, pid: int, device: str, state: str, trial_number: int | None
     ) -> None:
-        """Show that the worker is alive, and what it does."""
+        """Show that the worker is alive, and what it does; of a deleted study nobody asks."""
         row = {
             "worker": worker,
             "study_id": self._study_id,
@@ -125,7 +127,7 @@ class Ledger:
                 "seen_at": NOW,
             },
         )
-        with storage_errors(), self._engine.begin() as connection:
+        with suppress(IntegrityError), storage_errors(), self._engine.begin() as connection:
             connection.execute(query)
 
 

@@ -115,17 +115,17 @@ def check_what_is_left(program, cluster, tmp_path):
     assert caches == [f"cache-{name}" for name in NODES]
     for cache in caches:
         assert len(list((tmp_path / cache / "data").glob("*-pillow-*"))) == 1
-    assert "trial" in program.ok("logs", "tiny")
+    assert "slurm/" in program.ok("logs", "tiny", "--worker", "_log.out")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_at_its_time_limit_a_task_checkpoints_and_is_queued_again(program, cluster, settings, tiny):
-    settings.write_text(SETTINGS.replace("time_min = 60", "time_min = 1"))
+    settings.write_text(SETTINGS.replace("time_min = 60", "time_min = 2"))
     program.ok(*tiny, "--epochs", 2000, "--trials", 2)
     program.ok("db", "serve", "--host", "127.0.0.1", "--port", 15434)
     launch(program, cluster, settings, "--workers", 1)
     wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=120)
-    wait_until(lambda: "preempted" in causes(program), timeout_s=120)
+    wait_until(lambda: "preempted" in causes(program), timeout_s=180, every_s=1.0)
     wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=120)
     assert set(causes(program)) == {"preempted", None}
     assert launch(program, cluster, settings, "--workers", 0)["n_after"] == 0

@@ -1,0 +1,61 @@
+"""Each invariant catches what it is for: a violation planted in a sound study is found."""
+
+import pytest
+from sqlalchemy import text
+
+from nbtl_search.study import store
+from tests.chaos import invariants, workers
+from tests.chaos.conftest import plain
+
+PLANTED = {
+    "a trial too many slots": ("budget", "UPDATE nbtl_trial SET slot = 1"),
+    "a trial that was never finished": (
+        "budget", "UPDATE nbtl_trial SET state = 'waiting' WHERE number = 1",
+    ),
+    "a slot that was lost": ("budget", "UPDATE nbtl_study SET started = started - 1"),
+    "an open attempt": ("leases", "UPDATE nbtl_attempt SET ended_at = NULL WHERE attempt = 1"),
+    "a trial that nobody told": ("leases", "UPDATE nbtl_trial SET told = false WHERE number = 2"),
+    "an attempt that is missing": (
+        "attempts", "UPDATE nbtl_trial SET attempt = 2 WHERE number = 0",
+    ),
+    "an unknown cause": ("attempts", "UPDATE nbtl_attempt SET cause = 'who knows'"),
+    "a failure out of nothing": (
+        "failures", "UPDATE nbtl_trial SET state = 'failed' WHERE number = 0",
+    ),
+    "an epoch that is missing": ("curves", "DELETE FROM nbtl_epoch WHERE epoch = 1"),
+    "an epoch of another run": ("curves", "UPDATE nbtl_epoch SET val_top1 = 1 WHERE epoch = 1"),
+    "a value that is not the best": ("curves", "UPDATE nbtl_trial SET value = value - 1"),
+    "another end in Optuna": ("told", "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
+    "another value in Optuna": ("told", "UPDATE trial_values SET value = 1"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def ended(database, home, study):
+    worker = workers.start(workers.Job(url=plain(database), study=study.name, home=home, epoch_s=0))
+    worker.join(60)
+    assert worker.exitcode == 0
+    return study
+
+
+def test_a_sound_study_has_no_violation(ended, home):
+    assert invariants.violations(ended) == []
+    assert invariants.leftovers(ended, home) == []
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_planted_violation_is_found(ended, what):
+    check, statement = PLANTED[what]
+    with ended.storage.engine.begin() as connection:
+        assert connection.execute(text(statement)).rowcount > 0
+    ended.storage.close()
+    ended.storage.__dict__.pop("optuna", None)  # its cache holds what was
+    fresh = store.open_study(ended.storage, ended.name)
+    assert [line for line in invariants.violations(fresh) if line.startswith(check)]
+
+
+def test_a_checkpoint_that_was_left_is_found(ended, home):
+    folder = invariants.checkpoints_of(ended, home) / "0"
+    folder.mkdir(parents=True)
+    (folder / "000001-00000000.ckpt").write_bytes(b"left")
+    assert invariants.leftovers(ended, home) == ["checkpoint 000001-00000000.ckpt"]
