@@ -144,6 +144,11 @@ class Run:
         return self.recipe.data.train_on == "train+val"
 
     @property
+    def n_validation(self) -> int:
+        """Return how many images an epoch is validated on."""
+        return 0 if self._validation is None else len(self._validation.labels)
+
+    @property
     def best(self) -> Epoch | None:
         """Return the epoch with the highest validation top-1, the first of equals."""
         return best_epoch(self.history)

@@ -61,6 +61,23 @@ def start(home: Path) -> URL:
         return _url(files, owner)
 
 
+def revive(home: Path) -> None:
+    """Start the server again if it died; one that was stopped on purpose stays so.
+
+    A server that stops removes its pid file, one that is killed leaves it.
+
+    Raises:
+        StorageError: it cannot be started.
+        StorageLostError: it is not ready after a minute.
+    """
+    with _one_line(home):
+        files = Files.below(home)
+        died = files.pid.exists() and postmaster.running(files) is None
+    if died:
+        logger.warning("embedded Postgres died; starting it", extra={"action": "db_revive"})
+        start(home)
+
+
 def stop(home: Path) -> bool:
     """Stop the server, ending its clients' connections; tell whether it was running.
 

@@ -46,6 +46,8 @@ class Storage:
     engine: Engine
     application: str
     answer_s: float
+    home: Path | None = None
+    """Of the embedded one, if it is that."""
 
     @cached_property
     def optuna(self) -> "BaseStorage":
@@ -59,6 +61,12 @@ class Storage:
 
         with storage_errors():
             return get_storage(_open_optuna(self))
+
+    def revive(self) -> None:
+        """Start the embedded server again if it died; of any other nothing is known here."""
+        if self.home is not None:
+            with contextlib.suppress(StorageError):  # whoever waits for it will try again
+                embedded.revive(self.home)
 
     def close(self) -> None:
         """Close all connections; a later use opens them again."""
@@ -96,7 +104,13 @@ def connect(
         message = "connect() needs a URL or the home of the embedded database, got neither"
         raise StorageError(message)
     engine = create_engine(parsed, **_pool(parsed, application, answer_s, size=1, overflow=1))
-    storage = Storage(url=parsed, engine=engine, application=application, answer_s=answer_s)
+    storage = Storage(
+        url=parsed,
+        engine=engine,
+        application=application,
+        answer_s=answer_s,
+        home=home if url is None else None,
+    )
     try:
         with storage_errors(), engine.connect() as connection:
             _check_version(connection)

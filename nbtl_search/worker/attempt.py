@@ -176,6 +176,7 @@ class Attempt:
             action()
         except StorageLostError as error:
             logger.warning("database lost: %s", error, extra={"action": "wait"})
+            self._desk.study.storage.revive()
             self._retry_at = time.monotonic() + self._desk.timing.retry_s
         except FencedError as error:
             logger.warning("%s", error, extra={"action": "fenced", "trial": self._lease.number})
@@ -190,6 +191,7 @@ class Attempt:
                 logger.warning("database lost: %s", error, extra={"action": "wait"})
                 if self._desk.stopping():
                     return
+                self._desk.study.storage.revive()
                 time.sleep(self._desk.timing.retry_s)
             except FencedError as error:
                 logger.warning("%s", error, extra={"action": "fenced"})

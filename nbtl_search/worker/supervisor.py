@@ -72,6 +72,7 @@ class Supervisor:
             return self._next()
         except StorageLostError as error:
             logger.warning("database lost: %s", error, extra={"action": "wait"})
+            self._study.storage.revive()
             self._stop.wait(self._timing.retry_s)
             return True
 

@@ -1,5 +1,6 @@
 """Kill what can be killed: nothing is lost, nothing is counted twice, no curve changes."""
 
+import os
 import random
 import signal
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from nbtl_search import api
+from nbtl_search.study import embedded
 from tests.acceptance.conftest import FAST, check_invariants, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos, pytest.mark.slow]
@@ -62,6 +64,18 @@ def test_a_database_stopped_for_ten_seconds_is_waited_for(program, tiny):
     program.ok("db", "start")
     assert launch.wait(300) == 0, launch.stderr.read()
     check_invariants(program, "tiny", n_trials=6)
+
+
+@pytest.mark.timeout(300)
+def test_an_embedded_database_that_dies_is_started_by_its_workers(program, tiny):
+    program.ok(*tiny, "--epochs", 8, "--trials", 3)
+    worker = program.start("worker", "tiny", *FAST)
+    wait_until(lambda: program.status("tiny")["epochs_spent"] > 0)
+    died = embedded.status(program.home).pid
+    os.kill(died, signal.SIGKILL)
+    assert worker.wait(200) == 0, worker.stderr.read()
+    assert embedded.status(program.home).pid not in {died, None}
+    check_invariants(program, "tiny", n_trials=3)
 
 
 @pytest.mark.timeout(600)

@@ -1,8 +1,11 @@
 """For each test process a Postgres of its own, which is killed too; for each test a database."""
 
+import os
 import secrets
 import shutil
+import signal
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +41,13 @@ class Server:
     @property
     def url(self) -> URL:
         return embedded.start(self.home)
+
+    def kill(self):
+        """Kill the postmaster, and wait until it is gone: it takes connections until then."""
+        pid = embedded.status(self.home).pid
+        os.kill(pid, signal.SIGKILL)
+        while embedded.status(self.home).running:
+            time.sleep(0.01)
 
     def execute(self, *statements):
         engine = create_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")

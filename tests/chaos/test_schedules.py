@@ -54,7 +54,8 @@ class Siege:
             victims.append((pid, signal.SIGSTOP))
             self.later.append((time.monotonic() + 2 * workers.LEASE_S, pid))
         if kind == "postmaster":
-            victims.append((embedded.status(self.server.home).pid, signal.SIGKILL))
+            self.server.kill()
+            self.done.append(kind)
         if kind == "backend":
             victims += [(pid, signal.SIGKILL) for pid in self.backends()[:1]]
         for pid, number in victims:
