@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nbtl_search.api.creating import create, prepare
     from nbtl_search.api.databases import backup, restore
     from nbtl_search.api.diagnosing import diagnose
+    from nbtl_search.api.doctoring import doctor
     from nbtl_search.api.drafting import draft
     from nbtl_search.api.exporting import export
     from nbtl_search.api.finalizing import finalize, verdict
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nbtl_search.api.launching import launch_on_slurm
     from nbtl_search.api.looking import best, dashboard, delete, status, steer, studies
     from nbtl_search.api.predicting import predict
+    from nbtl_search.api.pricing import best_slots, packed, preflight
     from nbtl_search.api.reporting import report
     from nbtl_search.api.reproducing import reproduce
     from nbtl_search.api.running import launch, work
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 _PLACES = {
     "backup": "databases",
     "best": "looking",
+    "best_slots": "pricing",
     "clean": "cleaning",
     "create": "creating",
     "dashboard": "looking",
     "default_home": "home",
     "delete": "looking",
     "diagnose": "diagnosing",
+    "doctor": "doctoring",
     "draft": "drafting",
     "export": "exporting",
     "finalize": "finalizing",
@@ -42,7 +46,9 @@ _PLACES = {
     "launch_on_slurm": "launching",
     "logs": "cleaning",
     "logs_folder": "cleaning",
+    "packed": "pricing",
     "predict": "predicting",
+    "preflight": "pricing",
     "prepare": "creating",
     "report": "reporting",
     "reproduce": "reproducing",
@@ -58,12 +64,14 @@ _PLACES = {
 __all__ = [
     "backup",
     "best",
+    "best_slots",
     "clean",
     "create",
     "dashboard",
     "default_home",
     "delete",
     "diagnose",
+    "doctor",
     "draft",
     "export",
     "finalize",
@@ -72,7 +80,9 @@ __all__ = [
     "launch_on_slurm",
     "logs",
     "logs_folder",
+    "packed",
     "predict",
+    "preflight",
     "prepare",
     "report",
     "reproduce",

@@ -27,6 +27,7 @@ def launch(
     *,
     workers: int | None = None,
     gpus: Sequence[str] | None = None,
+    slots_per_gpu: int = 1,
     home: Path | None = None,
     storage: str | None = None,
     options: Sequence[str] = (),
@@ -38,6 +39,7 @@ def launch(
         name: of the study.
         workers: how many; by default one per GPU, or one per core (see `launchers.local`).
         gpus: their ids; by default all visible ones.
+        slots_per_gpu: how many workers share a GPU.
         home: see above.
         storage: see above.
         options: further options of `nbtl-search worker`.
@@ -51,7 +53,7 @@ def launch(
     with opened_study(name, storage, home) as study, stop_on_signals() as stop:
         found = local.gpus() if gpus is None else list(gpus)
         n_threads = study.spec.train.n_threads or 1
-        n_slots = workers or len(found) or local.default_slots(n_threads=n_threads)
+        n_slots = workers or len(found) * slots_per_gpu or local.default_slots(n_threads=n_threads)
         devices = [
             {"CUDA_VISIBLE_DEVICES": found[slot % len(found)]} if found else {}
             for slot in range(n_slots)

@@ -8,6 +8,8 @@ import click
 _PLACES = {
     "create": "search",
     "prepare": "search",
+    "doctor": "fitness",
+    "preflight": "fitness",
     "launch": "launch",
     "worker": "launch",
     "status": "watch",
@@ -36,6 +38,8 @@ _HIDDEN = {"pretrain": "single"}
 _SHORT = {
     "create": "Create a study: what to search, on which images.",
     "prepare": "Decode a dataset once, for all workers of this machine.",
+    "doctor": "Check this machine and the database.",
+    "preflight": "Say what a study will cost on this hardware.",
     "launch": "Run workers on this machine until the study is over.",
     "worker": "Be one worker: train trials until the study is over.",
     "status": "Show where a study stands.",

@@ -3,12 +3,12 @@
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
 from nbtl_search.cli.options import json_option, storage_option
-from nbtl_search.cli.output import echo_json, search_progress
+from nbtl_search.cli.output import echo_json, search_progress, waiting
 
 if TYPE_CHECKING:
     from nbtl_search.api.launching import Queued
@@ -18,7 +18,20 @@ if TYPE_CHECKING:
 @click.argument("study")
 @click.option("--workers", type=click.IntRange(min=0), help="By default one per GPU or core.")
 @click.option("--gpus", help="Ids of the GPUs to use, such as 0,1; by default all.")
+@click.option(
+    "--slots-per-gpu",
+    metavar="N|auto",
+    default="1",
+    show_default=True,
+    help="Workers that share a GPU; auto measures how many give the most images per second.",
+)
 @click.option("--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats.")
+@click.option(
+    "--preflight/--no-preflight",
+    default=True,
+    show_default=True,
+    help="Before the first trial, train a few batches and say what the study will cost.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option(
     "--slurm",
@@ -35,6 +48,8 @@ def launch_command(
     study: str,
     workers: int | None,
     gpus: str | None,
+    slots_per_gpu: str,
+    preflight: bool,
     beat_s: float | None,
     quiet: bool,
     slurm: Path | None,
@@ -64,16 +79,61 @@ def launch_command(
     if workers == 0 or dry_run or as_json:
         message = "--workers 0, --dry-run and --json go with --slurm"
         raise click.UsageError(message)
+    where: Where = {"home": home, "storage": storage}
+    n_slots = _slots(study, slots_per_gpu, where)
+    if preflight and not quiet:
+        _say_price(study, workers, n_slots, where)
     with search_progress(quiet=quiet) as tick:
         api.launch(
             study,
             workers=workers,
             gpus=None if gpus is None else gpus.split(","),
+            slots_per_gpu=n_slots,
             home=home,
             storage=storage,
             options=options,
             on_tick=tick,
         )
+
+
+class Where(TypedDict):
+    """Where the database and all files are."""
+
+    home: Path | None
+    storage: str | None
+
+
+def _slots(study: str, wanted: str, where: Where) -> int:
+    """Return how many workers share a GPU; measure it where that is wanted."""
+    from nbtl_search import api
+    from nbtl_search.cli.fitness import say_packed
+    from nbtl_search.launchers import local
+
+    if wanted != "1" and not local.gpus():
+        message = "--slots-per-gpu needs a GPU, and there is none here; --workers is a CPU's way"
+        raise click.UsageError(message)
+    if wanted != "auto":
+        if not wanted.isdigit() or int(wanted) < 1:
+            message = f"--slots-per-gpu takes a number from 1 or auto, got {wanted!r}"
+            raise click.UsageError(message)
+        return int(wanted)
+    with waiting("trying several trainings on one GPU"):
+        rates = api.packed(study, **where)
+    say_packed(rates)
+    return api.best_slots(rates)
+
+
+def _say_price(study: str, workers: int | None, n_slots: int, where: Where) -> None:
+    """Say what the study will cost, once: before its first trial."""
+    from nbtl_search import api
+    from nbtl_search.cli.fitness import say_price
+
+    _, trials = api.status(study, **where)
+    if trials:
+        return
+    with waiting("training a few batches"):
+        found = api.preflight(study, workers=workers, slots_per_gpu=n_slots, **where)
+    say_price(found)
 
 
 def _refuse_with(option: str, **others: object) -> None:

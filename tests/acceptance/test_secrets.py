@@ -49,7 +49,7 @@ def test_no_password_is_seen_anywhere(program, tiny, tmp_path, given):
             program.run(*arguments, timeout_s=300, **environment)
             for arguments in (
                 (*tiny, "--epochs", 1, "--trials", 2),
-                ("launch", "tiny", "--workers", 1, *FAST),
+                ("launch", "tiny", "--workers", 1, "--no-preflight", *FAST),
                 ("status", "tiny"),
                 ("status", "tiny", "--json"),
                 ("best", "tiny"),
