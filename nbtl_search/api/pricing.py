@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 from nbtl_search.api.home import default_home
@@ -16,6 +18,8 @@ from nbtl_search.spec import Dials
 from nbtl_search.spec.speed import Speed
 from nbtl_search.study.price import Price, price, slots_by_memory
 from nbtl_search.study.store import Study
+
+Child = subprocess.Popen[str]
 
 _MODULE: Final = "nbtl_search.engine.speed"
 _WORTH_IT: Final = 1.03  # one more slot must add this much, or it only adds waiting
@@ -59,14 +63,14 @@ def default_workers(study: Study, *, slots_per_gpu: int = 1) -> int:
 
 def speed_of(study: Study, *, home: Path) -> Speed:
     """Measure the default recipe, in a process of its own that gives its memory back."""
-    child = _start(_order(study, home), {})
-    return Speed.parse(_answer(child)["speed"])
+    with _measuring(_order(study, home), {}) as child:
+        return Speed.parse(_line(child)["speed"])
 
 
 def packed(
     name: str, *, seconds: float = 10.0, home: Path | None = None, storage: str | None = None
-) -> list[tuple[int, float]]:
-    """Return images per second of 1, 2, ... trainings that share the first GPU (or the CPU).
+) -> Iterator[tuple[int, float]]:
+    """Yield images per second of 1, 2, ... trainings that share the first GPU (or the CPU).
 
     It ends where the memory holds no more, or where one more adds less than three per cent.
 
@@ -85,16 +89,22 @@ def packed(
         speed = speed_of(study, home=home)
         order = _order(study, home, seconds=seconds)
     environment = {"CUDA_VISIBLE_DEVICES": gpus[0]} if (gpus := local.gpus()) else {}
-    found: list[tuple[int, float]] = []
-    for n_slots in range(1, min(_MOST_SLOTS, slots_by_memory(speed)) + 1):
-        rate = _together(order, environment, n_slots)
-        found.append((n_slots, rate))
-        if n_slots > 1 and rate < _WORTH_IT * found[-2][1]:
-            break
-    return found
+    before = 0.0
+    with ExitStack() as stack:
+        children: list[Child] = []
+        for n_slots in range(1, min(_MOST_SLOTS, slots_by_memory(speed)) + 1):
+            children.append(stack.enter_context(_measuring(order, environment)))
+            _line(children[-1])  # it is warm
+            for child in children:
+                _write(child, "go")
+            rate = float(sum(_line(child)["images_per_s"] for child in children))
+            yield n_slots, rate
+            if rate < _WORTH_IT * before:
+                break
+            before = rate
 
 
-def best_slots(rates: list[tuple[int, float]]) -> int:
+def best_slots(rates: Sequence[tuple[int, float]]) -> int:
     """Return the fewest slots that come within three per cent of the best throughput."""
     best = max(rate for _, rate in rates)
     return min(n for n, rate in rates if rate * _WORTH_IT >= best)
@@ -105,64 +115,50 @@ def _order(study: Study, home: Path, *, seconds: float | None = None) -> dict[st
     return {"recipe": recipe, "home": str(home), "seconds": seconds}
 
 
-def _together(order: Mapping[str, Any], environment: Mapping[str, str], n: int) -> float:
-    children = [_start(order, environment) for _ in range(n)]
-    try:
-        for child in children:
-            _wait_until_warm(child)
-        for child in children:
-            assert child.stdin is not None  # noqa: S101
-            child.stdin.write("go\n")
-            child.stdin.flush()
-        return sum(_answer(child)["images_per_s"] for child in children)
-    finally:
-        for child in children:
+@contextmanager
+def _measuring(order: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[Child]:
+    """Give a process that measures, with its order; it ends with the block."""
+    with TemporaryFile("w+") as complaints:
+        child = subprocess.Popen(
+            [sys.executable, "-m", _MODULE],
+            env={**os.environ, **environment},  # noqa: TID251  (passed on, not read)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            _write(child, json.dumps(order))
+            yield child
+        except BrokenPipeError as error:
+            complaints.seek(0)
+            last = complaints.read().strip().splitlines()[-1:] or [f"exit code {child.wait()}"]
+            message = f"a few batches must train before the study starts, got: {last[0]}"
+            raise NbtlError(message) from error
+        finally:
             child.kill()
             child.communicate()
 
 
-def _start(order: Mapping[str, Any], environment: Mapping[str, str]) -> "subprocess.Popen[str]":
-    child = subprocess.Popen(
-        [sys.executable, "-m", _MODULE],
-        env={**os.environ, **environment},  # noqa: TID251  (passed on, not read)
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def _write(child: Child, line: str) -> None:
     assert child.stdin is not None  # noqa: S101
-    child.stdin.write(json.dumps(order) + "\n")
+    child.stdin.write(line + "\n")
     child.stdin.flush()
-    return child
 
 
-def _wait_until_warm(child: "subprocess.Popen[str]") -> None:
-    assert child.stdout is not None  # noqa: S101
-    line = child.stdout.readline()
-    if line != "ready\n":
-        _refuse(line, child)
-
-
-def _answer(child: "subprocess.Popen[str]") -> dict[str, Any]:
-    """Return what the child prints last.
+def _line(child: Child) -> dict[str, Any]:
+    """Return what the child says next.
 
     Raises:
-        NbtlError: it could not measure; the message says why.
+        NbtlError: it cannot measure; the message says why.
+        BrokenPipeError: it is gone.
     """
-    printed, complaints = child.communicate()
-    lines = printed.splitlines()
-    if child.returncode != 0 or not lines or "error" in (answer := json.loads(lines[-1])):
-        child.stderr = None
-        _refuse(lines[-1] if lines else "", child, complaints)
-    return dict(answer)
-
-
-def _refuse(line: str, child: "subprocess.Popen[str]", complaints: str = "") -> None:
-    if line.startswith("{"):
-        raise NbtlError(json.loads(line)["error"])
-    if child.stderr is not None:
-        complaints = child.communicate()[1]
-    last = complaints.strip().splitlines()[-1:] or [f"exit code {child.wait()}"]
-    message = f"a few batches must train before the study starts, got: {last[0]}"
-    raise NbtlError(message)
+    assert child.stdout is not None  # noqa: S101
+    line = child.stdout.readline()
+    if not line:
+        raise BrokenPipeError
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        raise NbtlError(answer["error"])
+    return answer

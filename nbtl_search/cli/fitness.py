@@ -1,5 +1,6 @@
 """Commands to run before a search: is all well here, and what will it cost?"""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,7 @@ def preflight_command(
 
     with waiting("training a few batches"):
         found = api.preflight(study, workers=workers, home=home, storage=storage)
-        rates = api.packed(study, home=home, storage=storage) if packed else []
+    rates = api.packed(study, home=home, storage=storage) if packed else iter(())
     if as_json:
         plain = asdict(found) | {"speed": found.speed.plain()}
         echo_json(plain | {"packed": [{"slots": n, "images_per_s": rate} for n, rate in rates]})
@@ -105,10 +106,13 @@ def say_price(found: "Price") -> None:
         click.echo(f"warning  {warning}")
 
 
-def say_packed(rates: list[tuple[int, float]]) -> None:
-    """Print what several trainings on one device gave together."""
+def say_packed(rates: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Print what several trainings on one device give together, as it is measured."""
+    found = []
     for n, rate in rates:
         click.echo(f"packed   {n} at once: {rate:.1f} images/s")
+        found.append((n, rate))
+    return found
 
 
 def _slots(found: "Price") -> str:

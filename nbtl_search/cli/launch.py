@@ -117,10 +117,8 @@ def _slots(study: str, wanted: str, where: Where) -> int:
             message = f"--slots-per-gpu takes a number from 1 or auto, got {wanted!r}"
             raise click.UsageError(message)
         return int(wanted)
-    with waiting("trying several trainings on one GPU"):
-        rates = api.packed(study, **where)
-    say_packed(rates)
-    return api.best_slots(rates)
+    click.echo("trying several trainings on one GPU", err=True)
+    return api.best_slots(say_packed(api.packed(study, **where)))
 
 
 def _say_price(study: str, workers: int | None, n_slots: int, where: Where) -> None:

@@ -91,6 +91,8 @@ def _precision(train: TrainSettings) -> Check:
         reason = f"this CPU has {', '.join(there)}"
     else:
         reason = "this GPU has bf16" if fast else "this GPU has no bf16"
+    if train.precision != "auto":
+        reason = f"as the study says; {reason}"
     slow = "" if placement.bf16 == fast or train.precision != "bf16" else "bf16 is slow here"
     return Check.of("precision", f"{kind} on {placement.device}: {reason}", warning=slow)
 

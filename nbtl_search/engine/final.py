@@ -58,10 +58,10 @@ class TestResult:
     ten_crop_top1: float
     """Mean softmax over ten crops."""
     ten_crop_top5: float
-    labels: Int64[NDArray[np.int64], " n"]
-    single: Int64[NDArray[np.int64], " n"]
+    labels: Int64[np.ndarray, " n"]
+    single: Int64[np.ndarray, " n"]
     """The class predicted from the single crop."""
-    probabilities: Float32[NDArray[np.float32], "n classes"]
+    probabilities: Float32[np.ndarray, "n classes"]
     """Mean softmax over ten crops."""
 
 

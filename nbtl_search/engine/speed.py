@@ -134,8 +134,8 @@ def _device_mb(run: Run) -> float:
 def main() -> None:
     """Carry out the order on stdin: {recipe, home, cache, seconds}.
 
-    Without seconds one Speed is printed. With them `ready` is printed once the run is warm; after
-    a further line on stdin it trains for so long, and images per second are printed.
+    Without seconds one Speed is printed. With them it says when the run is warm; for each further
+    line on stdin it trains for so long, and prints images per second.
     """
     order = json.loads(sys.stdin.readline())
     recipe, home = Recipe.parse(order["recipe"]), Path(order["home"])
@@ -146,13 +146,18 @@ def main() -> None:
             answer: object = {"speed": measure(run).plain()}
         else:
             throughput(run, seconds=0.0)
-            sys.stdout.write("ready\n")
-            sys.stdout.flush()
-            sys.stdin.readline()
-            answer = {"images_per_s": throughput(run, seconds=order["seconds"])}
+            _say({"ready": True})
+            while sys.stdin.readline():
+                _say({"images_per_s": throughput(run, seconds=order["seconds"])})
+            return
     except NbtlError as error:
         answer = {"error": str(error)}
+    _say(answer)
+
+
+def _say(answer: object) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

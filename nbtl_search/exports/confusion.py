@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 
@@ -16,7 +15,7 @@ class Confusion:
     """How often an image of one class was taken for another."""
 
     labels: tuple[str, ...]
-    matrix: Int64[NDArray[np.int64], "classes classes"]
+    matrix: Int64[np.ndarray, "classes classes"]
     """Row: the true class; column: the predicted one."""
 
     @property

@@ -72,6 +72,7 @@ def test_an_embedded_database_that_dies_is_started_by_its_workers(program, tiny)
     worker = program.start("worker", "tiny", *FAST)
     wait_until(lambda: program.status("tiny")["epochs_spent"] > 0)
     died = embedded.status(program.home).pid
+    assert died is not None
     os.kill(died, signal.SIGKILL)
     assert worker.wait(200) == 0, worker.stderr.read()
     assert embedded.status(program.home).pid not in {died, None}

@@ -45,6 +45,7 @@ class Server:
     def kill(self):
         """Kill the postmaster, and wait until it is gone: it takes connections until then."""
         pid = embedded.status(self.home).pid
+        assert pid is not None
         os.kill(pid, signal.SIGKILL)
         while embedded.status(self.home).running:
             time.sleep(0.01)

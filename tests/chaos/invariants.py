@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from typing import Any
 
 import psutil
 from sqlalchemy import text
@@ -31,7 +32,7 @@ def attempts_of(study):
 
 
 def curves_of(study):
-    found = {trial["number"]: [] for trial in trials_of(study)}
+    found: dict[int, list[Any]] = {trial["number"]: [] for trial in trials_of(study)}
     for row in rows(
         study,
         "SELECT e.*, t.number FROM nbtl_epoch e JOIN nbtl_trial t USING (trial_id)"
@@ -69,7 +70,7 @@ def leases(study):
 
 def attempts(study):
     """They are numbered without a gap, tokens grow, causes are known."""
-    by_trial = {}
+    by_trial: dict[int, list[Any]] = {}
     for attempt in attempts_of(study):
         by_trial.setdefault(attempt["number"], []).append(attempt)
     for trial in trials_of(study):

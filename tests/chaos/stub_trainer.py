@@ -39,7 +39,8 @@ def advanced(recipe, chain, epoch):
 
 def curve(recipe):
     """Return all epochs of a recipe, as an undisturbed run has them."""
-    chain, epochs = "", []
+    chain = ""
+    epochs: list[dict[str, float]] = []
     for number in range(1, recipe["train"]["epochs"] + 1):
         chain, epoch = advanced(recipe, chain, number)
         epochs.append(epoch)
@@ -70,7 +71,7 @@ class Trainer:
         self.connection = connection
         self.epoch_s = epoch_s
         self.fault, _, self.at = fault.partition(":")
-        self.orders = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         threading.Thread(target=self.read, daemon=True).start()
 
     def read(self):

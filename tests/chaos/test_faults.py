@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(crew, damage):
     content = bytearray(newest.read_bytes())
     if damage == "a bit":
         content[len(content) // 2] ^= 1
-    newest.write_bytes({"truncated": content[:-9], "a bit": content, "empty": b""}[damage])
+    newest.write_bytes({"truncated": content[:-9], "a bit": content, "empty": bytearray()}[damage])
     crew.ends(crew.start())
     assert causes(crew.study)[0] == "infra"
     crew.check()

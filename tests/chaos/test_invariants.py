@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search.study import store
+from nbtl_search.worker.upkeep import checkpoints_of
 from tests.chaos import invariants, workers
 from tests.chaos.conftest import plain
 
@@ -55,7 +56,7 @@ def test_a_planted_violation_is_found(ended, what):
 
 
 def test_a_checkpoint_that_was_left_is_found(ended, home):
-    folder = invariants.checkpoints_of(ended, home) / "0"
+    folder = checkpoints_of(ended, home) / "0"
     folder.mkdir(parents=True)
     (folder / "000001-00000000.ckpt").write_bytes(b"left")
     assert invariants.leftovers(ended, home) == ["checkpoint 000001-00000000.ckpt"]

@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 import pytest
@@ -30,13 +31,13 @@ KINDS = ("trainer", "supervisor", "both", "postmaster", "backend", "terminate", 
 class Siege:
     """A study under attack: its workers, and what is done to them."""
 
-    server: object
-    study: object
+    server: Any
+    study: Any
     job: workers.Job
     chance: random.Random
-    workers: list = field(default_factory=list)
-    done: list = field(default_factory=list)
-    later: list = field(default_factory=list)
+    workers: list[Any] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    later: list[tuple[float, int]] = field(default_factory=list)
 
     def strike(self, kind):
         """Do one thing; note it if there was a victim."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from typing import Any
 
 import optuna
 import pytest
@@ -50,16 +51,16 @@ def finish(study, lease):
 
 def rows(opened):
     """Every row of every table, but for what a restore changes on purpose."""
-    found = {}
+    found: dict[str, list[Any]] = {}
     with opened.engine.connect() as connection:
         for table in schema.metadata.sorted_tables:
             columns = [c.name for c in table.columns if c.name not in {"uid", "lease_expires"}]
             names = ", ".join(columns)
             query = text(f"SELECT {names} FROM {table.name} ORDER BY {names}")
             found[table.name] = [tuple(row) for row in connection.execute(query)]
-        for table in ("studies", "trials", "trial_values", "trial_intermediate_values"):
-            query = text(f"SELECT t::text FROM {table} t ORDER BY 1")
-            found[table] = [tuple(row) for row in connection.execute(query)]
+        for name in ("studies", "trials", "trial_values", "trial_intermediate_values"):
+            query = text(f"SELECT t::text FROM {name} t ORDER BY 1")
+            found[name] = [tuple(row) for row in connection.execute(query)]
     return found
 
 
@@ -116,6 +117,8 @@ def test_workers_from_before_are_fenced_whatever_tokens_they_hold(db, half_way, 
     later = leases.take_over("later")  # a token that the backup has never seen
     backup.restore(db, tmp_path / "a.backup", replace=True)
     new = leases.take_over("new")
+    assert later is not None
+    assert new is not None
     assert new.trial_id == later.trial_id
     assert new.token > later.token + 1000
     for stale in (old, later):

@@ -56,7 +56,7 @@ def test_it_listens_where_it_was_told_and_workers_find_the_file(home):
     assert (url.host, url.port) == ("127.0.0.1", port)
     assert answer(url) == 42
     assert addresses(home) == {("127.0.0.1", port)}
-    assert f"127.0.0.1:{port}" in embedded.status(home).serves
+    assert f"127.0.0.1:{port}" in str(embedded.status(home).serves)
 
 
 def test_the_socket_stays_where_it_was(home):
