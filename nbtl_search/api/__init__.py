@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nbtl_search.api.home import default_home
     from nbtl_search.api.launching import launch_on_slurm
     from nbtl_search.api.looking import best, dashboard, delete, status, steer, studies
+    from nbtl_search.api.notifying import notify, tell_test
     from nbtl_search.api.predicting import predict
     from nbtl_search.api.pricing import best_slots, packed, preflight
     from nbtl_search.api.reporting import report
@@ -46,6 +47,7 @@ _PLACES = {
     "launch_on_slurm": "launching",
     "logs": "cleaning",
     "logs_folder": "cleaning",
+    "notify": "notifying",
     "packed": "pricing",
     "predict": "predicting",
     "preflight": "pricing",
@@ -56,6 +58,7 @@ _PLACES = {
     "status": "looking",
     "steer": "looking",
     "studies": "looking",
+    "tell_test": "notifying",
     "train": "training",
     "verdict": "finalizing",
     "work": "running",
@@ -80,6 +83,7 @@ __all__ = [
     "launch_on_slurm",
     "logs",
     "logs_folder",
+    "notify",
     "packed",
     "predict",
     "preflight",
@@ -90,6 +94,7 @@ __all__ = [
     "status",
     "steer",
     "studies",
+    "tell_test",
     "train",
     "verdict",
     "work",

@@ -15,10 +15,12 @@ from nbtl_search.study.ledger import Ledger
 from nbtl_search.study.storage import wait_for
 from nbtl_search.study.store import Study
 from nbtl_search.worker.attempt import Timing
+from nbtl_search.worker.metrics import MetricsServer
 from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.slot import Slot
 from nbtl_search.worker.supervisor import Supervisor
 
+_STILL_S: Final = 90.0  # an ask among many workers may take that long; nothing else may
 _PATIENCE_S: Final = 86_400  # a worker restarted while the database is away waits for it
 
 
@@ -141,6 +143,10 @@ def work(
         )
         supervisor = Supervisor(study, slot=slot, stop=stop, timing=timing)
         stack.callback(supervisor.close)
+        if metrics_port is not None:
+            stack.enter_context(
+                MetricsServer(supervisor.metrics, port=metrics_port, still_s=_STILL_S + answer_s)
+            )
         while stage := wait_for(lambda: _stage(study), deadline=_later(), sleep=pause):
             supervisor.turn_to(stage)
             supervisor.run()

@@ -30,6 +30,7 @@ _PLACES = {
     "demo": "demo",
     "db": "database",
     "logs": "clean",
+    "notify": "notify",
     "clean": "clean",
     "completion": "shell",
 }
@@ -60,6 +61,7 @@ _SHORT = {
     "demo": "Search a small task from start to end, in minutes.",
     "db": "Start, stop, serve, back up, restore, inspect or upgrade the database.",
     "logs": "Show what workers wrote.",
+    "notify": "Send a signed message when a study finishes, stalls or fails.",
     "clean": "Remove checkpoints and logs that nobody needs any more.",
     "completion": "Print the completion script of a shell.",
 }

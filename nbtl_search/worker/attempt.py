@@ -17,6 +17,7 @@ from nbtl_search.study.storage import storage_errors
 from nbtl_search.study.store import Study
 from nbtl_search.worker import outcomes, protocol
 from nbtl_search.worker.child import Child, ChildDiedError
+from nbtl_search.worker.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Desk:
     timing: Timing
     stopping: Callable[[], bool]
     beat: Callable[[str, int | None], None]
+    metrics: Metrics
 
 
 @final
@@ -94,6 +96,7 @@ class Attempt:
 
     def step(self, now: float) -> None:
         """Beat if it is time, look whether to stop, and handle the trainer's next message."""
+        self._desk.metrics.turn()
         if now >= self._beat_at:
             self._beat_at = now + self._desk.timing.beat_s
             self._online(now, self._beat)
@@ -116,6 +119,7 @@ class Attempt:
                 self._judge()
             case protocol.Trained(epoch=epoch):
                 self._history.append(epoch)
+                self._desk.metrics.epoch(seconds=epoch.seconds, n_images=epoch.n_images)
                 self._judge()
                 if self._halting is None:
                     self._desk.child.send(protocol.GoOn())
@@ -191,6 +195,7 @@ class Attempt:
                 logger.warning("database lost: %s", error, extra={"action": "wait"})
                 if self._desk.stopping():
                     return
+                self._desk.metrics.turn()
                 self._desk.study.storage.revive()
                 time.sleep(self._desk.timing.retry_s)
             except FencedError as error:
@@ -246,6 +251,7 @@ class Attempt:
         self._over = True
         if self._halting == "fenced":
             return
+        self._desk.metrics.trials.labels(end=outcome.cause or outcome.state).inc()
 
         def end() -> None:
             self._send_epochs()
@@ -257,6 +263,7 @@ class Attempt:
         self._over = True
         if self._halting == "fenced":
             return
+        self._desk.metrics.trials.labels(end=cause).inc()
         leases = self._desk.leases
         self._insist(lambda: leases.release(self._lease, cause=cause, message=message))
 

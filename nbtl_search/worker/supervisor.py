@@ -19,6 +19,7 @@ from nbtl_search.study.store import Study
 from nbtl_search.worker import protocol
 from nbtl_search.worker.attempt import Attempt, Desk, Timing
 from nbtl_search.worker.child import Child, ChildDiedError
+from nbtl_search.worker.metrics import Metrics
 from nbtl_search.worker.signals import Stop
 from nbtl_search.worker.slot import Slot
 from nbtl_search.worker.upkeep import Upkeep, folder_name
@@ -37,6 +38,7 @@ class Supervisor:
     def __init__(self, study: Study, *, slot: Slot, stop: Stop, timing: Timing) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._slot = slot
+        self.metrics = Metrics(study=study.name, worker=self.name)
         self._stop = stop
         self._timing = timing
         self.turn_to(study)
@@ -68,6 +70,7 @@ class Supervisor:
 
     def step(self) -> bool:
         """Train one trial, or wait a moment; return whether there may be more to do."""
+        self.metrics.turn()
         try:
             return self._next()
         except StorageLostError as error:
@@ -123,14 +126,18 @@ class Supervisor:
             timing=self._timing,
             stopping=lambda: self._stop.requested,
             beat=self._show,
+            metrics=self.metrics,
         )
         keep = self._folder("finals", lease) if self._study.stage == "test" else None
         attempt = Attempt(lease, desk, checkpoints=self._folder("checkpoints", lease), keep=keep)
         try:
-            attempt.run()
+            with self.metrics.in_progress.track_inprogress():
+                attempt.run()
         except ChildDiedError:
+            self.metrics.trainer_restarts.inc()
             self._replace_child()
         else:
+            self.metrics.trainer(attempt.rss_mb)
             self._look_at_memory(attempt.rss_mb)
         if attempt.disk_is_full:
             self._show("no room", None)
@@ -160,6 +167,9 @@ class Supervisor:
             )
         except StorageLostError:
             logger.debug("no database to show %s to", state)
+            self.metrics.answered(well=False)
+        else:
+            self.metrics.answered(well=True)
 
     # -- the trainer ------------------------------------------------------------------------
 
@@ -198,6 +208,7 @@ class Supervisor:
         try:
             child.send(order)
             while not self._stop.requested and time.monotonic() < deadline:
+                self.metrics.turn()
                 report = child.poll(0.25)
                 if isinstance(report, protocol.Ready | protocol.Refused):
                     self._n_deaths = 0
