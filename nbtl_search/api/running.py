@@ -20,7 +20,7 @@ from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.slot import Slot
 from nbtl_search.worker.supervisor import Supervisor
 
-_STILL_S: Final = 90.0  # an ask among many workers may take that long; nothing else may
+_STILL_S: Final = 120.0  # an ask among many workers may take that long; nothing else may
 _PATIENCE_S: Final = 86_400  # a worker restarted while the database is away waits for it
 
 
@@ -143,15 +143,18 @@ def work(
         )
         supervisor = Supervisor(study, slot=slot, stop=stop, timing=timing)
         stack.callback(supervisor.close)
-        if metrics_port is not None:
-            stack.enter_context(
-                MetricsServer(supervisor.metrics, port=metrics_port, still_s=_STILL_S + answer_s)
-            )
+        _serve_metrics(supervisor, slot, stack)
         while stage := wait_for(lambda: _stage(study), deadline=_later(), sleep=pause):
             supervisor.turn_to(stage)
             supervisor.run()
             if stop.requested:
                 break
+
+
+def _serve_metrics(supervisor: Supervisor, slot: Slot, stack: ExitStack) -> None:
+    if slot.metrics_port is not None:
+        server = MetricsServer(supervisor.metrics, port=slot.metrics_port, still_s=_STILL_S)
+        stack.enter_context(server)
 
 
 def _stage(study: Study) -> Study | None:
