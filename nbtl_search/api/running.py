@@ -126,9 +126,16 @@ def work(
         keep_best=keep_best,
         metrics_port=metrics_port,
     )
+    _work(name, storage, slot, _timing(beat_s), wait_s=wait_s)
+
+
+def _timing(beat_s: float) -> Timing:
     pause_s = min(2.0, beat_s)
-    timing = Timing(beat_s=beat_s, lease_s=6 * beat_s, poll_s=pause_s, retry_s=pause_s)
-    answer_s = max(5.0, min(30.0, 3 * beat_s))  # so that a stall is noticed within a lease
+    return Timing(beat_s=beat_s, lease_s=6 * beat_s, poll_s=pause_s, retry_s=pause_s)
+
+
+def _work(name: str, storage: str | None, slot: Slot, timing: Timing, *, wait_s: float) -> None:
+    answer_s = max(5.0, min(30.0, timing.lease_s / 2))  # a stall is noticed within a lease
     with stop_on_signals() as stop, ExitStack() as stack, suppress(_StoppedError):
 
         def pause(seconds: float) -> None:
