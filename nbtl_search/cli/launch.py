@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     help="Submit the workers to Slurm, as this file says; --workers then is how many there shall "
     "be in all, and 0 ends them.",
 )
+@click.option(
+    "--kubernetes", is_flag=True, help="Print a Kubernetes manifest of --workers workers instead."
+)
+@click.option("--image", help="Of the manifest's workers, see workers/Dockerfile.")
 @click.option("--dry-run", is_flag=True, help="With --slurm: print the batch script, do nothing.")
 @json_option
 @storage_option
@@ -53,6 +57,8 @@ def launch_command(
     beat_s: float | None,
     quiet: bool,
     slurm: Path | None,
+    kubernetes: bool,
+    image: str | None,
     dry_run: bool,
     as_json: bool,
     home: Path | None,
@@ -64,10 +70,15 @@ def launch_command(
     nbtl-search launch dtd
     nbtl-search launch dtd --workers 2
     nbtl-search launch dtd --slurm workers/slurm.toml --workers 8
+    nbtl-search launch dtd --kubernetes --workers 8
     """
     from nbtl_search import api
 
     options = [] if beat_s is None else ["--beat-s", str(beat_s)]
+    if kubernetes:
+        _refuse_with("--kubernetes", gpus=gpus, slurm=slurm)
+        _say_manifest(study, workers=workers, image=image)
+        return
     if slurm is not None:
         _refuse_with("--slurm", gpus=gpus)
         done = api.launch_on_slurm(
@@ -132,6 +143,16 @@ def _say_price(study: str, workers: int | None, n_slots: int, where: Where) -> N
     with waiting("training a few batches"):
         found = api.preflight(study, workers=workers, slots_per_gpu=n_slots, **where)
     say_price(found)
+
+
+def _say_manifest(study: str, *, workers: int | None, image: str | None) -> None:
+    from nbtl_search.launchers import kubernetes
+
+    if not workers:
+        message = "--kubernetes needs --workers N, from 1"
+        raise click.UsageError(message)
+    text = kubernetes.manifest(study, workers=workers, image=image or kubernetes.IMAGE)
+    click.echo(text, nl=False)
 
 
 def _refuse_with(option: str, **others: object) -> None:
