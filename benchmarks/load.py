@@ -58,7 +58,7 @@ CHECKS = (
     invariants.told,
 )
 RSS_AT = (1, 10, 25, 50)
-_GRACE_S = 20
+_GRACE_S = 30
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -26,6 +27,7 @@ from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.slot import Slot
 from nbtl_search.worker.supervisor import Supervisor
 
+_FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 TRAINER = Path(__file__).with_name("idle_trainer.py")
 
 
@@ -135,6 +137,7 @@ def optimise(job: Job, spec: StudySpec, n_trials: int) -> None:
                 raise optuna.TrialPruned
         return 50 + dials.lr_high
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         study = optuna.load_study(
             study_name=job.study,
@@ -142,7 +145,7 @@ def optimise(job: Job, spec: StudySpec, n_trials: int) -> None:
             sampler=sampling.sampler(spec, slot=os.getpid()),
             pruner=optuna.pruners.SuccessiveHalvingPruner(),
         )
-        study.optimize(objective, callbacks=[optuna.study.MaxTrialsCallback(n_trials, states=None)])
+        study.optimize(objective, callbacks=[optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)])
     except Exception as error:  # noqa: BLE001  (each is a finding)
         notes.errors.append(repr(error)[:300])
     finally:

@@ -66,6 +66,12 @@ class Cluster:
         assert done.returncode == 0, done.stderr + self.log()
         return done.stdout
 
+    def resume(self, node: str) -> None:
+        """Let a node that was set down work again; it may have come back by itself."""
+        update = ["scontrol", "update", f"nodename={node}", "state=resume"]
+        subprocess.run(update, env=os.environ | self.environment, capture_output=True, check=False)
+        _wait(lambda: "down" not in self.run("sinfo", "--noheader", "--format=%t"), self)
+
     def tasks(self) -> dict[str, tuple[str, str]]:
         """Return state and node of each task that the controller knows."""
         listing = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N")

@@ -83,7 +83,7 @@ def test_a_study_survives_what_a_cluster_does_to_it(program, cluster, settings, 
     lost = next(iter(cluster.running().values()))
     cluster.run("scontrol", "update", f"nodename={lost}", "state=down", "reason=test")
     wait_until(lambda: lost not in cluster.running().values(), timeout_s=60)
-    cluster.run("scontrol", "update", f"nodename={lost}", "state=resume")
+    cluster.resume(lost)
 
     assert launch(program, cluster, settings, "--workers", 2)["n_after"] == 2
     again = launch(program, cluster, settings, "--workers", 3)

@@ -1,0 +1,382 @@
+"""Time what people wait for at a large study: 1,000 trials of 50 epochs, put straight into tables.
+
+    python benchmarks/large_study.py --json large.json
+
+The study lies in an embedded Postgres of a temporary home, in our tables and in Optuna's, as
+workers would have left it. Measured, each several times: whole commands; the polls of our dashboard
+and of Optuna's own over the same database, each in a fresh process; and what a worker needs from
+its imports to its first trial. Prints seconds as a Markdown table: n, median, lowest and highest.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import optuna  # noqa: E402
+import optuna_dashboard  # noqa: E402
+import psutil  # noqa: E402
+from optuna.distributions import distribution_to_json  # noqa: E402
+from optuna.storages._rdb import models  # noqa: E402  (its tables have no other door)
+from sqlalchemy import delete, func, insert, select, text, update  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from nbtl_search import space  # noqa: E402  (from the checkout, tests included)
+from nbtl_search.api.place import opened_study  # noqa: E402
+from nbtl_search.reports.dashboard import server as dashboard  # noqa: E402
+from nbtl_search.spec import Dials, Epoch  # noqa: E402
+from nbtl_search.study import embedded, sampling, schema, storage, store  # noqa: E402
+from nbtl_search.study.leases import Leases  # noqa: E402
+from nbtl_search.study.ledger import Ledger  # noqa: E402
+from nbtl_search.study.store import Study  # noqa: E402
+from tests.plausible_study import curve, make_spec  # noqa: E402
+
+LARGE, SMALL = "large", "small"
+N_SMALL = 10
+N_LATER = 5
+GOALS_S = {
+    f"status of {LARGE}": 1.5,
+    f"status --json of {LARGE}": 1.5,
+    "our dashboard, first poll": 1.0,
+    "our dashboard, later polls": 0.3,
+    "a worker's start to its first lease, without imports": 3.0,
+}
+_FIXED = "fixed_params"
+
+
+def main() -> None:
+    """Fill, measure, print; or be one of the processes that are measured."""
+    options = _options()
+    if options.part:
+        json.dump(_PARTS[options.part](options.home), sys.stdout)
+        return
+    home = Path(tempfile.mkdtemp(prefix="nbtl-large-", dir="/tmp"))  # noqa: S108  (a socket's short path)
+    home.chmod(0o711)
+    try:
+        _make(home, n_trials=options.trials, n_epochs=options.epochs, n=options.n)
+        found = _measured(home, n=options.n)
+    finally:
+        embedded.stop(home)
+        shutil.rmtree(home)
+    machine = (
+        f"{options.trials} trials x {options.epochs} epochs; {psutil.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f}, {platform.machine()}, Python {platform.python_version()}"
+    )
+    _print_table(machine, found)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"machine": machine, "seconds": found}, indent=1))
+
+
+# -- the studies ------------------------------------------------------------------------------
+
+
+def _make(home: Path, *, n_trials: int, n_epochs: int, n: int) -> None:
+    with closing(storage.connect(None, home=home)) as opened:
+        storage.create_or_upgrade(opened)
+        for name, n_filled in ((SMALL, N_SMALL), (LARGE, n_trials)):
+            spec = make_spec(n_trials=n_filled + n, n_epochs=n_epochs, name=name)  # n to be asked
+            fill(store.create(opened, spec), n_trials=n_filled)
+        with opened.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ANALYZE"))  # as the server itself does within a minute
+
+
+def fill(study: Study, *, n_trials: int) -> None:
+    """Put trials that ran through all their epochs into our tables and Optuna's."""
+    rows = Rows(study)
+    searched = space.build_for(study.spec.search, study.facts)
+    known = study.spec.search.known
+    for recipe in known[:n_trials]:
+        dials = space.known_dials(recipe, space=searched)
+        fixed = optuna.trial.FixedTrial(space.params_of(searched, dials))
+        for name in fixed.params:
+            space.suggest_row(searched, name, fixed)
+        attributes = {
+            store.NAME: recipe.name, store.REASON: recipe.reason, store.PROTECTED: True,
+            store.DIALS: dials.model_dump_json(),
+        }  # fmt: skip
+        rows.add(dials, fixed, attributes)
+    for point in space.design(searched, n=n_trials - len(known), seed=0):
+        fixed = optuna.trial.FixedTrial(point)
+        rows.add(space.suggest(searched, fixed), fixed, {})
+    rows.insert()
+
+
+class Rows:
+    """The rows of a study's trials, by table."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        with study.storage.engine.connect() as connection:
+            last = connection.execute(select(func.max(models.TrialModel.trial_id))).scalar()
+        self._first_id = (last or 0) + 1
+        self._n = 0
+        tables = (
+            models.TrialModel, models.TrialParamModel, models.TrialValueModel,
+            models.TrialIntermediateValueModel, models.TrialUserAttributeModel,
+            models.TrialSystemAttributeModel,
+        )  # fmt: skip
+        self._rows: dict[Any, list[dict[str, Any]]] = {
+            table: []
+            for table in (
+                *(model.__table__ for model in tables),
+                schema.trial, schema.attempt, schema.epoch,
+            )
+        }  # fmt: skip
+
+    def add(self, dials: Dials, fixed: optuna.trial.FixedTrial, attributes: dict[str, Any]) -> None:
+        """Add the next trial."""
+        number = self._n
+        self._n += 1
+        spec, facts = self._study.spec, self._study.facts
+        epochs = curve(dials, n_epochs=spec.train.epochs, n_val=facts.n_val, seed=number)
+        self._add_ours(number, dials, epochs, attributes.get(store.NAME, ""))
+        self._add_optunas(number, fixed, epochs, attributes)
+
+    def _add_ours(self, number: int, dials: Dials, epochs: Sequence[Epoch], name: str) -> None:
+        key = {"trial_id": self._first_id + number}
+        best = max(epochs, key=lambda epoch: epoch.val_top1 or 0.0)
+        now, state, token = datetime.now(UTC), _state(number), self._first_id + number
+        self._rows[schema.trial].append(
+            key
+            | {
+                "study_id": self._study.id, "number": number, "slot": number + 1, "name": name,
+                "protected": bool(name), "recipe": self._study.spec.recipe(dials).model_dump_json(),
+                "state": state, "token": token, "value": best.val_top1, "told": True,
+                "best_epoch": best.epoch, "worker": f"node{number % 8}-1-0", "finished_at": now,
+            }
+        )  # fmt: skip
+        self._rows[schema.attempt].append(
+            key
+            | {
+                "attempt": 1, "token": token, "worker": f"node{number % 8}-1-0", "ended_at": now,
+                "cause": state, "message": "",
+            }
+        )  # fmt: skip
+        self._rows[schema.epoch] += [
+            key | epoch.model_dump() | {"attempt": 1} for epoch in epochs
+        ]
+
+    def _add_optunas(
+        self,
+        number: int,
+        fixed: optuna.trial.FixedTrial,
+        epochs: Sequence[Epoch],
+        attributes: dict[str, Any],
+    ) -> None:
+        key = {"trial_id": self._first_id + number}
+        now, state = datetime.now(UTC).replace(tzinfo=None), _state(number)
+        top1 = [epoch.val_top1 or 0.0 for epoch in epochs]
+        self._rows[models.TrialModel.__table__].append(
+            key
+            | {
+                "number": number, "study_id": self._study.id, "state": state.upper(),
+                "datetime_start": now - timedelta(minutes=8), "datetime_complete": now,
+            }
+        )  # fmt: skip
+        self._rows[models.TrialParamModel.__table__] += [
+            key
+            | {
+                "param_name": name,
+                "param_value": fixed.distributions[name].to_internal_repr(value),
+                "distribution_json": distribution_to_json(fixed.distributions[name]),
+            }
+            for name, value in fixed.params.items()
+        ]
+        value = max(top1) if state == "complete" else top1[-1]
+        self._rows[models.TrialValueModel.__table__].append(
+            key | {"objective": 0, "value": value, "value_type": "FINITE"}
+        )
+        stride = -(-len(top1) // sampling.MAX_REPORTS)
+        self._rows[models.TrialIntermediateValueModel.__table__] += [
+            key
+            | {"step": step, "intermediate_value": top1[step - 1], "intermediate_value_type": "FINITE"}
+            for step in range(stride, len(top1) + 1, stride)
+        ]
+        self._rows[models.TrialUserAttributeModel.__table__] += [
+            key | {"key": name, "value_json": json.dumps(one)} for name, one in attributes.items()
+        ]
+        if number < self._study.spec.search.n_startup:
+            self._rows[models.TrialSystemAttributeModel.__table__].append(
+                key | {"key": _FIXED, "value_json": json.dumps(fixed.params)}
+            )
+
+    def insert(self) -> None:
+        """Put them in, instead of the trials that wait since the study was created."""
+        study = schema.study
+        with self._study.storage.engine.begin() as connection:
+            mine = select(models.TrialModel.trial_id).where(
+                models.TrialModel.study_id == self._study.id
+            )
+            for table in reversed(self._rows):
+                if not table.name.startswith("nbtl_") and table.name != "trials":
+                    connection.execute(delete(table).where(table.c.trial_id.in_(mine)))
+            trials = models.TrialModel.__table__
+            connection.execute(delete(trials).where(trials.c.study_id == self._study.id))
+            for table, rows in self._rows.items():
+                if rows:
+                    connection.execute(insert(table), rows)
+            started = update(study).where(study.c.study_id == self._study.id)
+            connection.execute(started.values(started=self._n))
+            last = self._first_id + self._n - 1
+            for sequence in ("pg_get_serial_sequence('trials', 'trial_id')", "'nbtl_token'"):
+                connection.execute(text(f"SELECT setval({sequence}, {last})"))  # noqa: S608
+
+
+def _state(number: int) -> str:
+    return "complete" if number % 3 == 0 else "pruned"
+
+
+# -- the measurements -------------------------------------------------------------------------
+
+
+def _measured(home: Path, *, n: int) -> dict[str, list[float]]:
+    commands = {
+        f"status of {LARGE}": ["status", LARGE, "--home", str(home)],
+        f"status --json of {LARGE}": ["status", LARGE, "--json", "--home", str(home)],
+        f"status of {SMALL}": ["status", SMALL, "--home", str(home)],
+        f"status --json of {SMALL}": ["status", SMALL, "--json", "--home", str(home)],
+        "--help": ["--help"],
+    }
+    found: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(n):  # in turn, so that other work on the machine meets all of them
+        for name, command in commands.items():
+            found[name].append(_command_s(command))
+        for part in ("ours", "stock", "cold"):
+            for name, seconds in _part(part, home).items():
+                found.setdefault(name, []).extend(seconds)
+    return found
+
+
+def _command_s(arguments: Sequence[str]) -> float:
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "nbtl_search.cli", *arguments]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def _part(name: str, home: Path) -> dict[str, list[float]]:
+    command = [sys.executable, __file__, "--part", name, "--home", str(home)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    return found
+
+
+def _cold(home: Path) -> dict[str, list[float]]:
+    """Do what a worker does from its start to its first lease; all is imported already."""
+    started = time.perf_counter()
+    with opened_study(LARGE, None, home) as study:
+        ledger, leases = Ledger(study.storage.engine, study.id), Leases(study.storage.engine, study.id)
+        schema.check(study.storage.engine)
+        lease = leases.take_over("benchmark") or leases.reserve(
+            "benchmark",
+            lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids()),
+        )
+        took_s = time.perf_counter() - started
+        assert lease is not None, "the budget has a trial for each run"  # noqa: S101
+    return {"a worker's start to its first lease, without imports": [took_s]}
+
+
+def _ours(home: Path) -> dict[str, list[float]]:
+    with closing(storage.connect(None, home=home)) as opened:
+        study_id = store.open_study(opened, LARGE).id
+    with closing(storage.connect(None, home=home)) as opened, dashboard.listening(opened) as served:
+        return _polls("our dashboard", served, study_id)
+
+
+def _stock(home: Path) -> dict[str, list[float]]:
+    with closing(storage.connect(None, home=home)) as opened:
+        study_id = store.open_study(opened, LARGE).id
+        address = opened.url.render_as_string(hide_password=False)
+    with dashboard.Server("127.0.0.1", 0) as served:
+        served.set_app(optuna_dashboard.wsgi(optuna.storages.RDBStorage(address)))
+        return _polls("Optuna's dashboard", served, study_id)
+
+
+def _polls(who: str, served: dashboard.Server, study_id: int) -> dict[str, list[float]]:
+    """Poll as a page does: all trials first, then those that had not ended."""
+    address = f"{served.address}api/studies/{study_id}"
+    with _handling(served):
+        first, n_trials = _poll_s(f"{address}?after=0")
+        soon = _poll_s(f"{address}?after={n_trials}")[0]
+        time.sleep(5)  # ours draws its figures meanwhile
+        later = [_poll_s(f"{address}?after={n_trials}")[0] for _ in range(N_LATER)]
+        again = _poll_s(f"{address}?after=0")[0]
+    return {
+        f"{who}, first poll": [first],
+        f"{who}, second poll at once": [soon],
+        f"{who}, later polls": later,
+        f"{who}, another page's first poll": [again],
+    }
+
+
+def _poll_s(url: str) -> tuple[float, int]:
+    started = time.perf_counter()
+    with urlopen(url, timeout=120) as answer:  # noqa: S310  (our own server)
+        body = answer.read()
+    took_s = time.perf_counter() - started
+    return took_s, len(json.loads(body)["trials"])
+
+
+@contextmanager
+def _handling(served: dashboard.Server) -> Iterator[None]:
+    stopped = threading.Event()
+
+    def handle() -> None:
+        while not stopped.is_set():
+            served.handle_request()
+
+    thread = threading.Thread(target=handle)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+_PARTS = {"cold": _cold, "ours": _ours, "stock": _stock}
+
+
+def _print_table(machine: str, found: dict[str, list[float]]) -> None:
+    print(f"{machine}\n\n| what | n | median (min to max), s | goal, s |\n|---|---|---|---|")
+    for name, seconds in found.items():
+        goal = GOALS_S.get(name)
+        shown = (
+            f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
+        )
+        verdict = "" if goal is None else f"{goal:g}: " + (
+            "met" if statistics.median(seconds) < goal else "MISSED"
+        )
+        print(f"| {name} | {len(seconds)} | {shown} | {verdict} |")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("-n", type=int, default=5, help="runs to time")
+    parser.add_argument("--json", type=Path, help="where all seconds go as well")
+    parser.add_argument("--part", choices=sorted(_PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
