@@ -22,6 +22,12 @@ _MAX_RESTARTS: Final = 5
 _CALM_S: Final = 60.0
 
 
+def _deaf_to_warnings() -> None:
+    """Ignore the warning that Slurm sends to all processes of a task, until the worker listens."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @final
 @dataclass
 class WorkerTask:
@@ -74,7 +80,12 @@ class WorkerTask:
         environment = {**os.environ, **self.environment}  # noqa: TID251  (passed on, not read)
         if self.cache is not None:
             command += ["--cache", os.path.expandvars(self.cache)]
-        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_deaf_to_warnings,  # noqa: PLW1509  (this process has one thread)
+        )
         # No blocking wait: the signal handlers, which run in between, wait for it as well.
         while (code := self._process.poll()) is None:
             time.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request that the main loop looks at; the old handlers come back."""
+"""SIGTERM, SIGINT and a cluster's warnings as a request to stop; the old handlers come back."""
 
 import signal
 import threading
@@ -31,13 +31,16 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn SIGTERM and SIGINT into a request to stop while the block runs."""
+    """Turn SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 into a request to stop while the block runs.
+
+    The last two are a cluster's warnings before a time limit, which reach every process of a task.
+    """
     stop = Stop()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         stop.request()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     old = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop

@@ -31,6 +31,13 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S: Final = 300.0
 _PROGRESS_EVERY_S: Final = 1.0
 _ORPHANED: Final = 70
+_NOT_FOR_US: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -251,7 +258,7 @@ def _rss_mb() -> float:
 
 def main() -> None:
     """Serve on the connection whose file descriptor is the first argument."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _NOT_FOR_US:
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     Trainer(Connection(int(sys.argv[1]))).serve()
