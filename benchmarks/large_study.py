@@ -21,36 +21,32 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import optuna  # noqa: E402
-import optuna_dashboard  # noqa: E402
-import psutil  # noqa: E402
-from optuna.distributions import distribution_to_json  # noqa: E402
-from optuna.storages._rdb import models  # noqa: E402  (its tables have no other door)
-from sqlalchemy import delete, func, insert, select, text, update  # noqa: E402
+import optuna
+import optuna_dashboard
+import psutil
+from sqlalchemy import text
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from nbtl_search import space  # noqa: E402  (from the checkout, tests included)
-from nbtl_search.api.place import opened_study  # noqa: E402
+from large_rows import fill  # noqa: E402
+
+from nbtl_search.api.place import opened_study  # noqa: E402  (from the checkout, tests included)
 from nbtl_search.reports.dashboard import server as dashboard  # noqa: E402
-from nbtl_search.spec import Dials, Epoch  # noqa: E402
 from nbtl_search.study import embedded, sampling, schema, storage, store  # noqa: E402
 from nbtl_search.study.leases import Leases  # noqa: E402
 from nbtl_search.study.ledger import Ledger  # noqa: E402
-from nbtl_search.study.store import Study  # noqa: E402
-from tests.plausible_study import curve, make_spec  # noqa: E402
+from tests.plausible_study import make_spec  # noqa: E402
 
 LARGE, SMALL = "large", "small"
 N_SMALL = 10
 N_LATER = 5
+DRAWING_S = 2
 GOALS_S = {
     f"status of {LARGE}": 1.5,
     f"status --json of {LARGE}": 1.5,
@@ -58,7 +54,6 @@ GOALS_S = {
     "our dashboard, later polls": 0.3,
     "a worker's start to its first lease, without imports": 3.0,
 }
-_FIXED = "fixed_params"
 
 
 def main() -> None:
@@ -67,7 +62,7 @@ def main() -> None:
     if options.part:
         json.dump(_PARTS[options.part](options.home), sys.stdout)
         return
-    home = Path(tempfile.mkdtemp(prefix="nbtl-large-", dir="/tmp"))  # noqa: S108  (a socket's short path)
+    home = Path(tempfile.mkdtemp(prefix="nbtl-large-", dir="/tmp"))
     home.chmod(0o711)
     try:
         _make(home, n_trials=options.trials, n_epochs=options.epochs, n=options.n)
@@ -95,152 +90,6 @@ def _make(home: Path, *, n_trials: int, n_epochs: int, n: int) -> None:
             fill(store.create(opened, spec), n_trials=n_filled)
         with opened.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE"))  # as the server itself does within a minute
-
-
-def fill(study: Study, *, n_trials: int) -> None:
-    """Put trials that ran through all their epochs into our tables and Optuna's."""
-    rows = Rows(study)
-    searched = space.build_for(study.spec.search, study.facts)
-    known = study.spec.search.known
-    for recipe in known[:n_trials]:
-        dials = space.known_dials(recipe, space=searched)
-        fixed = optuna.trial.FixedTrial(space.params_of(searched, dials))
-        for name in fixed.params:
-            space.suggest_row(searched, name, fixed)
-        attributes = {
-            store.NAME: recipe.name, store.REASON: recipe.reason, store.PROTECTED: True,
-            store.DIALS: dials.model_dump_json(),
-        }  # fmt: skip
-        rows.add(dials, fixed, attributes)
-    for point in space.design(searched, n=n_trials - len(known), seed=0):
-        fixed = optuna.trial.FixedTrial(point)
-        rows.add(space.suggest(searched, fixed), fixed, {})
-    rows.insert()
-
-
-class Rows:
-    """The rows of a study's trials, by table."""
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-        with study.storage.engine.connect() as connection:
-            last = connection.execute(select(func.max(models.TrialModel.trial_id))).scalar()
-        self._first_id = (last or 0) + 1
-        self._n = 0
-        tables = (
-            models.TrialModel, models.TrialParamModel, models.TrialValueModel,
-            models.TrialIntermediateValueModel, models.TrialUserAttributeModel,
-            models.TrialSystemAttributeModel,
-        )  # fmt: skip
-        self._rows: dict[Any, list[dict[str, Any]]] = {
-            table: []
-            for table in (
-                *(model.__table__ for model in tables),
-                schema.trial, schema.attempt, schema.epoch,
-            )
-        }  # fmt: skip
-
-    def add(self, dials: Dials, fixed: optuna.trial.FixedTrial, attributes: dict[str, Any]) -> None:
-        """Add the next trial."""
-        number = self._n
-        self._n += 1
-        spec, facts = self._study.spec, self._study.facts
-        epochs = curve(dials, n_epochs=spec.train.epochs, n_val=facts.n_val, seed=number)
-        self._add_ours(number, dials, epochs, attributes.get(store.NAME, ""))
-        self._add_optunas(number, fixed, epochs, attributes)
-
-    def _add_ours(self, number: int, dials: Dials, epochs: Sequence[Epoch], name: str) -> None:
-        key = {"trial_id": self._first_id + number}
-        best = max(epochs, key=lambda epoch: epoch.val_top1 or 0.0)
-        now, state, token = datetime.now(UTC), _state(number), self._first_id + number
-        self._rows[schema.trial].append(
-            key
-            | {
-                "study_id": self._study.id, "number": number, "slot": number + 1, "name": name,
-                "protected": bool(name), "recipe": self._study.spec.recipe(dials).model_dump_json(),
-                "state": state, "token": token, "value": best.val_top1, "told": True,
-                "best_epoch": best.epoch, "worker": f"node{number % 8}-1-0", "finished_at": now,
-            }
-        )  # fmt: skip
-        self._rows[schema.attempt].append(
-            key
-            | {
-                "attempt": 1, "token": token, "worker": f"node{number % 8}-1-0", "ended_at": now,
-                "cause": state, "message": "",
-            }
-        )  # fmt: skip
-        self._rows[schema.epoch] += [
-            key | epoch.model_dump() | {"attempt": 1} for epoch in epochs
-        ]
-
-    def _add_optunas(
-        self,
-        number: int,
-        fixed: optuna.trial.FixedTrial,
-        epochs: Sequence[Epoch],
-        attributes: dict[str, Any],
-    ) -> None:
-        key = {"trial_id": self._first_id + number}
-        now, state = datetime.now(UTC).replace(tzinfo=None), _state(number)
-        top1 = [epoch.val_top1 or 0.0 for epoch in epochs]
-        self._rows[models.TrialModel.__table__].append(
-            key
-            | {
-                "number": number, "study_id": self._study.id, "state": state.upper(),
-                "datetime_start": now - timedelta(minutes=8), "datetime_complete": now,
-            }
-        )  # fmt: skip
-        self._rows[models.TrialParamModel.__table__] += [
-            key
-            | {
-                "param_name": name,
-                "param_value": fixed.distributions[name].to_internal_repr(value),
-                "distribution_json": distribution_to_json(fixed.distributions[name]),
-            }
-            for name, value in fixed.params.items()
-        ]
-        value = max(top1) if state == "complete" else top1[-1]
-        self._rows[models.TrialValueModel.__table__].append(
-            key | {"objective": 0, "value": value, "value_type": "FINITE"}
-        )
-        stride = -(-len(top1) // sampling.MAX_REPORTS)
-        self._rows[models.TrialIntermediateValueModel.__table__] += [
-            key
-            | {"step": step, "intermediate_value": top1[step - 1], "intermediate_value_type": "FINITE"}
-            for step in range(stride, len(top1) + 1, stride)
-        ]
-        self._rows[models.TrialUserAttributeModel.__table__] += [
-            key | {"key": name, "value_json": json.dumps(one)} for name, one in attributes.items()
-        ]
-        if number < self._study.spec.search.n_startup:
-            self._rows[models.TrialSystemAttributeModel.__table__].append(
-                key | {"key": _FIXED, "value_json": json.dumps(fixed.params)}
-            )
-
-    def insert(self) -> None:
-        """Put them in, instead of the trials that wait since the study was created."""
-        study = schema.study
-        with self._study.storage.engine.begin() as connection:
-            mine = select(models.TrialModel.trial_id).where(
-                models.TrialModel.study_id == self._study.id
-            )
-            for table in reversed(self._rows):
-                if not table.name.startswith("nbtl_") and table.name != "trials":
-                    connection.execute(delete(table).where(table.c.trial_id.in_(mine)))
-            trials = models.TrialModel.__table__
-            connection.execute(delete(trials).where(trials.c.study_id == self._study.id))
-            for table, rows in self._rows.items():
-                if rows:
-                    connection.execute(insert(table), rows)
-            started = update(study).where(study.c.study_id == self._study.id)
-            connection.execute(started.values(started=self._n))
-            last = self._first_id + self._n - 1
-            for sequence in ("pg_get_serial_sequence('trials', 'trial_id')", "'nbtl_token'"):
-                connection.execute(text(f"SELECT setval({sequence}, {last})"))  # noqa: S608
-
-
-def _state(number: int) -> str:
-    return "complete" if number % 3 == 0 else "pruned"
 
 
 # -- the measurements -------------------------------------------------------------------------
@@ -282,8 +131,9 @@ def _cold(home: Path) -> dict[str, list[float]]:
     """Do what a worker does from its start to its first lease; all is imported already."""
     started = time.perf_counter()
     with opened_study(LARGE, None, home) as study:
-        ledger, leases = Ledger(study.storage.engine, study.id), Leases(study.storage.engine, study.id)
-        schema.check(study.storage.engine)
+        engine = study.storage.engine
+        ledger, leases = Ledger(engine, study.id), Leases(engine, study.id)
+        schema.check(engine)
         lease = leases.take_over("benchmark") or leases.reserve(
             "benchmark",
             lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids()),
@@ -315,7 +165,7 @@ def _polls(who: str, served: dashboard.Server, study_id: int) -> dict[str, list[
     with _handling(served):
         first, n_trials = _poll_s(f"{address}?after=0")
         soon = _poll_s(f"{address}?after={n_trials}")[0]
-        time.sleep(5)  # ours draws its figures meanwhile
+        time.sleep(DRAWING_S)  # ours draws its figures meanwhile
         later = [_poll_s(f"{address}?after={n_trials}")[0] for _ in range(N_LATER)]
         again = _poll_s(f"{address}?after=0")[0]
     return {
@@ -358,12 +208,10 @@ def _print_table(machine: str, found: dict[str, list[float]]) -> None:
     print(f"{machine}\n\n| what | n | median (min to max), s | goal, s |\n|---|---|---|---|")
     for name, seconds in found.items():
         goal = GOALS_S.get(name)
-        shown = (
-            f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
-        )
-        verdict = "" if goal is None else f"{goal:g}: " + (
-            "met" if statistics.median(seconds) < goal else "MISSED"
-        )
+        shown = f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
+        verdict = ""
+        if goal is not None:
+            verdict = f"{goal:g}, {'met' if statistics.median(seconds) < goal else 'missed'}"
         print(f"| {name} | {len(seconds)} | {shown} | {verdict} |")
 
 

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import statistics
 import sys
@@ -27,15 +28,16 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a worker's; processes started here inherit it
 
-import optuna  # noqa: E402
-import psutil  # noqa: E402
-from sqlalchemy import URL, NullPool, create_engine, text  # noqa: E402
+import optuna
+import psutil
+from sqlalchemy import URL, NullPool, create_engine, text
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import load_worker  # noqa: E402
 from load_worker import Job  # noqa: E402
+
 from nbtl_search.spec import (  # noqa: E402  (from the checkout, tests included)
     Budget,
     DataSettings,
@@ -64,7 +66,7 @@ _GRACE_S = 30
 def main() -> None:
     """Load, compare, print."""
     options = _options()
-    folder = Path(tempfile.mkdtemp(prefix="nbtl-load-", dir="/tmp"))  # noqa: S108  (a socket's short path)
+    folder = Path(tempfile.mkdtemp(prefix="nbtl-load-", dir="/tmp"))
     folder.chmod(0o711)
     try:
         url = embedded.start(folder / "server")
@@ -101,9 +103,10 @@ def _load_ours(url: URL, folder: Path, options: argparse.Namespace) -> None:
         print(_spread_of(counts))
         wrong = [f"{check.__name__}: {line}" for check in CHECKS for line in check(study)]
         wrong += list(_gaps(study))
-        print(f"Invariants: {'all hold' if not wrong else f'{len(wrong)} violations: {wrong[:5]}'}.")
+        print(f"Invariants: {f'{len(wrong)} violations: {wrong[:5]}' if wrong else 'all hold'}.")
         log = (job.home / "workers.log").read_text().splitlines()
-        print(f"Warnings of the workers: {dict(Counter(line[:120] for line in log).most_common(5))}.")
+        kinds = Counter(re.sub(r"\d+", "N", line)[:120] for line in log)
+        print(f"The workers' log: {dict(kinds.most_common(5))}.")
     sys.stdout.flush()
 
 
@@ -149,7 +152,9 @@ def _run(work: Sequence[tuple[Callable[..., None], tuple[Any, ...]]], *, limit_s
     return took_s
 
 
-def _job(study: Study, home: Path, options: argparse.Namespace, rss_at: tuple[int, ...] = ()) -> Job:
+def _job(
+    study: Study, home: Path, options: argparse.Namespace, rss_at: tuple[int, ...] = ()
+) -> Job:
     home.mkdir()
     url = study.storage.url.render_as_string(hide_password=False)
     return Job(url=url, study=NAME, home=home, epoch_s=options.epoch_s, rss_at=rss_at)

@@ -145,7 +145,8 @@ def optimise(job: Job, spec: StudySpec, n_trials: int) -> None:
             sampler=sampling.sampler(spec, slot=os.getpid()),
             pruner=optuna.pruners.SuccessiveHalvingPruner(),
         )
-        study.optimize(objective, callbacks=[optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)])
+        enough = optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)
+        study.optimize(objective, callbacks=[enough])
     except Exception as error:  # noqa: BLE001  (each is a finding)
         notes.errors.append(repr(error)[:300])
     finally:

@@ -151,7 +151,12 @@ def _work(name: str, storage: str | None, slot: Slot, timing: Timing, *, wait_s:
         supervisor = Supervisor(study, slot=slot, stop=stop, timing=timing)
         stack.callback(supervisor.close)
         _serve_metrics(supervisor, slot, stack)
-        while stage := wait_for(lambda: _stage(study), deadline=_later(), sleep=pause):
+
+        def next_stage() -> Study | None:
+            supervisor.metrics.turn()  # it lives, also where the database does not answer
+            return _stage(study)
+
+        while stage := wait_for(next_stage, deadline=_later(), sleep=pause):
             supervisor.turn_to(stage)
             supervisor.run()
             if stop.requested:

@@ -7,9 +7,14 @@ from typing import Any, Final
 
 import yaml
 
+from nbtl_search.errors import SpecError
+from nbtl_search.spec.study import STUDY_NAME
+
 IMAGE: Final = "nbtl-search:latest"
 METRICS_PORT: Final = 9464
 _USER: Final = 10001
+_WAIT_S: Final = 86_400  # a worker that starts while the database is away waits for it
+_START_EVERY_S: Final = 10
 _HEAD: Final = """\
 # Workers of a study, one GPU each. Before the first `kubectl apply -f`:
 #
@@ -18,6 +23,7 @@ _HEAD: Final = """\
 # where PATH is a file with one line, postgresql://USER:PASSWORD@HOST:5432/DATABASE. Made by
 # {command}
 """
+_EVICTED: Final = {"type": "DisruptionTarget", "status": "True"}
 _PROBE: Final = (
     f"import urllib.request as r; r.urlopen('http://127.0.0.1:{METRICS_PORT}/healthz', timeout=5)"
 )
@@ -28,11 +34,20 @@ def manifest(study: str, *, workers: int, image: str = IMAGE) -> str:
 
     A worker that ends with 0 has seen the study end; with 2 it was refused, which another try
     would not change; anything else, and every eviction, is tried again.
+
+    Raises:
+        SpecError: no study has this name, or no image.
     """
+    # Both stand in a comment too, which a line break would end; Kubernetes expands $(NAME).
+    if not re.fullmatch(STUDY_NAME, study):
+        message = f"a study's name must match {STUDY_NAME}, got {study!r}; see nbtl-search list"
+        raise SpecError(message)
+    if not re.fullmatch(r"[!-~]+", image):
+        message = f"--image must be a name such as {IMAGE}, got {image!r}; give it without spaces"
+        raise SpecError(message)
     name = _name(study)
-    command = shlex.join(
-        ["nbtl-search", "launch", study, "--kubernetes", "--workers", str(workers)]
-    )
+    words = ["nbtl-search", "launch", study, "--kubernetes", "--workers", str(workers)]
+    command = shlex.join(words if image == IMAGE else [*words, "--image", image])
     documents = (_volume(name), _job(name, study, workers, image))
     body = "---\n".join(
         yaml.safe_dump(document, sort_keys=False, width=100) for document in documents
@@ -72,7 +87,10 @@ def _job(name: str, study: str, workers: int, image: str) -> dict[str, Any]:
             "backoffLimitPerIndex": 20,
             "podFailurePolicy": {
                 "rules": [
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "Ignore",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    },
                     {
                         "action": "FailJob",
                         "onExitCodes": {
@@ -117,7 +135,7 @@ def _worker(study: str, image: str) -> dict[str, Any]:
         "name": "worker",
         "image": image,
         "args": [
-            "worker", study, "--wait-s", "86400", "--metrics-port", str(METRICS_PORT),
+            "worker", study, "--wait-s", str(_WAIT_S), "--metrics-port", str(METRICS_PORT),
         ],
         "env": [
             {"name": "NBTL_HOME", "value": "/data"},
@@ -133,9 +151,15 @@ def _worker(study: str, image: str) -> dict[str, Any]:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
+        # It answers once it has found the study: who waits for the database must not be killed.
+        "startupProbe": {
+            "exec": {"command": ["python", "-c", _PROBE]},
+            "periodSeconds": _START_EVERY_S,
+            "timeoutSeconds": 15,
+            "failureThreshold": _WAIT_S // _START_EVERY_S,
+        },
         "livenessProbe": {
             "exec": {"command": ["python", "-c", _PROBE]},
-            "initialDelaySeconds": 120,
             "periodSeconds": 60,
             "timeoutSeconds": 15,
             "failureThreshold": 5,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,6 +18,8 @@ from nbtl_search.spec.recipe import (
     TrainSettings,
 )
 from nbtl_search.spec.values import Value
+
+STUDY_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 def _is_none(value: Any) -> bool:
@@ -93,7 +95,7 @@ class StudySpec(Value):
     """Everything that defines a study; one TOML file, one JSON text in the database."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        pattern=STUDY_NAME,
         description="letters, digits, '.', '_', '-'; at most 100 of them",
     )
     description: str = Field("", description="shown in the dashboard")

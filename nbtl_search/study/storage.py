@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError
 
-from nbtl_search.errors import SchemaError, StorageError
+from nbtl_search.errors import SchemaError, StorageError, StorageLostError
 from nbtl_search.study import driver, embedded, schema
 from nbtl_search.study.faults import storage_errors, wait_for
 
@@ -114,6 +114,13 @@ def connect(
     try:
         with storage_errors(), engine.connect() as connection:
             _check_version(connection)
+    except StorageLostError as error:
+        engine.dispose()
+        where = f"{parsed.host}:{parsed.port or 5432}"
+        if parsed.host is None or parsed.host in str(error):
+            raise
+        message = f"{error}; asked {where}"
+        raise StorageLostError(message) from error
     except BaseException:
         engine.dispose()
         raise

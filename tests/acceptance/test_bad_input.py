@@ -202,3 +202,58 @@ def test_what_follows_a_search_is_refused_alike(made, arguments, says):
     before = studies(made)
     refused(made, *arguments, says=says)
     assert studies(made) == before
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Files that cannot be meant: settings of Slurm and of a webhook, a backup."""
+    (tmp_path / "slurm.toml").write_text("partitoin = 'gpu'\n")
+    (tmp_path / "webhook.toml").write_text('url = "https://example.org/h"\nsecret = "short"\n')
+    (tmp_path / "webhook.toml").chmod(0o600)
+    (tmp_path / "x.backup").write_bytes(b"no backup")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("doctor", "tinny"), ["'tinny'", "tiny"]),
+        (("preflight", "tinny"), ["'tinny'", "tiny"]),
+        (("logs", "nobody"), ["'nobody'", "logs"]),
+        (("clean", "tinny"), ["'tinny'", "tiny"]),
+        (("notify", "tiny"), ["--webhook-file"]),
+        (("notify", "tiny", "--webhook-file", "{files}/none.toml"), ["none.toml"]),
+        (("notify", "tiny", "--webhook-file", "{files}/webhook.toml"), ["secret"]),
+        (("db", "serve"), ["--host", "--off"]),
+        (("db", "serve", "--host", "0.0.0.0"), ["--any-interface"]),  # noqa: S104
+        (("db", "serve", "--host", "192.0.2.1"), ["192.0.2.1"]),
+        (("db", "backup", "/nowhere/x.backup"), ["/nowhere"]),
+        (("db", "restore", "{files}/none.backup"), ["none.backup"]),
+        (("db", "restore", "{files}/x.backup"), ["pg_restore"]),
+        (("launch", "tiny", "--slurm", "{files}/none.toml"), ["none.toml"]),
+        (("launch", "tiny", "--slurm", "{files}/slurm.toml"), ["'partitoin'", "'partition'"]),
+        (("launch", "tiny", "--dry-run"), ["--slurm"]),
+        (("launch", "tiny", "--slots-per-gpu", "many"), ["--slots-per-gpu"]),
+        (("worker", "tiny", "--metrics-port", "70000"), ["--metrics-port"]),
+    ],
+)
+def test_what_operates_a_search_is_refused_alike(made, files, arguments, says):
+    before = studies(made)
+    refused(made, *(word.format(files=files) for word in arguments), says=says)
+    assert studies(made) == before
+    assert not (made.home / "postgres" / "serve.json").exists()
+
+
+def test_a_budget_that_cannot_finish_the_first_rung_starts_nothing(made, tiny):
+    made.ok(*with_change(tiny, name="brief"), "--set", "budget.wall_clock_h=1e-7")
+    refused(made, "launch", "brief", says=["budget.wall_clock_h", "first comparison"])
+    assert made.status("brief")["epochs_spent"] == 0
+    made.ok("delete", "brief", "--yes")
+
+
+def test_a_doctor_of_a_database_out_of_reach_says_so_and_exits_with_1(made):
+    url = "postgresql://me:hidden-word@127.0.0.1:9/none"
+    done = made.run("doctor", NBTL_STORAGE=url)
+    assert done.returncode == 1
+    assert "PROBLEM  database" in done.stdout
+    assert "hidden-word" not in done.stdout + done.stderr

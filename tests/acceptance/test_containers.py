@@ -60,9 +60,9 @@ def start(program, secret, words):
 def probe_of_the_image():
     """The HEALTHCHECK of the Dockerfile."""
     text = (ROOT / "workers" / "Dockerfile").read_text("utf-8")
-    words = yaml.safe_load(
-        re.search(r"HEALTHCHECK .*?CMD (\[.*?\])$", text, re.DOTALL | re.MULTILINE)[1]
-    )
+    found = re.search(r"HEALTHCHECK .*?CMD (\[.*?\])$", text, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    words = yaml.safe_load(found[1])
     return [sys.executable, *words[1:]]
 
 
@@ -225,10 +225,14 @@ def test_without_the_login_nothing_of_the_dashboard_is_seen(behind):
             "/dashboard/",
             "/api/studies",
             "/static/bundle.js",
-            "/%2e%2e/api/studies",
+            "/static/%2e%2e/api/studies",
         ):
             assert get(base + path)[0] == 401, path
             assert get(base + path, "lab:wrong")[0] == 401, path
+        # Above the root nginx refuses by itself, whoever asks.
+        code, content = get(base + "/%2e%2e/api/studies")
+        assert code == 400
+        assert b"tiny" not in content
         code, content = get(base + "/api/studies", "lab:right")
         assert code == 200
         assert b"tiny" in content

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbtl_search.errors import SpecError
 from nbtl_search.launchers import kubernetes
 from nbtl_search.launchers.slurm import SlurmSettings
 
@@ -104,6 +105,34 @@ class TestKubernetes:
         (container,) = job["spec"]["template"]["spec"]["containers"]
         assert container["args"][:2] == ["worker", study]
 
+    @pytest.mark.parametrize(
+        "study", ["a\nkind: Pod", "$(NBTL_HOME)", "a: b", "--help", "", "dtd\n", "\x85", "a b"]
+    )
+    def test_what_no_study_is_called_is_refused(self, study):
+        with pytest.raises(SpecError, match="a study's name must match"):
+            kubernetes.manifest(study, workers=1)
+
+    @pytest.mark.parametrize("image", ["a\nkind: Pod", "a b", "", "a\u2028"])
+    def test_what_is_no_image_is_refused(self, image):
+        with pytest.raises(SpecError, match="--image must be"):
+            kubernetes.manifest("dtd", workers=1, image=image)
+
+    def test_another_image_is_used_and_noted(self):
+        image = "registry.example.org/lab/nbtl@sha256:0123"
+        text = kubernetes.manifest("dtd", workers=1, image=image)
+        _, job = yaml.safe_load_all(text)
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == image
+        assert f"# nbtl-search launch dtd --kubernetes --workers 1 --image {image}\n" in text
+
+    def test_a_worker_may_wait_for_its_database_before_it_must_answer(self):
+        _, job = yaml.safe_load_all(kubernetes.manifest("dtd", workers=1))
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        arguments = container["args"]
+        start = container["startupProbe"]
+        wait_s = float(arguments[arguments.index("--wait-s") + 1])
+        assert start["periodSeconds"] * start["failureThreshold"] >= wait_s
+
     @given(NAMES, NAMES)
     def test_two_studies_have_two_names(self, one, other):
         names = {kubernetes._name(one), kubernetes._name(other)}
@@ -127,9 +156,11 @@ class TestKubernetes:
 class TestDockerfile:
     def test_it_runs_as_an_ordinary_user_with_a_probe(self):
         last = DOCKERFILE.rpartition("\nFROM ")[2]
-        assert re.search(r"^USER (\d+):\1$", last, re.MULTILINE)
+        assert re.search(rf"^USER {kubernetes._USER}:{kubernetes._USER}$", last, re.MULTILINE)
+        assert kubernetes._USER > 0
         assert re.search(r'^ENTRYPOINT \["nbtl-search"\]$', last, re.MULTILINE)
         assert re.search(r"^HEALTHCHECK ", last, re.MULTILINE)
+        assert f'CMD ["python", "-c", "{kubernetes._PROBE}"]' in last
 
     def test_everything_it_copies_is_there_and_passes_the_ignore_file(self):
         allowed = (ROOT / ".dockerignore").read_text().splitlines()

@@ -1,0 +1,80 @@
+"""What a worker says of itself on loopback agrees with the ledger."""
+
+import socket
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from nbtl_search.worker.metrics import Metrics, MetricsServer
+from tests.acceptance.conftest import FAST, wait_until
+
+
+def scrape(port):
+    """Return the samples by name (and end, for attempts), or None while nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+    except OSError:
+        return None
+    return {
+        (sample.name, sample.labels.get("end", "")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+@pytest.mark.postgres
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_counts_are_those_of_the_ledger(program, tiny):
+    program.ok(*tiny, "--epochs", 6, "--trials", 3)
+    port = free_port()
+    worker = program.start("worker", "tiny", "--metrics-port", port, *FAST)
+    wait_until(lambda: (scrape(port) or {}).get(("nbtl_epoch_seconds_count", ""), 0) >= 1)
+    (process,) = program.processes("worker")
+    listening = {c.laddr.ip for c in process.net_connections("tcp") if c.status == "LISTEN"}
+    assert listening == {"127.0.0.1"}
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+        assert answer.status == 200
+    last = {}
+    while worker.poll() is None:
+        last = scrape(port) or last
+    _, complaints = worker.communicate(timeout=20)
+    assert worker.returncode == 0, complaints
+    report = program.status("tiny")
+    assert last["nbtl_database_up", ""] == 1
+    assert last["nbtl_supervisor_rss_bytes", ""] > 10e6
+    # The last look was up to one trial before the end.
+    assert report["epochs_spent"] - 6 <= last["nbtl_epoch_seconds_count", ""]
+    assert last["nbtl_epoch_seconds_count", ""] <= report["epochs_spent"]
+    ended = last.get(("nbtl_trials_total", "complete"), 0) + last.get(
+        ("nbtl_trials_total", "pruned"), 0
+    )
+    assert 2 <= ended <= 3
+
+
+def test_a_loop_that_stands_still_is_not_healthy():
+    metrics = Metrics(study="x", worker="w")
+    with MetricsServer(metrics, port=0, still_s=60.0) as server:
+        url = f"http://127.0.0.1:{server.port}/healthz"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            assert answer.status == 200
+        metrics._turned -= 61
+        with pytest.raises(urllib.error.HTTPError, match="503") as caught:
+            urllib.request.urlopen(url, timeout=5)
+        caught.value.close()
+        metrics.turn()
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            assert answer.status == 200
+    assert not [
+        c for c in psutil.Process().net_connections("tcp")
+        if c.status == "LISTEN" and c.laddr.port == server.port
+    ]  # fmt: skip

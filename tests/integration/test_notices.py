@@ -1,0 +1,198 @@
+"""People are told each thing once, by whoever notices it, through a real HTTP server."""
+
+import hashlib
+import hmac
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from sqlalchemy import text
+
+from nbtl_search.api.notifying import tell_once
+from nbtl_search.errors import NbtlError, SpecError
+from nbtl_search.launchers import webhook
+from nbtl_search.launchers.webhook import WebhookSettings
+from nbtl_search.spec import Budget, Epoch
+from nbtl_search.study import notices, sampling, store
+from nbtl_search.study.lease import Outcome
+from nbtl_search.study.leases import Leases
+from nbtl_search.study.ledger import Ledger
+
+SECRET = "a-secret-of-some-length"
+pytestmark = pytest.mark.postgres
+
+
+class Receiver(ThreadingHTTPServer):
+    """Receives webhooks; answers with the codes it is given, then with 200."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.codes: list[int] = []
+        self.received: list[tuple[str, bytes]] = []
+
+    @property
+    def settings(self):
+        return WebhookSettings(url=f"http://127.0.0.1:{self.server_port}/hook", secret=SECRET)
+
+    @property
+    def messages(self):
+        return [json.loads(body) for _, body in self.received]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        code = self.server.codes.pop(0) if self.server.codes else 200
+        if code == 200:
+            self.server.received.append((self.headers[webhook.HEADER], body))
+        self.send_response(code)
+        self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def receiver():
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def study(db, spec):
+    return store.create(db, spec.replace(budget=Budget(n_trials=2)))
+
+
+def run(study, *, failing=0):
+    """End all trials, the first ones as failed."""
+    leases, ledger = Leases(study.storage.engine, study.id), Ledger(study.storage.engine, study.id)
+    for number in range(2):
+        lease = leases.reserve(
+            "w", lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
+        )
+        epoch = Epoch(
+            epoch=1, train_loss=1, val_loss=1, val_top1=70 + number, val_top5=90, lr=0.1,
+            n_images=32, seconds=2.0, micro_batch=8,
+        )  # fmt: skip
+        leases.record(lease, [epoch])
+        end = Outcome(state="complete", value=70.0 + number, best_epoch=1)
+        if number < failing:
+            end = Outcome(state="failed", cause="infra", message='a "quoted"\nmessage')
+        leases.finish(lease, end)
+
+
+def test_a_finished_study_is_told_once_and_signed(study, receiver):
+    assert tell_once(study, receiver.settings) == []
+    run(study, failing=1)
+    assert sorted(notice.event for notice in tell_once(study, receiver.settings)) == [
+        "failed", "finished",
+    ]  # fmt: skip
+    assert tell_once(study, receiver.settings) == []
+    for header, body in receiver.received:
+        seconds, given = (part.partition("=")[2] for part in header.split(","))
+        wanted = hmac.new(SECRET.encode(), f"{seconds}.".encode() + body, hashlib.sha256)
+        assert given == wanted.hexdigest()
+    failed, finished = sorted(receiver.messages, key=lambda message: message["event"])
+    assert failed["details"]["message"] == 'a "quoted"\nmessage'
+    assert finished["details"]["best"] == {"trial": 1, "value": 71.0}
+    assert "71.00 %" in finished["text"]
+    assert (finished["version"], finished["study"]) == (1, "cats")
+
+
+def test_many_tellers_send_one_message(study, receiver):
+    run(study)
+    tellers = [
+        threading.Thread(target=tell_once, args=(study, receiver.settings)) for _ in range(2)
+    ]
+    for teller in tellers:
+        teller.start()
+    for teller in tellers:
+        teller.join()
+    assert [message["event"] for message in receiver.messages] == ["finished"]
+
+
+@pytest.mark.parametrize("code", [500, 404, 302])
+def test_what_was_not_taken_is_sent_again_after_a_pause(study, receiver, code):
+    run(study)
+    receiver.codes = [code]
+    assert tell_once(study, receiver.settings) == []
+    assert tell_once(study, receiver.settings) == [], "not at once"
+    age(study, "claimed_at", "2 minutes", table="nbtl_notice")
+    (told,) = tell_once(study, receiver.settings)
+    assert told.event == "finished"
+    assert len(receiver.received) == 1
+
+
+def age(study, column, by, *, table):
+    with study.storage.engine.begin() as connection:
+        connection.execute(text(f"UPDATE {table} SET {column} = {column} - interval '{by}'"))
+
+
+def test_a_claim_whose_sender_died_is_taken_again_with_the_same_id(study, receiver):
+    run(study)
+    (notice,) = notices.due(study)
+    assert notices.claim(study, notice)
+    assert tell_once(study, receiver.settings) == []
+    age(study, "claimed_at", "2 minutes", table="nbtl_notice")
+    assert tell_once(study, receiver.settings)
+    age(study, "claimed_at", "1 day", table="nbtl_notice")
+    assert tell_once(study, receiver.settings) == []
+
+
+def test_a_study_stalls_when_nothing_happens_for_long_and_only_then(study):
+    assert notices.due(study) == []
+    age(study, "created_at", "14 minutes", table="nbtl_study")
+    assert notices.due(study) == []
+    age(study, "created_at", "2 minutes", table="nbtl_study")
+    (stalled,) = notices.due(study)
+    assert stalled.event == "stalled"
+    Ledger(study.storage.engine, study.id).want("pause")
+    assert notices.due(study) == []
+
+
+def test_a_slow_epoch_is_no_stall(study):
+    run(study)
+    with study.storage.engine.begin() as connection:
+        connection.execute(text("UPDATE nbtl_trial SET state = 'waiting', finished_at = NULL"))
+        connection.execute(text("UPDATE nbtl_epoch SET seconds = 1200"))
+    for column, table in (("created_at", "nbtl_study"), ("recorded_at", "nbtl_epoch")):
+        age(study, column, "30 minutes", table=table)
+    assert notices.due(study) == []
+    for column, table in (("created_at", "nbtl_study"), ("recorded_at", "nbtl_epoch")):
+        age(study, column, "40 minutes", table=table)
+    assert [notice.event for notice in notices.due(study)] == ["stalled"]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "says"),
+    [
+        ('url = "https://x/h"\nsecret = "s3cr3t-of-some-length"\n', 0o644, "chmod 600"),
+        ('url = "ftp://x/h"\nsecret = "s3cr3t-of-some-length"\n', 0o600, "url is not valid"),
+        ('url = "https://x/h"\nsecret = "s3cr3t"\n', 0o600, "secret is not valid"),
+        ('url = "https://x/h"\nsecrte = "s3cr3t-of-some-length"\n', 0o600, "secret"),
+    ],
+)
+def test_a_bad_file_is_refused_without_its_secrets(tmp_path, content, mode, says):
+    file = tmp_path / "webhook.toml"
+    file.write_text(content)
+    file.chmod(mode)
+    with pytest.raises(SpecError, match=says) as caught:
+        webhook.read_settings(file)
+    assert "s3cr3t" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_there_is_one_line_with_the_host_only():
+    settings = WebhookSettings(url="http://127.0.0.1:9/token-in-path", secret=SECRET)
+    with pytest.raises(NbtlError, match=r"127\.0\.0\.1") as caught:
+        webhook.send(settings, {"event": "test"})
+    assert "token-in-path" not in str(caught.value)
