@@ -1,6 +1,7 @@
 """Whole programs on a tiny task: a home with its own Postgres, real workers, real signals."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -171,6 +172,12 @@ def tiny(images, weights):
         "--set", "train.batch_size=8", "--set", "train.warmup_epochs=1",
         "--set", "search.n_startup=4", "--set", "search.pruning.min_updates=18",
     )  # fmt: skip
+
+
+def free_port():
+    """Return a port that nobody has just now."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
 
 
 def wait_until(condition, *, timeout_s=120.0, every_s=0.1):

@@ -18,18 +18,13 @@ import pytest
 import yaml
 
 from nbtl_search.study import pgdata
-from tests.acceptance.conftest import check_invariants, wait_until
+from tests.acceptance.conftest import check_invariants, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
 PROXY = ROOT / "workers" / "proxy"
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 def command_of(service, **changed):

@@ -1,6 +1,5 @@
 """What a worker says of itself on loopback agrees with the ledger."""
 
-import socket
 import urllib.error
 import urllib.request
 
@@ -9,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nbtl_search.worker.metrics import Metrics, MetricsServer
-from tests.acceptance.conftest import FAST, wait_until
+from tests.acceptance.conftest import FAST, free_port, wait_until
 
 
 def scrape(port):
@@ -26,11 +25,6 @@ def scrape(port):
     }
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
-
-
 @pytest.mark.postgres
 @pytest.mark.slow
 @pytest.mark.timeout(300)
@@ -44,7 +38,7 @@ def test_the_counts_are_those_of_the_ledger(program, tiny):
     assert listening == {"127.0.0.1"}
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
         assert answer.status == 200
-    last = {}
+    last: dict[tuple[str, str], float] = {}
     while worker.poll() is None:
         last = scrape(port) or last
     _, complaints = worker.communicate(timeout=20)

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from nbtl_search import api
 from nbtl_search.study import embedded, storage
 from tests.acceptance.cluster import NODES, running_cluster
-from tests.acceptance.conftest import FAST, check_invariants, wait_until
+from tests.acceptance.conftest import FAST, check_invariants, free_port, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres, pytest.mark.chaos, pytest.mark.slow]
 
@@ -68,7 +68,7 @@ def everything_written(program, cluster):
 @pytest.mark.timeout(900)
 def test_a_study_survives_what_a_cluster_does_to_it(program, cluster, settings, tiny, tmp_path):
     program.ok(*tiny, "--epochs", 12, "--trials", N_TRIALS)
-    program.ok("db", "serve", "--host", "127.0.0.1", "--port", 15433)
+    program.ok("db", "serve", "--host", "127.0.0.1", "--port", free_port())
     assert launch(program, cluster, settings, "--workers", 4)["n_after"] == 4
     wait_until(lambda: len(cluster.running()) == 4, timeout_s=120)
     running = wait_until(lambda: training(program, cluster), timeout_s=240)
@@ -122,7 +122,7 @@ def check_what_is_left(program, cluster, tmp_path):
 def test_at_its_time_limit_a_task_checkpoints_and_is_queued_again(program, cluster, settings, tiny):
     settings.write_text(SETTINGS.replace("time_min = 60", "time_min = 2"))
     program.ok(*tiny, "--epochs", 2000, "--trials", 2)
-    program.ok("db", "serve", "--host", "127.0.0.1", "--port", 15434)
+    program.ok("db", "serve", "--host", "127.0.0.1", "--port", free_port())
     launch(program, cluster, settings, "--workers", 1)
     wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=120)
     wait_until(lambda: "preempted" in causes(program), timeout_s=180, every_s=1.0)
@@ -135,7 +135,7 @@ def test_at_its_time_limit_a_task_checkpoints_and_is_queued_again(program, clust
 
 def test_a_dry_run_prints_the_script_and_leaves_nothing(program, cluster, settings, tiny):
     program.ok(*tiny, "--epochs", 1, "--trials", 1)
-    program.ok("db", "serve", "--host", "127.0.0.1", "--port", 15435)
+    program.ok("db", "serve", "--host", "127.0.0.1", "--port", free_port())
     before = sorted(program.home.rglob("*.toml")), sorted((program.home / "logs").rglob("*"))
     printed = program.ok(
         "launch", "tiny", "--slurm", settings, "--dry-run", "--workers", 3, **cluster.environment

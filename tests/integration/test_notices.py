@@ -83,6 +83,7 @@ def run(study, *, failing=0):
             epoch=1, train_loss=1, val_loss=1, val_top1=70 + number, val_top5=90, lr=0.1,
             n_images=32, seconds=2.0, micro_batch=8,
         )  # fmt: skip
+        assert lease is not None
         leases.record(lease, [epoch])
         end = Outcome(state="complete", value=70.0 + number, best_epoch=1)
         if number < failing:

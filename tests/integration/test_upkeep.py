@@ -31,7 +31,11 @@ def study(db, spec, tmp_path):
         for _ in range(5)
     ]
     for number in (0, 1):
-        leases.finish(held[number], Outcome(state="complete", value=60.0 + number, best_epoch=1))
+        lease = held[number]
+        assert lease is not None
+        leases.finish(lease, Outcome(state="complete", value=60.0 + number, best_epoch=1))
+    assert held[2] is not None
+    assert held[4] is not None
     leases.finish(held[2], Outcome(state="pruned", value=99.0, best_epoch=1))
     leases.release(held[4], cause="preempted")
     for number in range(5):
@@ -67,12 +71,12 @@ def test_room_is_made_before_there_is_none(study, tmp_path):
     assert len(left(study, tmp_path)) == 5, "nothing was swept while there was room"
     assert lack(4_500 / 1e9) is None
     assert left(study, tmp_path) == {"3": 2, "4": 2}
-    assert "at most" in lack(1_000 / 1e9)
+    assert "at most" in str(lack(1_000 / 1e9))
     assert left(study, tmp_path) == {"3": 2, "4": 2}, "what lives is never removed"
 
 
 def test_a_floor_above_what_is_free_is_a_lack(study, tmp_path):
-    assert "are free" in Upkeep(study=study, slot=Slot(home=tmp_path, free_gb=1e9)).lack()
+    assert "are free" in str(Upkeep(study=study, slot=Slot(home=tmp_path, free_gb=1e9)).lack())
     assert Upkeep(study=study, slot=Slot(home=tmp_path, free_gb=1e-9)).lack() is None
 
 
