@@ -23,6 +23,7 @@ MAX_FAILURES: Final = 3
 MAX_LOST: Final = 10
 _RESERVE_S: Final = 30
 _QUEUE_S: Final = 20
+_RESERVE_LOCK: Final = 6031771  # any number, the same for all who reserve
 
 
 @final
@@ -90,8 +91,9 @@ class Leases:
     def reserve(self, worker: str, ask: Callable[[int], Asked]) -> Lease | None:
         """Take one slot of the budget and the trial that `ask(slot)` proposes for it.
 
-        The lock on the study's row is the reservation: asks of one study come one after the
-        other, and a worker that dies or hangs in between gives its slot back by the rollback.
+        Asks of one study come one after the other, and a worker that dies or hangs in between
+        gives its slot back by the rollback. They queue at a lock of their own: at the row they
+        would wait twice, for the row and for whoever changes it, each with a limit of its own.
 
         Returns:
             None where the budget is spent or the study is not to run.
@@ -101,6 +103,10 @@ class Leases:
                 text(f"SET LOCAL idle_in_transaction_session_timeout = '{_RESERVE_S}s'")
             )
             connection.execute(text(f"SET LOCAL lock_timeout = '{1000 * _QUEUE_S:.0f}ms'"))
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:key, :study)"),
+                {"key": _RESERVE_LOCK, "study": self._study_id},
+            )
             study = schema.study
             slot = connection.execute(
                 update(study)

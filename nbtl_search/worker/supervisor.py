@@ -107,7 +107,14 @@ class Supervisor:
         def ask(slot: int) -> Asked:
             return sampling.ask(self._study, slot=slot, known_ids=self._ledger.trial_ids())
 
-        return self._leases.take_over(self.name) or self._leases.reserve(self.name, ask)
+        lease = self._leases.take_over(self.name)
+        if lease is not None:
+            return lease
+        # Read before the reservation what the sampler will look at: on a large study that takes a
+        # newcomer seconds, and inside it all others would wait for them.
+        with storage_errors():
+            self._study.optuna.get_trials(deepcopy=False)
+        return self._leases.reserve(self.name, ask)
 
     def _train(self, lease: Lease) -> None:
         assert self._child is not None  # noqa: S101
