@@ -85,16 +85,24 @@ def notify(
     settings = webhook.read_settings(file)
     with opened_study(name, storage, home or default_home()) as study:
         while True:
-            told: list[Notice] = []
+            over = False
             try:
-                told = tell_once(study, settings)
+                for notice in tell_once(study, settings):
+                    on_told(notice)
+                over = _is_over(study, settings)
             except StorageLostError as error:
                 logger.warning("%s", error, extra={"action": "notify"})
-            for notice in told:
-                on_told(notice)
-            if every_s is None or stopping() or any(one.event == "finished" for one in told):
+            if every_s is None or stopping() or over:
                 return
             time.sleep(every_s)
+
+
+def _is_over(study: Study, settings: webhook.WebhookSettings) -> bool:
+    """Tell whether the study has finished and that was told, by whomever, or need not be."""
+    ends = [notice for notice in notices.due(study) if notice.event == "finished"]
+    return any(
+        "finished" not in settings.events or notices.was_sent(study, notice) for notice in ends
+    )
 
 
 def _stamp(identity: str | None = None) -> dict[str, str]:

@@ -7,13 +7,18 @@ from pathlib import Path
 import optuna
 
 from nbtl_search.study import store
-from nbtl_search.study.storage import ANSWER_S, Storage, check, connect
+from nbtl_search.study.storage import ANSWER_S, PROGRAM, Storage, check, connect
 from nbtl_search.study.store import Study
 
 
 @contextmanager
 def opened(
-    url: str | None, home: Path, *, checked: bool = True, answer_s: float = ANSWER_S
+    url: str | None,
+    home: Path,
+    *,
+    checked: bool = True,
+    answer_s: float = ANSWER_S,
+    application: str = PROGRAM,
 ) -> Iterator[Storage]:
     """Open the database at this URL, or the embedded one of this home.
 
@@ -22,6 +27,7 @@ def opened(
         home: of the embedded one.
         checked: whether its tables must already be of this program's version.
         answer_s: how long the database may say nothing before it counts as lost.
+        application: the name of our connections in `pg_stat_activity`.
 
     Raises:
         SchemaError: they are not; the message has the command to run.
@@ -29,7 +35,7 @@ def opened(
     """
     optuna.logging.disable_default_handler()  # its messages go where ours go
     optuna.logging.enable_propagation()
-    with closing(connect(url, home=home, answer_s=answer_s)) as storage:
+    with closing(connect(url, home=home, answer_s=answer_s, application=application)) as storage:
         if checked:
             check(storage)
         yield storage
@@ -37,7 +43,12 @@ def opened(
 
 @contextmanager
 def opened_study(
-    name: str, url: str | None, home: Path, *, answer_s: float = ANSWER_S
+    name: str,
+    url: str | None,
+    home: Path,
+    *,
+    answer_s: float = ANSWER_S,
+    application: str = PROGRAM,
 ) -> Iterator[Study]:
     """Open a study.
 
@@ -45,5 +56,5 @@ def opened_study(
         StudyNotFoundError: no such study.
         StorageError: the database refuses, or does not answer.
     """
-    with opened(url, home, answer_s=answer_s) as storage:
+    with opened(url, home, answer_s=answer_s, application=application) as storage:
         yield store.open_study(storage, name)

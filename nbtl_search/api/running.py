@@ -1,8 +1,11 @@
 """Run a study's workers, or be one."""
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Final
@@ -136,6 +139,14 @@ def _timing(beat_s: float) -> Timing:
 
 def _work(name: str, storage: str | None, slot: Slot, timing: Timing, *, wait_s: float) -> None:
     answer_s = max(5.0, min(30.0, timing.lease_s / 2))  # a stall is noticed within a lease
+    opening = partial(
+        opened_study,
+        name,
+        storage,
+        slot.home,
+        answer_s=answer_s,
+        application=f"nbtl-worker {socket.gethostname()}-{os.getpid()}",
+    )
     with stop_on_signals() as stop, ExitStack() as stack, suppress(_StoppedError):
 
         def pause(seconds: float) -> None:
@@ -144,7 +155,7 @@ def _work(name: str, storage: str | None, slot: Slot, timing: Timing, *, wait_s:
                 raise _StoppedError
 
         study = wait_for(
-            lambda: stack.enter_context(opened_study(name, storage, slot.home, answer_s=answer_s)),
+            lambda: stack.enter_context(opening()),
             deadline=time.monotonic() + wait_s,
             sleep=pause,
         )

@@ -62,7 +62,7 @@ def tasks(name: str) -> list[Task]:
     """
     command = ["squeue", "--noheader", "--array", f"--name={name}", f"--user={getpass.getuser()}"]
     lines = _run([*command, f"--format={_FORMAT}"]).splitlines()
-    rows = [line.strip().split("|", 3) for line in lines if line.count("|") == 3]
+    rows = [line.strip().split("|", 3) for line in lines if line.count("|") >= 3]
     return [Task(id=a, state=b, node=c, reason=d) for a, b, c, d in rows]
 
 

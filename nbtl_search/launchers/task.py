@@ -55,17 +55,18 @@ class WorkerTask:
         """
         signal.signal(signal.SIGTERM, self._leave_on)  # submitit would only log it
         n_restarts = n_in_a_row = 0
-        while True:
+        while not self._leaving:
             started = time.monotonic()
             code = self._run_once()
-            if code == 0 or self._leaving:
-                return n_restarts
+            if code == 0:
+                break
             n_restarts += 1
             n_in_a_row = 1 if time.monotonic() - started > _CALM_S else n_in_a_row + 1
             if code == _USER_ERROR or n_in_a_row > _MAX_RESTARTS:
                 message = f"the worker ended with code {code}; its reason stands above"
                 raise RuntimeError(message)
             time.sleep(0.5 * 2**n_in_a_row)
+        return n_restarts
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
         """End the worker, which writes a checkpoint and gives its trial back; be queued again.
@@ -86,6 +87,8 @@ class WorkerTask:
             stdin=subprocess.DEVNULL,
             preexec_fn=_deaf_to_warnings,  # noqa: PLW1509  (this process has one thread)
         )
+        if self._leaving:  # the signal came while the worker was being started
+            self._process.terminate()
         # No blocking wait: the signal handlers, which run in between, wait for it as well.
         while (code := self._process.poll()) is None:
             time.sleep(_POLL_S)

@@ -6,6 +6,7 @@ HMAC-SHA256 of "SECONDS." and the body under the shared secret.
 
 import hashlib
 import hmac
+import http.client
 import json
 import logging
 import ssl
@@ -106,9 +107,10 @@ def send(settings: WebhookSettings, message: Mapping[str, Any]) -> None:
     except urllib.error.HTTPError as error:
         said = f"status {error.code}"
         error.close()
+    except http.client.HTTPException as error:  # no HTTP, or no address: its text is foreign
+        said = type(error).__name__
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        said = type(reason).__name__ if settings.secret in str(reason) else str(reason)[:100]
+        said = str(getattr(error, "reason", error))[:100]
     host = urlsplit(settings.url).hostname
     text = f"the webhook at {host} must take the message, got {said}; it is sent again later"
     raise NbtlError(text)

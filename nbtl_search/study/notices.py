@@ -6,7 +6,7 @@ least once, and twice only where somebody dies between sending and marking.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Engine, func, select, update
@@ -82,6 +82,16 @@ def mark_sent(study: Study, notice: Notice) -> None:
         connection.execute(query.values(sent_at=ledger.NOW))
 
 
+def was_sent(study: Study, notice: Notice) -> bool:
+    """Tell whether somebody has told this."""
+    table = schema.notice.c
+    query = select(table.sent_at).where(
+        table.study_id == study.id, table.event == notice.event, table.subject == notice.subject
+    )
+    with storage_errors(), study.storage.engine.connect() as connection:
+        return connection.execute(query).scalar() is not None
+
+
 def _failed(study: Study, trial: TrialRecord) -> Notice:
     return Notice(
         study=study.name,
@@ -154,4 +164,4 @@ def _quiet(engine: Engine, study_id: int) -> tuple[datetime, float, float]:
     ).where(study.c.study_id == study_id)
     with storage_errors(), engine.connect() as connection:
         row = connection.execute(query).one()
-    return row[0], float(row[1]), float(row[2])
+    return row[0].astimezone(UTC), float(row[1]), float(row[2])

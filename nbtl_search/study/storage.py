@@ -22,6 +22,8 @@ __all__ = ["Storage", "check", "connect", "create_or_upgrade", "storage_errors",
 
 OLDEST_POSTGRES: Final = 13
 ANSWER_S: Final = 60.0
+PROGRAM: Final = "nbtl-search"
+_NAME_BYTES: Final = 63  # Postgres cuts longer ones, with a notice
 _OPTUNA_LOCK: Final = 6031770  # any number, the same for all who create or upgrade tables
 _SESSION: Final = "-c timezone=UTC -c idle_in_transaction_session_timeout=60s"
 _CONNECTION: Final[dict[str, Any]] = {
@@ -81,7 +83,7 @@ def connect(
     url: str | None,
     *,
     home: Path | None,
-    application: str = "nbtl-search",
+    application: str = PROGRAM,
     answer_s: float = ANSWER_S,
 ) -> Storage:
     """Connect to the database at this URL, or start and use the embedded one.
@@ -253,7 +255,8 @@ def _pool(
     url: URL, application: str, answer_s: float, *, size: int, overflow: int
 ) -> dict[str, Any]:
     """Return the arguments of `create_engine`; what the URL says of the connection goes first."""
-    ours = _CONNECTION | {"application_name": application, "options": _SESSION}
+    name = application.encode()[:_NAME_BYTES].decode(errors="ignore")
+    ours = _CONNECTION | {"application_name": name, "options": _SESSION}
     given = url.query.get("options")
     if isinstance(given, str):
         ours["options"] = f"{_SESSION} {given}"

@@ -82,6 +82,10 @@ class Cluster:
         """Return the node of each task that runs."""
         return {id_: node for id_, (state, node) in self.tasks().items() if state == "RUNNING"}
 
+    def waiting(self) -> list[str]:
+        """Return the tasks that wait to run."""
+        return [id_ for id_, (state, _) in self.tasks().items() if state == "PENDING"]
+
     def log(self) -> str:
         """Return the ends of the daemons' logs, for a failure's message."""
         logs = sorted(self.root.glob("*.log"))

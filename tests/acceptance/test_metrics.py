@@ -1,11 +1,13 @@
 """What a worker says of itself on loopback agrees with the ledger."""
 
+import socket
 import urllib.error
 import urllib.request
 
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
 
 from nbtl_search.worker.metrics import Metrics, MetricsServer
 from tests.acceptance.conftest import FAST, free_port, wait_until
@@ -25,6 +27,19 @@ def scrape(port):
     }
 
 
+def connections(program):
+    """The names of the connections of others than this test's."""
+    opened = program.open()
+    with opened.engine.connect() as connection:
+        query = (
+            "SELECT application_name FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        found = list(connection.execute(text(query)).scalars())
+    opened.close()
+    return found
+
+
 @pytest.mark.postgres
 @pytest.mark.slow
 @pytest.mark.timeout(300)
@@ -34,6 +49,9 @@ def test_the_counts_are_those_of_the_ledger(program, tiny):
     worker = program.start("worker", "tiny", "--metrics-port", port, *FAST)
     wait_until(lambda: (scrape(port) or {}).get(("nbtl_epoch_seconds_count", ""), 0) >= 1)
     (process,) = program.processes("worker")
+    assert set(connections(program)) == {f"nbtl-worker {socket.gethostname()}-{process.pid}"}
+    most = max(len(connections(program)) for _ in range(20))
+    assert 1 <= most <= 3
     listening = {c.laddr.ip for c in process.net_connections("tcp") if c.status == "LISTEN"}
     assert listening == {"127.0.0.1"}
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:

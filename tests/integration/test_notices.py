@@ -3,13 +3,14 @@
 import hashlib
 import hmac
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from sqlalchemy import text
 
-from nbtl_search.api.notifying import tell_once
+from nbtl_search.api.notifying import notify, tell_once
 from nbtl_search.errors import NbtlError, SpecError
 from nbtl_search.launchers import webhook
 from nbtl_search.launchers.webhook import WebhookSettings
@@ -197,3 +198,43 @@ def test_nobody_there_is_one_line_with_the_host_only():
     with pytest.raises(NbtlError, match=r"127\.0\.0\.1") as caught:
         webhook.send(settings, {"event": "test"})
     assert "token-in-path" not in str(caught.value)
+
+
+def test_who_watches_ends_also_where_another_told_the_end(study, receiver, tmp_path, database_url):
+    run(study)
+    tell_once(study, receiver.settings)
+    file = tmp_path / "webhook.toml"
+    file.touch(mode=0o600)
+    file.write_text(f'url = "{receiver.settings.url}"\nsecret = "{SECRET}"\n')
+    notify("cats", file, every_s=60.0, home=tmp_path, storage=database_url)
+    file.write_text(f'url = "{receiver.settings.url}"\nsecret = "{SECRET}"\nevents = ["failed"]\n')
+    notify("cats", file, every_s=60.0, home=tmp_path, storage=database_url)
+    assert len(receiver.received) == 1
+
+
+def test_what_speaks_no_http_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def garble():
+            client, _ = server.accept()
+            with client:
+                client.recv(10_000)
+                client.sendall(b"garbage\r\n\r\n")
+
+        thread = threading.Thread(target=garble)
+        thread.start()
+        settings = WebhookSettings(url=f"http://127.0.0.1:{port}/h", secret=SECRET)
+        with pytest.raises(NbtlError, match="BadStatusLine"):
+            webhook.send(settings, {"event": "test"})
+        thread.join()
+    with pytest.raises(NbtlError, match="InvalidURL"):
+        webhook.send(WebhookSettings(url="http://host:abc/", secret=SECRET), {"event": "test"})
+
+
+def test_a_receiver_that_hangs_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/h"
+        settings = WebhookSettings(url=url, secret=SECRET, timeout_s=0.2)
+        with pytest.raises(NbtlError, match="timed out"):
+            webhook.send(settings, {"event": "test"})

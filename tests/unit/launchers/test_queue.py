@@ -1,6 +1,7 @@
 """Slurm is faked at its process boundary: programs of its names, on a PATH of the test's own."""
 
 import pickle
+import signal
 import stat
 import time
 
@@ -49,11 +50,13 @@ def array(tmp_path, **settings):
 
 
 def test_tasks_are_read_with_their_states(cluster):
-    cluster("squeue", 'echo "7_0|RUNNING|n1|None"; echo "7_[1-2]|PENDING||Resources"; echo odd')
+    cluster(
+        "squeue", 'echo "7_0|RUNNING|n1|None"; echo "7_[1-2]|PENDING||Resources|more"; echo odd'
+    )
     found = queue.tasks("nbtl-x")
     assert [(one.id, one.state, one.node, one.reason) for one in found] == [
         ("7_0", "RUNNING", "n1", "None"),
-        ("7_[1-2]", "PENDING", "", "Resources"),
+        ("7_[1-2]", "PENDING", "", "Resources|more"),
     ]
     assert all(one.is_live for one in found)
     assert not task("7_0", "COMPLETING").is_live
@@ -148,6 +151,24 @@ def test_settings_that_cannot_be_meant_are_refused(settings, says):
 
 def test_a_name_tells_studies_of_one_name_apart():
     assert queue.job_name("x", "a" * 32) != queue.job_name("x", "b" * 32)
+
+
+def test_a_signal_between_two_starts_starts_no_third(monkeypatch):
+    made = WorkerTask(arguments=["worker"], environment={})
+    starts: list[int] = []
+
+    def run_once():
+        starts.append(len(starts))
+        return 1
+
+    monkeypatch.setattr(made, "_run_once", run_once)
+    monkeypatch.setattr("nbtl_search.launchers.task.time.sleep", lambda _s: made._leave())
+    old = signal.getsignal(signal.SIGTERM)
+    try:
+        assert made() == 1
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert starts == [0]
 
 
 def test_what_is_queued_again_leaves_its_process_behind():
