@@ -126,7 +126,7 @@ def test_at_its_time_limit_a_task_checkpoints_and_is_queued_again(program, clust
     launch(program, cluster, settings, "--workers", 1)
     wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=120)
     wait_until(lambda: "preempted" in causes(program), timeout_s=180, every_s=1.0)
-    (task,) = wait_until(lambda: cluster.waiting())
+    (task,) = wait_until(cluster.waiting)
     cluster.run("scontrol", "update", f"jobid={task}", "starttime=now")  # Slurm waits two minutes
     wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=120)
     assert set(causes(program)) == {"preempted", None}
