@@ -5,12 +5,11 @@ the same one all leases are given back and the fencing tokens jump ahead, so tha
 before can write into what was restored.
 """
 
-import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,13 +56,10 @@ def backup(storage: Storage, target: Path, *, force: bool = False) -> int:
         made = Path(folder) / "backup"
         command = ["--format=custom", "--no-owner", "--no-privileges", f"--file={made}"]
         _run(storage, "pg_dump", *command)
-        descriptor = os.open(made, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        pgdata.sync(made)
         made.chmod(0o600)
         made.replace(target)
+        pgdata.sync(target.parent)
         return target.stat().st_size
 
 
@@ -193,15 +189,3 @@ def _writing(target: Path) -> Iterator[None]:
     except OSError as error:
         message = f"cannot write the backup {str(target)!r}: {error.strerror or error}"
         raise StorageError(message) from error
-    finally:
-        with suppress(OSError):
-            if target.parent.is_dir():
-                _flush(target.parent)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -239,7 +239,7 @@ def _initdb(files: Files, owner: Account) -> None:
     try:
         _run(command, owner)
         (work / "data").rename(files.data)
-        _sync(files.root)
+        sync(files.root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -271,8 +271,9 @@ def _run(command: list[str | Path], owner: Account) -> None:
         raise StorageError(message) from error
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
