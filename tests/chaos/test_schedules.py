@@ -85,7 +85,8 @@ class Siege:
         for index, worker in enumerate(self.workers):
             if not worker.is_alive():
                 worker.join()
-                assert worker.exitcode in {0, -signal.SIGKILL}, self.log()
+                # Told to stop before it could listen, it ends by the signal itself.
+                assert worker.exitcode in {0, -signal.SIGKILL, -signal.SIGTERM}, self.log()
                 self.workers[index] = workers.start(self.job)
 
     def is_over(self):
@@ -95,7 +96,8 @@ class Siege:
             return False
 
     def log(self):
-        return (self.job.home / "workers.log").read_text()[-6000:]
+        log = self.job.home / "workers.log"
+        return log.read_text()[-6000:] if log.exists() else "no worker has written anything"
 
 
 def besiege(siege, n_workers, events):
