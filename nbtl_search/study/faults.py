@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from nbtl_search.errors import SchemaError, StorageError, StorageLostError
@@ -106,6 +106,8 @@ def _translated(error: BaseException) -> StorageError | None:
         found = found.__cause__
     if isinstance(found, PoolTimeoutError):
         return StorageLostError("all connections to the database are in use; try again")
+    if isinstance(found, PendingRollbackError):  # Optuna tried on in a transaction that was lost
+        return StorageLostError("the database does not answer now: a transaction was cut off")
     if not isinstance(found, DBAPIError):
         return None
     return _of_database(found)

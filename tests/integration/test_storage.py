@@ -3,7 +3,7 @@ import logging
 import optuna
 import pytest
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
 
 from nbtl_search.errors import SchemaError, StorageError, StorageLostError
 from nbtl_search.study import storage
@@ -193,6 +193,11 @@ def test_a_broken_constraint_is_the_programs_fault_and_passes_unchanged(db):
     statement = text("INSERT INTO nbtl_meta (version) VALUES (NULL)")
     with pytest.raises(IntegrityError), storage.storage_errors(), db.engine.begin() as connection:
         connection.execute(statement)
+
+
+def test_a_transaction_that_optuna_went_on_with_after_its_connection_was_cut_is_lost():
+    with pytest.raises(StorageLostError), storage.storage_errors():
+        raise optuna.exceptions.StorageInternalError from PendingRollbackError("rolled back")
 
 
 def test_a_full_pool_is_lost_not_broken(db):
