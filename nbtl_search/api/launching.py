@@ -11,12 +11,12 @@ from nbtl_search.errors import StorageError
 from nbtl_search.launchers import queue
 from nbtl_search.study import embedded, jobs, pgdata
 from nbtl_search.study.store import Study
+from nbtl_search.worker.slot import PATIENCE_S
 
 if TYPE_CHECKING:
     from nbtl_search.launchers.slurm import SlurmArray
 
 CLUSTER: Final = "slurm"
-_PATIENCE_S: Final = 86_400  # a worker that starts while the database is away waits for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def launch_on_slurm(
     queue.require("sbatch")
     with opened_study(name, storage, home) as study:
         address = _address(study, storage, home, write=not dry_run)
-        arguments = ["worker", name, "--home", str(home), "--wait-s", str(_PATIENCE_S), *options]
+        arguments = ["worker", name, "--home", str(home), "--wait-s", str(PATIENCE_S), *options]
         array = SlurmArray(
             settings=wanted,
             task=WorkerTask(

@@ -20,11 +20,10 @@ from nbtl_search.study.store import Study
 from nbtl_search.worker.attempt import Timing
 from nbtl_search.worker.metrics import MetricsServer
 from nbtl_search.worker.signals import stop_on_signals
-from nbtl_search.worker.slot import Slot
+from nbtl_search.worker.slot import PATIENCE_S, Slot
 from nbtl_search.worker.supervisor import Supervisor
 
 _STILL_S: Final = 120.0  # an ask among many workers may take that long; nothing else may
-_PATIENCE_S: Final = 86_400  # a worker restarted while the database is away waits for it
 
 
 def launch(
@@ -63,7 +62,7 @@ def launch(
             {"CUDA_VISIBLE_DEVICES": found[slot % len(found)]} if found else {}
             for slot in range(n_slots)
         ]
-        command = ["worker", name, "--home", str(home), "--wait-s", str(_PATIENCE_S), *options]
+        command = ["worker", name, "--home", str(home), "--wait-s", str(PATIENCE_S), *options]
         with _address(storage) as address:
             local.LocalLaunch(
                 command,
@@ -189,7 +188,7 @@ def _stage(study: Study) -> Study | None:
 
 
 def _later() -> float:
-    return time.monotonic() + _PATIENCE_S
+    return time.monotonic() + PATIENCE_S
 
 
 class _StoppedError(Exception):

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from nbtl_search.worker.child import TRAINER
+
+PATIENCE_S: Final = 86_400  # a worker that starts while the database is away waits for it
 
 
 @dataclass(frozen=True, kw_only=True)
