@@ -218,9 +218,9 @@ def _open_optuna(storage: Storage) -> "RDBStorage":
 
 
 def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "RDBStorage":
-    from optuna.storages import RDBStorage  # noqa: PLC0415  (half a second, not always used)
+    from nbtl_search.study.rdb import FastRDBStorage  # noqa: PLC0415  (as above)
 
-    return RDBStorage(
+    return FastRDBStorage(
         storage.url.render_as_string(hide_password=False),
         engine_kwargs=_pool(
             storage.url, storage.application, storage.answer_s, size=1, overflow=overflow
