@@ -244,6 +244,14 @@ def test_what_operates_a_search_is_refused_alike(made, files, arguments, says):
     assert not (made.home / "postgres" / "serve.json").exists()
 
 
+def test_slots_of_a_gpu_need_one(made):
+    for wanted in ("2", "auto"):
+        refused(
+            made, "launch", "tiny", "--slots-per-gpu", wanted, says=["GPU", "--workers"],
+            CUDA_VISIBLE_DEVICES="",
+        )  # fmt: skip
+
+
 def test_a_budget_that_cannot_finish_the_first_rung_starts_nothing(made, tiny):
     made.ok(*with_change(tiny, name="brief"), "--set", "budget.wall_clock_h=1e-7")
     refused(made, "launch", "brief", says=["budget.wall_clock_h", "first comparison"])

@@ -83,6 +83,23 @@ def test_status_says_what_a_person_needs(make_report, some_trials):
     assert "node1-1234-0 cuda:0 training" in text
 
 
+def test_status_says_what_the_queue_says(make_report, some_trials):
+    def shown(tasks):
+        return drawn(render(make_report(some_trials, queue={"tasks": tasks}), some_trials))
+
+    def task(state, *, node="", reason="None"):
+        return {"id": "7_0", "state": state, "node": node, "reason": reason}
+
+    text = shown(
+        [task("RUNNING", node="n2"), task("RUNNING", node="n1"), task("PENDING", reason="Priority")]
+    )
+    assert "queue    1 pending: Priority" in text
+    assert "queue    2 running: n1, n2" in text
+    assert "queue    no tasks; nbtl-search launch STUDY --slurm" in shown([])
+    assert "queue    unknown: squeue does not answer" in shown(None)
+    assert "queue" not in drawn(render(make_report(some_trials), some_trials))
+
+
 def test_status_has_colour_in_a_terminal_only(make_report, some_trials):
     renderable = render(make_report(some_trials), some_trials)
     assert "\x1b" not in drawn(renderable)
