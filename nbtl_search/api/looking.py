@@ -36,8 +36,8 @@ def status(
         StudyNotFoundError: no such study.
     """
     with opened_study(name, storage, home or default_home()) as study:
-        report = replace(status_of(study), queue=_queue(study))
-        return report, records.trials(study.storage.engine, study.id)
+        trials = records.trials(study.storage.engine, study.id)
+        return replace(status_of(study, trials), queue=_queue(study)), trials
 
 
 def _queue(study: Study) -> Queue | None:

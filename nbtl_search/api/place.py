@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import optuna
-
 from nbtl_search.study import store
 from nbtl_search.study.storage import ANSWER_S, PROGRAM, Storage, check, connect
 from nbtl_search.study.store import Study
@@ -33,8 +31,6 @@ def opened(
         SchemaError: they are not; the message has the command to run.
         StorageError: the database refuses, or does not answer.
     """
-    optuna.logging.disable_default_handler()  # its messages go where ours go
-    optuna.logging.enable_propagation()
     with closing(connect(url, home=home, answer_s=answer_s, application=application)) as storage:
         if checked:
             check(storage)

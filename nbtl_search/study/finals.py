@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from optuna.study import StudyDirection
 from sqlalchemy import Connection, insert, text, update
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.spec import Recipe
 from nbtl_search.study import contest, records, rounds, schema
 from nbtl_search.study.ledger import NOW, Ledger
-from nbtl_search.study.names import SPEC, clear_half_made, only_one
+from nbtl_search.study.names import clear_half_made, make_optuna_study, only_one
 from nbtl_search.study.records import DEFAULT, TrialRecord
 from nbtl_search.study.rounds import Plan
 from nbtl_search.study.storage import storage_errors
@@ -250,8 +249,7 @@ def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter, *, lock: 
     """Make the study of a stage; it exists from the one transaction that enters it everywhere."""
     storage = study.storage
     clear_half_made(storage, name)
-    stage_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], name)
-    storage.optuna.set_study_user_attr(stage_id, SPEC, study.spec.model_dump_json())
+    stage_id = make_optuna_study(storage, name, study.spec)
     rows = [
         {
             "study_id": stage_id,

@@ -7,6 +7,7 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from nbtl_search.errors import StorageError, StudyExistsError
+from nbtl_search.spec import StudySpec
 from nbtl_search.study.storage import Storage
 
 SPEC: Final = "nbtl:spec"  # the attribute of an Optuna study that says it is ours
@@ -48,6 +49,15 @@ def clear_half_made(storage: Storage, name: str) -> bool:
         storage.optuna.delete_study(study_id)
     message = f"study {name!r} must be left alone while it is deleted; stop its workers, try again"
     raise StorageError(message)
+
+
+def make_optuna_study(storage: Storage, name: str, spec: StudySpec) -> int:
+    """Make the Optuna study of this name, half made until our ledger knows it; return its id."""
+    from optuna.study import StudyDirection  # noqa: PLC0415  (slow, and not always used)
+
+    study_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], name)
+    storage.optuna.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
+    return study_id
 
 
 def names_of_final_runs(storage: Storage, name: str) -> list[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Storage", "check", "connect", "create_or_upgrade", "storage_errors", "wait_for"]
 
 OLDEST_POSTGRES: Final = 13
+OPTUNA_TABLES: Final = "v3.2.0.a"  # the version of Optuna 5's
 ANSWER_S: Final = 60.0
 PROGRAM: Final = "nbtl-search"
 _NAME_BYTES: Final = 63  # Postgres cuts longer ones, with a notice
@@ -59,7 +60,7 @@ class Storage:
             SchemaError: they are missing or of another version; the message has the command.
             StorageError: the database refuses.
         """
-        from optuna.storages import get_storage  # noqa: PLC0415  (half a second, not always used)
+        from optuna.storages import get_storage  # noqa: PLC0415  (slow, and not always used)
 
         with storage_errors():
             return get_storage(_open_optuna(self))
@@ -195,31 +196,47 @@ def check(storage: Storage) -> None:
     """
     with storage_errors():
         schema.check(storage.engine)
-    storage.optuna  # noqa: B018  (opening it checks)
+        _check_optuna(storage)
 
 
-def _open_optuna(storage: Storage) -> "RDBStorage":
-    # Optuna would fill missing version tables with its own guess, so look first.
+def _check_optuna(storage: Storage) -> None:
+    """Do for Optuna's tables what `check` does; Optuna itself is asked only where it must be."""
     found = inspect(storage.engine)
     for table in ("studies", "version_info", "alembic_version"):
         if not found.has_table(table):
             message = f"the database has no Optuna tables; run: {schema.UPGRADE_COMMAND}"
             raise SchemaError(message)
+    with storage.engine.connect() as connection:
+        current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if current == OPTUNA_TABLES:
+        return
     opened = _rdb(storage, overflow=0, skip_table_creation=True)
-    current, needed = opened.get_current_version(), opened.get_head_version()
-    if current != needed:
+    try:
         _refuse_newer(opened)
+        needed = opened.get_head_version()
+    finally:
+        opened.remove_session()
+        opened.engine.dispose()
+    if current != needed:
         message = (
             f"Optuna's tables must be of version {needed!r}, got {current!r}; "
             f"run: {schema.UPGRADE_COMMAND}"
         )
         raise SchemaError(message)
-    return opened
+
+
+def _open_optuna(storage: Storage) -> "RDBStorage":
+    _check_optuna(storage)  # first: Optuna would fill missing version tables with its own guess
+    return _rdb(storage, overflow=0, skip_table_creation=True)
 
 
 def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "RDBStorage":
+    import optuna  # noqa: PLC0415  (as above)
+
     from nbtl_search.study.rdb import FastRDBStorage  # noqa: PLC0415  (as above)
 
+    optuna.logging.disable_default_handler()  # its messages go where ours go
+    optuna.logging.enable_propagation()
     return FastRDBStorage(
         storage.url.render_as_string(hide_password=False),
         engine_kwargs=_pool(

@@ -5,14 +5,14 @@ first. An Optuna study without that row is half-made: nobody sees it, the next `
 """
 
 import difflib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
-import optuna
-from optuna.study import StudyDirection
 from sqlalchemy import ColumnElement, Connection, case, exists, func, null, select, text
 from sqlalchemy import delete as delete_from
 
@@ -21,9 +21,19 @@ from nbtl_search.errors import SpecError, StorageError, StudyExistsError, StudyN
 from nbtl_search.spec import Advised, Facts, KnownRecipe, SearchSettings, StudySpec
 from nbtl_search.study import ledger, schema
 from nbtl_search.study.lease import FinalStage
-from nbtl_search.study.names import SPEC, clear_half_made, names_of_final_runs, only_one
+from nbtl_search.study.names import (
+    SPEC,
+    clear_half_made,
+    make_optuna_study,
+    names_of_final_runs,
+    only_one,
+)
 from nbtl_search.study.note import write_note
 from nbtl_search.study.storage import Storage, storage_errors
+
+if TYPE_CHECKING:
+    from optuna import Study as OptunaStudy
+    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +54,17 @@ class Study:
     id: int
     uid: str
     spec: StudySpec
-    optuna: optuna.Study
     storage: Storage
     stage: FinalStage | None = None
+
+    @cached_property
+    def optuna(self) -> "OptunaStudy":
+        """Optuna's part of it, opened at first use.
+
+        Raises:
+            StorageError: the database refuses.
+        """
+        return _optuna_study(self.storage, self.name)
 
     @property
     def facts(self) -> Facts:
@@ -85,8 +103,7 @@ def create(storage: Storage, spec: StudySpec) -> Study:
         if _row(connection, spec.name) is not None:
             return _same(open_study(storage, spec.name), spec)
         clear_half_made(storage, spec.name)
-        study_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], spec.name)
-        storage.optuna.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
+        study_id = make_optuna_study(storage, spec.name, spec)
         for trial in trials:
             storage.optuna.create_new_trial(study_id, trial)
         _attach_note(_optuna_study(storage, spec.name), note)
@@ -107,9 +124,9 @@ def open_study(storage: Storage, name: str) -> Study:
     with storage_errors():
         with storage.engine.connect() as connection:
             row = _row(connection, name)
+            spec = None if row is None else _spec_of(connection, row.study_id)
         if row is None:
             raise StudyNotFoundError(_not_found(storage, name))
-        spec = _spec_of(storage, row.study_id)
         if spec is None:
             message = (
                 f"study {name!r} must have its Optuna part, and it was deleted from outside; "
@@ -121,7 +138,6 @@ def open_study(storage: Storage, name: str) -> Study:
             id=row.study_id,
             uid=row.uid,
             spec=spec,
-            optuna=_optuna_study(storage, name),
             storage=storage,
             stage=row.stage,
         )
@@ -179,9 +195,7 @@ def _facts(spec: StudySpec) -> Facts:
     return spec.facts
 
 
-def _known_trials(
-    known: Sequence[KnownRecipe], searched: space.Space
-) -> Iterator[optuna.trial.FrozenTrial]:
+def _known_trials(known: Sequence[KnownRecipe], searched: space.Space) -> Iterator["FrozenTrial"]:
     for recipe in known:
         dials = space.known_dials(recipe, space=searched)
         attributes = {
@@ -195,26 +209,31 @@ def _known_trials(
 
 def _design_trials(
     search: SearchSettings, advice: Advised, searched: space.Space
-) -> Iterator[optuna.trial.FrozenTrial]:
+) -> Iterator["FrozenTrial"]:
     """Yield start-up points; those that advice has chosen count among them."""
     n = max(0, search.n_startup - len(advice.recipes))
     for point in space.design(searched, n=n, seed=search.seed, prior=advice.prior):
         yield _waiting(point, {})
 
 
-def _waiting(params: dict[str, object], attributes: dict[str, object]) -> optuna.trial.FrozenTrial:
+def _waiting(params: dict[str, object], attributes: dict[str, object]) -> "FrozenTrial":
     """Return a trial as `Study.enqueue_trial` would add it."""
-    return optuna.trial.create_trial(
-        state=optuna.trial.TrialState.WAITING,
+    from optuna.trial import TrialState, create_trial  # noqa: PLC0415  (slow, not always used)
+
+    return create_trial(
+        state=TrialState.WAITING,
         system_attrs={"fixed_params": params},
         user_attrs=attributes,
     )
 
 
-def _optuna_study(storage: Storage, name: str) -> optuna.Study:
-    return optuna.load_study(
-        study_name=name, storage=storage.optuna, pruner=optuna.pruners.NopPruner()
-    )
+def _optuna_study(storage: Storage, name: str) -> "OptunaStudy":
+    import optuna  # noqa: PLC0415  (slow, not always used)
+
+    with storage_errors():
+        return optuna.load_study(
+            study_name=name, storage=storage.optuna, pruner=optuna.pruners.NopPruner()
+        )
 
 
 def _same(existing: Study, spec: StudySpec) -> Study:
@@ -230,12 +249,13 @@ def _same(existing: Study, spec: StudySpec) -> Study:
     raise StudyExistsError(message)
 
 
-def _spec_of(storage: Storage, study_id: int) -> StudySpec | None:
-    try:
-        attributes = storage.optuna.get_study_user_attrs(study_id)
-    except KeyError:
-        return None
-    return StudySpec.parse_json(attributes[SPEC]) if SPEC in attributes else None
+def _spec_of(connection: Connection, study_id: int) -> StudySpec | None:
+    """Read the specification where Optuna keeps it, without waking Optuna."""
+    query = text(
+        "SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :key"
+    )
+    found = connection.execute(query, {"study": study_id, "key": SPEC}).scalar()
+    return None if found is None else StudySpec.parse_json(json.loads(found))
 
 
 def _row(connection: Connection, name: str) -> Any:
@@ -263,7 +283,7 @@ def _not_found(storage: Storage, name: str) -> str:
     return f"no study {name!r} in this database; it has: {', '.join(near[:10])}{more}"
 
 
-def _attach_note(study: optuna.Study, note: str) -> None:
+def _attach_note(study: "OptunaStudy", note: str) -> None:
     from optuna_dashboard import save_note  # noqa: PLC0415  (a web application, for one function)
 
     save_note(study, note)

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -6,7 +8,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 
 from nbtl_search.errors import SchemaError, StorageError, StorageLostError
-from nbtl_search.study import storage
+from nbtl_search.study import storage, store
 
 SECRET = "s3cr3t-p4ss"
 
@@ -157,6 +159,24 @@ def test_making_the_tables_twice_changes_nothing(empty_database_url):
 def _set_optuna_version(opened, version):
     with opened.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+
+
+def test_the_version_of_optunas_tables_is_the_one_that_optuna_says(db):
+    """A new Optuna may need other tables: this number then has to follow."""
+    assert db.optuna._backend.get_head_version() == storage.OPTUNA_TABLES
+
+
+def test_looking_at_a_study_does_not_wake_optuna(db, database_url, spec):
+    store.create(db, spec)
+    program = """
+import sys
+from nbtl_search import api
+report, trials = api.status("cats", storage=sys.stdin.read())
+assert (report.study, trials) == ("cats", []), (report, trials)
+woken = {name.partition(".")[0] for name in sys.modules}
+assert not woken & {"optuna", "alembic", "torch", "plotly"}, woken
+"""
+    subprocess.run([sys.executable, "-c", program], input=database_url.encode(), check=True)
 
 
 def test_optunas_tables_of_another_version_are_refused(db):

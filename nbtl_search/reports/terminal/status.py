@@ -85,8 +85,12 @@ class StatusReport:
         return asdict(self) | {"workers": [asdict(worker) for worker in self.workers]}
 
 
-def status_of(study: Study) -> StatusReport:
+def status_of(study: Study, trials: Sequence[TrialRecord] | None = None) -> StatusReport:
     """Read from the ledger where the study stands.
+
+    Args:
+        study: any, also one of final runs.
+        trials: its trials, where they were read already.
 
     Raises:
         StorageError: the database refuses or does not answer.
@@ -94,7 +98,8 @@ def status_of(study: Study) -> StatusReport:
     engine, spec, n_val = study.storage.engine, study.spec, study.facts.n_val
     if study.stage == "test":
         n_val = study.facts.n_test
-    trials = records.trials(engine, study.id)
+    if trials is None:
+        trials = records.trials(engine, study.id)
     workers = records.workers(engine, study.id)
     totals = records.totals(engine, study.id, n_workers=len(workers))
     best, default = best_of(trials), default_of(trials)
