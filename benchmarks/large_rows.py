@@ -12,10 +12,11 @@ from sqlalchemy import delete, func, insert, select, text, update
 
 from nbtl_search import space
 from nbtl_search.spec import Dials, Epoch
-from nbtl_search.study import sampling, schema, store
+from nbtl_search.study import pruning, sampling, schema, store
 from nbtl_search.study.store import Study
 from tests.plausible_study import curve
 
+_N_UPDATES = 100  # in an epoch
 _FIXED = "fixed_params"  # Optuna's name of what a waiting trial is to be asked with
 
 
@@ -123,7 +124,8 @@ class Rows:
         self._rows[models.TrialValueModel.__table__].append(
             key | {"objective": 0, "value": value, "value_type": "FINITE"}
         )
-        stride = -(-len(top1) // sampling.MAX_REPORTS)
+        search = self._study.spec.search
+        rungs = pruning.rungs(search.pruning, epochs=len(top1), n_updates=_N_UPDATES)
         self._rows[models.TrialIntermediateValueModel.__table__] += [
             key
             | {
@@ -131,7 +133,8 @@ class Rows:
                 "intermediate_value": top1[step - 1],
                 "intermediate_value_type": "FINITE",
             }
-            for step in range(stride, len(top1) + 1, stride)
+            for step in range(1, len(top1) + 1)
+            if sampling.is_reported(step, n_epochs=len(top1), rungs=rungs)
         ]
         self._rows[models.TrialUserAttributeModel.__table__] += [
             key | {"key": name, "value_json": json.dumps(one)} for name, one in attributes.items()

@@ -21,7 +21,7 @@ from nbtl_search.study.store import DIALS, NAME, PROTECTED, Study
 logger = logging.getLogger(__name__)
 
 CAUSE: Final = "nbtl:cause"
-MAX_REPORTS: Final = 50
+MAX_REPORTS: Final = 10
 _INFEASIBLE: Final = ("oom", "diverged")
 
 
@@ -89,16 +89,27 @@ def _orphan(study: optuna.Study, known_ids: set[int]) -> optuna.Trial | None:
     return None
 
 
-def report(study: Study, trial_id: int, epochs: list[Epoch], *, n_epochs: int) -> None:
-    """Report accuracies to Optuna, thinned to at most `MAX_REPORTS` evenly spread epochs."""
-    stride = -(-n_epochs // MAX_REPORTS)
+def report(
+    study: Study, trial_id: int, epochs: list[Epoch], *, n_epochs: int, rungs: tuple[int, ...] = ()
+) -> None:
+    """Report accuracies to Optuna, of those epochs that `is_reported`."""
     trial = optuna.Trial(study.optuna, trial_id)
     there = trial.storage.get_trial(trial_id).intermediate_values
     with _unless_finished():
         for epoch in epochs:
-            wanted = epoch.epoch % stride == 0 or epoch.epoch == n_epochs
+            wanted = is_reported(epoch.epoch, n_epochs=n_epochs, rungs=rungs)
             if wanted and epoch.epoch not in there and epoch.val_top1 is not None:
                 trial.report(epoch.val_top1, step=epoch.epoch)
+
+
+def is_reported(epoch: int, *, n_epochs: int, rungs: tuple[int, ...]) -> bool:
+    """Tell whether Optuna gets this epoch: `MAX_REPORTS` evenly spread ones, and the rungs.
+
+    The ledger has all epochs, and our figures draw them. Optuna needs the last one of a trial,
+    whether it was stopped at a rung or not, and whoever reads a study reads each of its reports.
+    """
+    stride = -(-n_epochs // MAX_REPORTS)
+    return epoch % stride == 0 or epoch == n_epochs or epoch in rungs
 
 
 def tell(study: Study, ended: Ended) -> None:

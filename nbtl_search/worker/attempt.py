@@ -163,6 +163,7 @@ class Attempt:
                 self._lease.trial_id,
                 unsent,
                 n_epochs=self._recipe.train.epochs,
+                rungs=self._desk.rungs,
             )
         self._n_sent = len(self._history)
 

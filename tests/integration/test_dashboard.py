@@ -20,10 +20,10 @@ from sqlalchemy import NullPool, create_engine, event, text
 from nbtl_search.errors import NbtlError, SchemaError, StorageLostError
 from nbtl_search.reports.dashboard import pages
 from nbtl_search.reports.dashboard import server as dashboard
-from nbtl_search.reports.dashboard.pages import AnnotatedStorage, Pages
+from nbtl_search.reports.dashboard.pages import Pages
 from nbtl_search.reports.dashboard.server import Server, listening, page
 from nbtl_search.reports.terminal.status import status_of
-from nbtl_search.study import names, records, storage, store
+from nbtl_search.study import names, storage, store
 from nbtl_search.study.ledger import Ledger
 from tests.plausible_study import fill, make_spec
 
@@ -245,28 +245,28 @@ def test_refresh_redraws_what_has_changed_and_only_that(study, reader):
 
 
 def test_a_persons_note_goes_before_ours(study, reader):
-    drawn = Pages(reader)
-    drawn.refresh()
-    shown = AnnotatedStorage(reader, drawn)
-    trial = records.trials(study.storage.engine, study.id)[0]
-    key = f"dashboard:{trial.trial_id}:note_str:0"
-    assert "/learning-curve/" in shown.get_all_studies()[0].system_attrs[key]
-    study.optuna._storage.set_study_system_attr(study.id, key, "mine")
-    assert shown.get_all_studies()[0].system_attrs[key] == "mine"
-
-
-def test_notes_can_be_written_where_allowed(study, reader):
     with running(reader, writable=True) as server:
         port = server.server_port
-        trial = next(t for t in detail(port, study)["trials"] if t["number"] == 0)
-        note = json.dumps({"version": trial["note"]["version"] + 1, "body": "look at this"})
-        path = f"/api/studies/{study.id}/{trial['trial_id']}/note"
-        headers = {"Content-Type": "application/json"}
-        assert ask(port, "PUT", path, body=note, **headers)[0] == 204
-        assert ask(port, "PUT", path, body=note, Origin="http://evil.example", **headers)[0] == 403
+
+        def notes():
+            return [trial["note"] for trial in detail(port, study)["trials"]]
+
+        def write(version, body, **headers):
+            note = json.dumps({"version": version, "body": body})
+            given = {"Content-Type": "application/json"} | headers
+            return ask(port, "PUT", path, body=note, **given)[0]
+
+        first = detail(port, study)["trials"][0]
+        path = f"/api/studies/{study.id}/{first['trial_id']}/note"
+        others = notes()[1:]
+        assert first["note"]["version"] == 0
+        assert "/learning-curve/" in first["note"]["body"]
+        assert write(1, "look at this") == 204
+        assert write(2, "evil", Origin="http://evil.example") == 403
         assert ask(port, "DELETE", f"/api/studies/{study.id}")[0] == 405
-        found = detail(port, study)["trials"][0]["note"]
-    assert found == {"version": 1, "body": "look at this"}
+        assert notes() == [{"version": 1, "body": "look at this"}, *others]
+        assert write(2, "") == 204
+        assert notes() == [{"version": 2, "body": ""}, *others]
 
 
 def test_a_failed_refresh_is_logged_and_tried_again(study, reader, monkeypatch, caplog):

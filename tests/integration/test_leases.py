@@ -1,5 +1,6 @@
 """Leases on a real Postgres: budget, fencing, take-over, and Optuna told exactly once."""
 
+import itertools
 import multiprocessing
 from collections import Counter
 
@@ -297,14 +298,21 @@ def test_of_two_workers_that_tell_at_once_the_later_one_goes_on(
     assert study.optuna.get_trials()[lease.number].value == 50.0
 
 
-def test_optuna_gets_at_most_fifty_reports_of_a_long_trial(study, leases, ledger):
+def test_optuna_gets_few_reports_of_a_long_trial_and_the_rungs(study, leases, ledger):
     lease = acquire(study, leases, ledger)
-    curve = [epoch(number) for number in range(1, 421)]
-    sampling.report(study, lease.trial_id, curve[:200], n_epochs=420)
-    sampling.report(study, lease.trial_id, curve, n_epochs=420)
+    curve = [epoch(number) for number in range(1, 425)]
+    sampling.report(study, lease.trial_id, curve[:200], n_epochs=424, rungs=(106, 212))
+    sampling.report(study, lease.trial_id, curve, n_epochs=424, rungs=(106, 212))
     steps = sorted(study.optuna.get_trials()[lease.number].intermediate_values)
-    assert len(steps) <= sampling.MAX_REPORTS
-    assert steps[-1] == 420
+    assert {106, 212, 424} <= set(steps)
+    assert len(steps) <= sampling.MAX_REPORTS + 2
+    assert max(later - earlier for earlier, later in itertools.pairwise([0, *steps])) <= 43
+
+
+def test_optuna_gets_every_epoch_of_a_short_trial(study, leases, ledger):
+    lease = acquire(study, leases, ledger)
+    sampling.report(study, lease.trial_id, [epoch(number) for number in (1, 2, 3)], n_epochs=8)
+    assert set(study.optuna.get_trials()[lease.number].intermediate_values) == {1, 2, 3}
 
 
 def test_asks_are_seeded_by_study_and_slot(db, spec):

@@ -10,7 +10,7 @@ import copy
 import logging
 import re
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -38,10 +38,14 @@ REFRESH_S: Final = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Page:
-    """What one study gets: attributes as Optuna's dashboard reads them, and a curve per trial."""
+    """What one study gets: attributes as Optuna's dashboard reads them, and two things per trial.
+
+    The notes are no attributes: Optuna's dashboard looks through all of them once per trial.
+    """
 
     stamp: tuple[Any, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[int, str] = field(default_factory=dict)
     verdict: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[int, "_Curve"] = field(default_factory=dict)
 
@@ -103,6 +107,23 @@ class Pages:
         study.system_attrs = {**page.attributes, **study.system_attrs}
         study.user_attrs = {**study.user_attrs, **page.verdict}
         study.user_attrs.pop(names.SPEC, None)
+
+    def with_notes(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        """Be a plugin of the dashboard's framework: add our notes to what a view says of trials.
+
+        What a person wrote has a version, and stays.
+        """
+
+        def answer(*args: Any, **options: Any) -> Any:
+            said = view(*args, **options)
+            if isinstance(said, dict) and "trials" in said:
+                for trial in (*said["trials"], *said["best_trials"]):
+                    notes = self._pages.get(trial["study_id"], _Page()).notes
+                    if trial["note"]["version"] == 0 and trial["trial_id"] in notes:
+                        trial["note"]["body"] = notes[trial["trial_id"]]
+            return said
+
+        return answer
 
     def attributes(self, study_id: int) -> Mapping[str, Any]:
         """Return what is laid over a study's attributes."""
@@ -199,7 +220,6 @@ def _page(study: Study, stamp: tuple[Any, ...]) -> _Page:
     attributes = {"dashboard:objective_names": [TOP1]} | _figures(study, trials, curves)
     pictures = {}
     for trial in trials:
-        attributes |= _note(trial, n_epochs)
         is_default = default is None or trial == default
         pictures[trial.trial_id] = _Curve(
             title=_heading(trial),
@@ -208,7 +228,13 @@ def _page(study: Study, stamp: tuple[Any, ...]) -> _Page:
             n_epochs=n_epochs,
         )
     verdict = _verdict(best_of(trials), default, n_val=study.facts.n_val)
-    return _Page(stamp=stamp, attributes=attributes, verdict=verdict, curves=pictures)
+    return _Page(
+        stamp=stamp,
+        attributes=attributes,
+        notes={trial.trial_id: _note(trial, n_epochs) for trial in trials},
+        verdict=verdict,
+        curves=pictures,
+    )
 
 
 def _figures(
@@ -246,7 +272,7 @@ def _verdict(
     return rows
 
 
-def _note(trial: TrialRecord, n_epochs: int) -> dict[str, Any]:
+def _note(trial: TrialRecord, n_epochs: int) -> str:
     """Return a trial's note, which is where its page has room for a picture."""
     picture = f"![learning curve](/learning-curve/{trial.trial_id}.svg?epochs={trial.n_epochs})"
     lines = [picture, "", f"{trial.n_epochs} of {n_epochs} epochs, {trial.state}"]
@@ -256,8 +282,7 @@ def _note(trial: TrialRecord, n_epochs: int) -> dict[str, Any]:
         lines[-1] += f"; {trial.n_attempts} attempts"
     if trial.cause or trial.message:
         lines += ["", _escaped(": ".join(filter(None, [trial.cause, trial.message]))[:500])]
-    prefix = f"dashboard:{trial.trial_id}"
-    return {f"{prefix}:note_ver": 0, f"{prefix}:note_str:0": "\n".join(lines)}
+    return "\n".join(lines)
 
 
 def _heading(trial: TrialRecord) -> str:

@@ -97,6 +97,7 @@ def listening(
 def application(storage: Storage, pages: Pages) -> "WSGIApplication":
     """Return the dashboard with our additions, which nothing guards yet."""
     stock = optuna_dashboard.wsgi(AnnotatedStorage(storage, pages))
+    stock.install(pages.with_notes)
 
     def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         asked = _CURVE.fullmatch(environ.get("PATH_INFO", ""))
