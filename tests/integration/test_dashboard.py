@@ -244,6 +244,24 @@ def test_refresh_redraws_what_has_changed_and_only_that(study, reader):
     assert drawn.attributes(other.id) == {}
 
 
+def test_drawing_waits_while_a_page_is_answered(study, reader, monkeypatch):
+    drawn = Pages(reader)
+    thread = threading.Thread(target=drawn.refresh)
+    with drawn.answering():
+        thread.start()
+        thread.join(1.5)
+        assert thread.is_alive()
+        assert drawn.attributes(study.id) == {}
+    thread.join(60)
+    assert drawn.attributes(study.id)
+
+    monkeypatch.setattr(pages, "_GIVE_WAY_S", 0.01)
+    impatient = Pages(reader)
+    with impatient.answering():
+        impatient.refresh()
+    assert impatient.attributes(study.id), "it does not wait for ever"
+
+
 def test_a_persons_note_goes_before_ours(study, reader):
     with running(reader, writable=True) as server:
         port = server.server_port

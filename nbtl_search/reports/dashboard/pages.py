@@ -10,7 +10,8 @@ import copy
 import logging
 import re
 import threading
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -34,6 +35,9 @@ from nbtl_search.study.verdicts import verdict_of
 logger = logging.getLogger(__name__)
 
 REFRESH_S: Final = 10.0
+_GIVE_WAY_S: Final = 5.0
+
+GiveWay = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,24 @@ class Pages:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._pages: dict[int, _Page] = {}
+        self._n_asking = 0
+        self._asking = threading.Condition()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Let drawing wait while somebody is answered: they would share one interpreter."""
+        with self._asking:
+            self._n_asking += 1
+        try:
+            yield
+        finally:
+            with self._asking:
+                self._n_asking -= 1
+                self._asking.notify_all()
+
+    def _give_way(self) -> None:
+        with self._asking:
+            self._asking.wait_for(lambda: self._n_asking == 0, timeout=_GIVE_WAY_S)
 
     def refresh(self) -> list[str]:
         """Make the additions of those studies anew that have changed; return their names.
@@ -81,7 +103,7 @@ class Pages:
                 study = store.open_study(self._storage, name)
             except StudyNotFoundError:
                 continue
-            fresh[key] = _page(study, tuple(stamp))
+            fresh[key] = _page(study, tuple(stamp), self._give_way)
             self._pages = dict(fresh)  # one after the other: the first need not wait for the last
         self._pages = fresh
         return [stamps[key][0] for key in changed]
@@ -212,12 +234,13 @@ def _is_old(page: _Page | None, stamp: Sequence[Any]) -> bool:
     return page is None or page.stamp != tuple(stamp)
 
 
-def _page(study: Study, stamp: tuple[Any, ...]) -> _Page:
+def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
+    give_way()
     trials = records.trials(study.storage.engine, study.id)
     curves = records.curves(study.storage.engine, study.id)
     default = default_of(trials)
     n_epochs = study.spec.train.epochs
-    attributes = {"dashboard:objective_names": [TOP1]} | _figures(study, trials, curves)
+    attributes = {"dashboard:objective_names": [TOP1]} | _figures(study, trials, curves, give_way)
     pictures = {}
     for trial in trials:
         is_default = default is None or trial == default
@@ -238,23 +261,29 @@ def _page(study: Study, stamp: tuple[Any, ...]) -> _Page:
 
 
 def _figures(
-    study: Study, trials: Sequence[TrialRecord], curves: Mapping[int, Sequence[Epoch]]
-) -> dict[str, Any]:
-    drawn: dict[str, go.Figure] = {
-        "nbtl-history": figures.history(trials),
-        "nbtl-learning-curves": figures.learning_curves(trials, curves),
-        "nbtl-non-binary": figures.non_binary(trials, n_blocks=study.facts.n_blocks),
-        "nbtl-dials": figures.dials(trials),
-        "nbtl-rate": paper_figures.rate_by_new_layers(trials),
-        "nbtl-low-layers": paper_figures.low_layers(trials),
-        "nbtl-l2sp": paper_figures.l2sp_blocks(trials),
+    study: Study,
+    trials: Sequence[TrialRecord],
+    curves: Mapping[int, Sequence[Epoch]],
+    give_way: GiveWay,
+) -> dict[str, str]:
+    drawings: dict[str, Callable[[], go.Figure]] = {
+        "nbtl-history": lambda: figures.history(trials),
+        "nbtl-learning-curves": lambda: figures.learning_curves(trials, curves),
+        "nbtl-non-binary": lambda: figures.non_binary(trials, n_blocks=study.facts.n_blocks),
+        "nbtl-dials": lambda: figures.dials(trials),
+        "nbtl-rate": lambda: paper_figures.rate_by_new_layers(trials),
+        "nbtl-low-layers": lambda: paper_figures.low_layers(trials),
+        "nbtl-l2sp": lambda: paper_figures.l2sp_blocks(trials),
     }
     if study.stage is None:  # else its trials are final runs, which the search's page compares
-        verdict = verdict_of(study)
-        drawn["nbtl-optimal"] = paper_figures.optimal_against_default(trials, verdict)
-    if not trials:
-        return {}
-    return {f"dashboard:plot_data:{key}:0": figure.to_json() for key, figure in drawn.items()}
+        drawings["nbtl-optimal"] = lambda: paper_figures.optimal_against_default(
+            trials, verdict_of(study)
+        )
+    drawn = {}
+    for key, draw in drawings.items() if trials else ():
+        give_way()
+        drawn[f"dashboard:plot_data:{key}:0"] = draw().to_json()
+    return drawn
 
 
 def _verdict(

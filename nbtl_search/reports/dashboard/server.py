@@ -102,7 +102,8 @@ def application(storage: Storage, pages: Pages) -> "WSGIApplication":
     def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         asked = _CURVE.fullmatch(environ.get("PATH_INFO", ""))
         if asked is None:
-            served: Iterable[bytes] = stock(environ, start_response)
+            with pages.answering():
+                served: Iterable[bytes] = stock(environ, start_response)
             return served
         picture = pages.curve(int(asked[1]))
         body = b"" if picture is None else picture.encode()
