@@ -46,7 +46,7 @@ from tests.plausible_study import make_spec  # noqa: E402
 LARGE, SMALL = "large", "small"
 N_SMALL = 10
 N_LATER = 5
-DRAWING_S = 2
+PAUSE_S = 0.5
 GOALS_S = {
     f"status of {LARGE}": 1.5,
     f"status --json of {LARGE}": 1.5,
@@ -149,7 +149,7 @@ def _ours(home: Path) -> dict[str, list[float]]:
     with closing(storage.connect(None, home=home)) as opened:
         study_id = store.open_study(opened, LARGE).id
     with closing(storage.connect(None, home=home)) as opened, dashboard.listening(opened) as served:
-        return _polls("our dashboard", served, study_id)
+        return _polls("our dashboard", served, study_id, figures=True)
 
 
 def _stock(home: Path) -> dict[str, list[float]]:
@@ -158,16 +158,20 @@ def _stock(home: Path) -> dict[str, list[float]]:
         address = opened.url.render_as_string(hide_password=False)
     with dashboard.Server("127.0.0.1", 0) as served:
         served.set_app(optuna_dashboard.wsgi(optuna.storages.RDBStorage(address)))
-        return _polls("Optuna's dashboard", served, study_id)
+        return _polls("Optuna's dashboard", served, study_id, figures=False)
 
 
-def _polls(who: str, served: dashboard.Server, study_id: int) -> dict[str, list[float]]:
-    """Poll as a page does: all trials first, then those that had not ended."""
+def _polls(
+    who: str, served: dashboard.Server, study_id: int, *, figures: bool
+) -> dict[str, list[float]]:
+    """Poll as a page does: all trials first, then those that had not ended, and our figures."""
     address = f"{served.address}api/studies/{study_id}"
     with _handling(served):
-        first, n_trials = _poll_s(f"{address}?after=0")
+        first, n_trials, _ = _poll_s(f"{address}?after=0")
         soon = _poll_s(f"{address}?after={n_trials}")[0]
-        time.sleep(DRAWING_S)  # ours draws its figures meanwhile
+        time.sleep(PAUSE_S)
+        while figures and not _poll_s(f"{address}?after={n_trials}")[2]:
+            time.sleep(PAUSE_S)
         later = [_poll_s(f"{address}?after={n_trials}")[0] for _ in range(N_LATER)]
         again = _poll_s(f"{address}?after=0")[0]
     return {
@@ -178,12 +182,14 @@ def _polls(who: str, served: dashboard.Server, study_id: int) -> dict[str, list[
     }
 
 
-def _poll_s(url: str) -> tuple[float, int]:
+def _poll_s(url: str) -> tuple[float, int, int]:
+    """Return the seconds, and how many trials and figures were in the answer."""
     started = time.perf_counter()
-    with urlopen(url, timeout=120) as answer:  # noqa: S310  (our own server)
-        body = answer.read()
+    with urlopen(url, timeout=120) as sent:  # noqa: S310  (our own server)
+        body = sent.read()
     took_s = time.perf_counter() - started
-    return took_s, len(json.loads(body)["trials"])
+    answer = json.loads(body)
+    return took_s, len(answer["trials"]), len(answer["plotly_graph_objects"])
 
 
 @contextmanager
