@@ -46,7 +46,7 @@ from tests.plausible_study import make_spec  # noqa: E402
 LARGE, SMALL = "large", "small"
 N_SMALL = 10
 N_LATER = 5
-PAUSE_S = 0.5
+PAUSE_S, N_PAUSES = 0.5, 100
 GOALS_S = {
     f"status of {LARGE}": 1.5,
     f"status --json of {LARGE}": 1.5,
@@ -170,7 +170,9 @@ def _polls(
         first, n_trials, _ = _poll_s(f"{address}?after=0")
         soon = _poll_s(f"{address}?after={n_trials}")[0]
         time.sleep(PAUSE_S)
-        while figures and not _poll_s(f"{address}?after={n_trials}")[2]:
+        for _ in range(N_PAUSES):
+            if not figures or _poll_s(f"{address}?after={n_trials}")[2]:
+                break
             time.sleep(PAUSE_S)
         later = [_poll_s(f"{address}?after={n_trials}")[0] for _ in range(N_LATER)]
         again = _poll_s(f"{address}?after=0")[0]

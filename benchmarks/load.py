@@ -59,7 +59,7 @@ CHECKS = (
     invariants.failures,
     invariants.told,
 )
-RSS_AT = (1, 10, 25, 50)
+RSS_AT = (1, 25, 50, 100, 150, 200)
 _GRACE_S = 30
 
 

@@ -1,5 +1,6 @@
 """The diagnoses in a database: kept by what was measured, shown in the notes of its studies."""
 
+import contextlib
 import logging
 from collections.abc import Iterator
 
@@ -34,7 +35,8 @@ def record(storage: Storage, diagnosis: Diagnosis) -> None:
         connection.execute(insert(schema.diagnosis).values(row))
     if diagnosis.layer == POOLED:
         for study in _studies_of(storage, diagnosis):
-            show(study, latest(storage, study.spec) or diagnosis)
+            with contextlib.suppress(StorageError):  # deleted meanwhile: no note, no harm
+                show(study, latest(storage, study.spec) or diagnosis)
     logger.info("recorded", extra={"action": "diagnose", "dataset": diagnosis.dataset})
 
 

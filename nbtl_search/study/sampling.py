@@ -103,10 +103,10 @@ def report(
 
 
 def is_reported(epoch: int, *, n_epochs: int, rungs: tuple[int, ...]) -> bool:
-    """Tell whether Optuna gets this epoch: `MAX_REPORTS` evenly spread ones, and the rungs.
+    """Tell whether Optuna gets this epoch: at most `MAX_REPORTS` evenly spread ones, and the rungs.
 
-    The ledger has all epochs, and our figures draw them. Optuna needs the last one of a trial,
-    whether it was stopped at a rung or not, and whoever reads a study reads each of its reports.
+    The ledger has all epochs, and our figures draw them. The sampler ranks a trial that was stopped
+    by its last report, so that must be the rung; and whoever reads a study reads every report.
     """
     stride = -(-n_epochs // MAX_REPORTS)
     return epoch % stride == 0 or epoch == n_epochs or epoch in rungs

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError
 
-from nbtl_search.errors import SchemaError, StorageError, StorageLostError
-from nbtl_search.study import driver, embedded, schema
+from nbtl_search.errors import StorageError, StorageLostError
+from nbtl_search.study import driver, embedded, optuna_tables, schema
 from nbtl_search.study.faults import storage_errors, wait_for
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Storage", "check", "connect", "create_or_upgrade", "storage_errors", "wait_for"]
 
 OLDEST_POSTGRES: Final = 13
-OPTUNA_TABLES: Final = "v3.2.0.a"  # the version of Optuna 5's
 ANSWER_S: Final = 60.0
 PROGRAM: Final = "nbtl-search"
 _NAME_BYTES: Final = 63  # Postgres cuts longer ones, with a notice
@@ -177,7 +176,7 @@ def create_or_upgrade(storage: Storage) -> None:
         opened = _rdb(storage, overflow=1)
         try:
             if opened.get_current_version() != opened.get_head_version():
-                _refuse_newer(opened)
+                optuna_tables.refuse_newer(opened)
                 with _logging_left_alone():
                     opened.upgrade()
         finally:
@@ -201,33 +200,21 @@ def check(storage: Storage) -> None:
 
 def _check_optuna(storage: Storage) -> None:
     """Do for Optuna's tables what `check` does; Optuna itself is asked only where it must be."""
-    found = inspect(storage.engine)
-    for table in ("studies", "version_info", "alembic_version"):
-        if not found.has_table(table):
-            message = f"the database has no Optuna tables; run: {schema.UPGRADE_COMMAND}"
-            raise SchemaError(message)
-    with storage.engine.connect() as connection:
-        current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    if current == OPTUNA_TABLES:
-        return
-    opened = _rdb(storage, overflow=0, skip_table_creation=True)
-    try:
-        _refuse_newer(opened)
-        needed = opened.get_head_version()
-    finally:
-        opened.remove_session()
-        opened.engine.dispose()
-    if current != needed:
-        message = (
-            f"Optuna's tables must be of version {needed!r}, got {current!r}; "
-            f"run: {schema.UPGRADE_COMMAND}"
-        )
-        raise SchemaError(message)
+    current = optuna_tables.version(storage.engine)
+    if current != optuna_tables.NEEDED:
+        opened = _rdb(storage, overflow=0, skip_table_creation=True)
+        try:
+            optuna_tables.refuse_other(opened, current)
+        finally:
+            opened.remove_session()
+            opened.engine.dispose()
 
 
 def _open_optuna(storage: Storage) -> "RDBStorage":
-    _check_optuna(storage)  # first: Optuna would fill missing version tables with its own guess
-    return _rdb(storage, overflow=0, skip_table_creation=True)
+    current = optuna_tables.version(storage.engine)  # before Optuna fills in what is missing
+    opened = _rdb(storage, overflow=0, skip_table_creation=True)
+    optuna_tables.refuse_other(opened, current)
+    return opened
 
 
 def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "RDBStorage":
@@ -235,7 +222,7 @@ def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "RDBStorage":
 
     from nbtl_search.study.rdb import FastRDBStorage  # noqa: PLC0415  (as above)
 
-    optuna.logging.disable_default_handler()  # its messages go where ours go
+    optuna.logging.disable_default_handler()  # from its first use on, its messages go where ours go
     optuna.logging.enable_propagation()
     return FastRDBStorage(
         storage.url.render_as_string(hide_password=False),
@@ -245,16 +232,6 @@ def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "RDBStorage":
         skip_compatibility_check=True,  # it needs a second connection, and names another command
         **options,
     )
-
-
-def _refuse_newer(opened: "RDBStorage") -> None:
-    current = opened.get_current_version()
-    if current not in opened.get_all_versions():
-        message = (
-            f"Optuna's tables must be of version {opened.get_head_version()!r} or older, got the "
-            f"unknown {current!r}; upgrade nbtl-search on this machine"
-        )
-        raise SchemaError(message)
 
 
 @contextlib.contextmanager

@@ -62,9 +62,16 @@ class Study:
         """Optuna's part of it, opened at first use.
 
         Raises:
-            StorageError: the database refuses.
+            StorageError: it was deleted meanwhile, or the database refuses.
         """
-        return _optuna_study(self.storage, self.name)
+        with storage_errors():
+            try:
+                opened = _optuna_study(self.storage, self.name)
+            except KeyError:
+                opened = None
+        if opened is None or opened._study_id != self.id:  # noqa: SLF001  (another of its name)
+            raise StorageError(_without_optuna(self.name))
+        return opened
 
     @property
     def facts(self) -> Facts:
@@ -128,11 +135,7 @@ def open_study(storage: Storage, name: str) -> Study:
         if row is None:
             raise StudyNotFoundError(_not_found(storage, name))
         if spec is None:
-            message = (
-                f"study {name!r} must have its Optuna part, and it was deleted from outside; "
-                f"run: nbtl-search delete {name}"
-            )
-            raise StorageError(message)
+            raise StorageError(_without_optuna(name))
         return Study(
             name=name,
             id=row.study_id,
@@ -230,10 +233,9 @@ def _waiting(params: dict[str, object], attributes: dict[str, object]) -> "Froze
 def _optuna_study(storage: Storage, name: str) -> "OptunaStudy":
     import optuna  # noqa: PLC0415  (slow, not always used)
 
-    with storage_errors():
-        return optuna.load_study(
-            study_name=name, storage=storage.optuna, pruner=optuna.pruners.NopPruner()
-        )
+    return optuna.load_study(
+        study_name=name, storage=storage.optuna, pruner=optuna.pruners.NopPruner()
+    )
 
 
 def _same(existing: Study, spec: StudySpec) -> Study:
@@ -281,6 +283,13 @@ def _not_found(storage: Storage, name: str) -> str:
         return f"no study {name!r}: the database has none yet; make one with: nbtl-search create"
     more = f" and {len(near) - 10} more" if len(near) > 10 else ""
     return f"no study {name!r} in this database; it has: {', '.join(near[:10])}{more}"
+
+
+def _without_optuna(name: str) -> str:
+    return (
+        f"study {name!r} must have its Optuna part, and it was deleted from outside; "
+        f"run: nbtl-search delete {name}"
+    )
 
 
 def _attach_note(study: "OptunaStudy", note: str) -> None:

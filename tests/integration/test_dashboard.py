@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -21,6 +22,7 @@ from nbtl_search.errors import NbtlError, SchemaError, StorageLostError
 from nbtl_search.reports.dashboard import pages
 from nbtl_search.reports.dashboard import server as dashboard
 from nbtl_search.reports.dashboard.pages import Pages
+from nbtl_search.reports.dashboard.priority import Priority
 from nbtl_search.reports.dashboard.server import Server, listening, page
 from nbtl_search.reports.terminal.status import status_of
 from nbtl_search.study import names, storage, store
@@ -244,22 +246,42 @@ def test_refresh_redraws_what_has_changed_and_only_that(study, reader):
     assert drawn.attributes(other.id) == {}
 
 
-def test_drawing_waits_while_a_page_is_answered(study, reader, monkeypatch):
-    drawn = Pages(reader)
-    thread = threading.Thread(target=drawn.refresh)
-    with drawn.answering():
-        thread.start()
-        thread.join(1.5)
-        assert thread.is_alive()
-        assert drawn.attributes(study.id) == {}
-    thread.join(60)
-    assert drawn.attributes(study.id)
+def test_pages_go_before_each_figure(reader, study, monkeypatch):
+    turns: list[Any] = []
+    answers: list[Any] = []
+    way, answering = Priority.way, Priority.answering
 
-    monkeypatch.setattr(pages, "_GIVE_WAY_S", 0.01)
-    impatient = Pages(reader)
-    with impatient.answering():
-        impatient.refresh()
-    assert impatient.attributes(study.id), "it does not wait for ever"
+    def counted_way(self, *, longest_s):
+        turns_left = way(self, longest_s=longest_s)
+
+        def give_way():
+            turns.append(longest_s)
+            turns_left()
+
+        return give_way
+
+    def counted_answering(self):
+        answers.append(self)
+        return answering(self)
+
+    monkeypatch.setattr(Priority, "way", counted_way)
+    monkeypatch.setattr(Priority, "answering", counted_answering)
+    Pages(reader).refresh()
+    assert len(turns) == 1 + len(FIGURES)
+    assert answers == []
+    with running(reader) as server:
+        for path in (f"/api/studies/{study.id}", "/learning-curve/1.svg"):
+            before = len(answers)
+            ask(server.server_port, "GET", path)
+            assert len(answers) == before + 1
+
+
+def test_who_stops_does_not_wait_for_the_figures_of_all_studies(reader):
+    stopped = threading.Event()
+    stopped.set()
+    drawn = Pages(reader)
+    drawn.refresh(stopped)
+    assert drawn.refresh() == ["dtd10"], "nothing was drawn before"
 
 
 def test_a_persons_note_goes_before_ours(study, reader):
@@ -299,12 +321,13 @@ def test_a_failed_refresh_is_logged_and_tried_again(study, reader, monkeypatch, 
             raise StorageLostError(away)
         if len(n_calls) == 2:
             raise ZeroDivisionError
-        stopped.set()
+        if len(n_calls) == 4:
+            stopped.set()
         return whole()
 
     monkeypatch.setattr(drawn, "_stamps", lost)
     drawn.run(stopped)
-    assert len(n_calls) == 3
+    assert len(n_calls) == 4
     assert away in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert drawn.attributes(study.id)

@@ -6,9 +6,11 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
-from sqlalchemy import event
+from sqlalchemy import event, text
 
+from nbtl_search.errors import StorageLostError
 from nbtl_search.study.rdb import FastRDBStorage
+from nbtl_search.study.storage import storage_errors
 
 FLOAT = optuna.distributions.FloatDistribution
 PARAMS = {
@@ -86,6 +88,41 @@ def test_only_what_may_have_changed_is_read(backend, study_id):
                 assert read_by(FastRDBStorage, backend, *wanted) == read_by(
                     RDBStorage, backend, *wanted
                 ), wanted
+
+
+def test_a_trial_that_ends_while_it_is_read_keeps_its_parts(db, database_url, backend):
+    study = optuna.create_study(storage=db.optuna)
+    trial = study.ask()
+    trial.suggest_float("lr", 0.0, 1.0)
+    trial.report(12.5, step=1)
+    other = optuna.load_study(study_name=study.study_name, storage=database_url)
+
+    def end(_connection, _cursor, statement, *_):
+        if "trial_params" in statement and not other.best_trials:
+            other.tell(trial.number, 3.0)
+
+    event.listen(backend.engine, "before_cursor_execute", end)
+    (found,) = backend._get_trials(study._study_id, (TrialState.RUNNING,), set(), -1)
+    assert other.best_value == 3.0
+    assert set(found.params) == {"lr"}
+    assert found.intermediate_values == {1: 12.5}
+
+
+def test_a_connection_that_is_cut_in_between_is_a_lost_database(db, backend, study_id):
+    cuts: list[str] = []
+
+    def cut(_connection, _cursor, statement, *_):
+        if "trial_values" in statement and not cuts:
+            cuts.append(statement)
+            kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE"
+            others = "pid <> pg_backend_pid() AND datname = current_database()"
+            with db.engine.begin() as connection:
+                connection.execute(text(f"{kill} {others}"))
+
+    event.listen(backend.engine, "before_cursor_execute", cut)
+    with pytest.raises(StorageLostError), storage_errors():
+        backend._get_trials(study_id, None, set(), -1)
+    assert len(backend._get_trials(study_id, None, set(), -1)) == 8
 
 
 def test_a_study_that_is_not_there_is_named_as_optuna_does(backend, study_id):

@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 
 from nbtl_search.errors import SchemaError, StorageError, StorageLostError
-from nbtl_search.study import storage, store
+from nbtl_search.study import optuna_tables, storage, store
 
 SECRET = "s3cr3t-p4ss"
 
@@ -163,7 +163,7 @@ def _set_optuna_version(opened, version):
 
 def test_the_version_of_optunas_tables_is_the_one_that_optuna_says(db):
     """A new Optuna may need other tables: this number then has to follow."""
-    assert db.optuna._backend.get_head_version() == storage.OPTUNA_TABLES
+    assert db.optuna._backend.get_head_version() == optuna_tables.NEEDED
 
 
 def test_looking_at_a_study_does_not_wake_optuna(db, database_url, spec):
@@ -185,6 +185,14 @@ def test_optunas_tables_of_another_version_are_refused(db):
         storage.check(db)
     with pytest.raises(SchemaError, match=r"v99.*upgrade nbtl-search on this machine"):
         storage.create_or_upgrade(db)
+
+
+def test_optunas_tables_without_a_version_are_refused_at_once(db):
+    with db.engine.begin() as connection:
+        connection.execute(text("DELETE FROM alembic_version"))
+    for use in (storage.check, lambda it: it.optuna):
+        with pytest.raises(SchemaError, match="run: nbtl-search db upgrade"):
+            use(db)
 
 
 def test_optunas_older_tables_are_upgraded_by_the_command_only(db):

@@ -248,3 +248,15 @@ def test_the_note_describes_the_study_and_escapes_what_users_wrote(db, spec):
     assert "30 training, 12 validation and 12 test images" in note
     for row in space.build(spec.search, n_blocks=22).rows:
         assert f"| `{row.name}` |" in note
+
+
+def test_a_study_that_was_made_again_is_not_taken_for_the_old_one(db, spec):
+    old = store.create(db, spec)
+    store.delete(db, "cats")
+    with pytest.raises(StorageError, match="deleted from outside"):
+        old.optuna.get_trials()
+    new = store.create(db, spec)
+    assert new.id != old.id
+    with pytest.raises(StorageError, match="deleted from outside"):
+        old.optuna.get_trials()
+    assert new.optuna._study_id == new.id

@@ -8,10 +8,8 @@ the other and read with every poll: a poll in between gets half of the old and h
 
 import copy
 import logging
-import re
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -22,6 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import distinct, func, or_, select
 
 from nbtl_search.errors import NbtlError, StudyNotFoundError
+from nbtl_search.reports.dashboard import notes
+from nbtl_search.reports.dashboard.priority import GiveWay, Priority
 from nbtl_search.reports.drawing import curve, figures, paper_figures
 from nbtl_search.reports.drawing.traces import TOP1
 from nbtl_search.reports.standing import best_of, default_of, gain_of
@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 REFRESH_S: Final = 10.0
 _GIVE_WAY_S: Final = 5.0
-
-GiveWay = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,27 +67,13 @@ class Pages:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._pages: dict[int, _Page] = {}
-        self._n_asking = 0
-        self._asking = threading.Condition()
+        self.priority = Priority()
 
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Let drawing wait while somebody is answered: they would share one interpreter."""
-        with self._asking:
-            self._n_asking += 1
-        try:
-            yield
-        finally:
-            with self._asking:
-                self._n_asking -= 1
-                self._asking.notify_all()
-
-    def _give_way(self) -> None:
-        with self._asking:
-            self._asking.wait_for(lambda: self._n_asking == 0, timeout=_GIVE_WAY_S)
-
-    def refresh(self) -> list[str]:
+    def refresh(self, stopped: threading.Event | None = None) -> list[str]:
         """Make the additions of those studies anew that have changed; return their names.
+
+        Args:
+            stopped: set by whoever wants no more of it.
 
         Raises:
             StorageError: the database refuses or does not answer.
@@ -98,12 +82,14 @@ class Pages:
         fresh = {key: page for key, page in self._pages.items() if key in stamps}
         changed = [key for key, (_, *stamp) in stamps.items() if _is_old(fresh.get(key), stamp)]
         for key in changed:
+            if stopped is not None and stopped.is_set():
+                break
             name, *stamp = stamps[key]
             try:
                 study = store.open_study(self._storage, name)
             except StudyNotFoundError:
                 continue
-            fresh[key] = _page(study, tuple(stamp), self._give_way)
+            fresh[key] = _page(study, tuple(stamp), self.priority.way(longest_s=_GIVE_WAY_S))
             self._pages = dict(fresh)  # one after the other: the first need not wait for the last
         self._pages = fresh
         return [stamps[key][0] for key in changed]
@@ -112,7 +98,7 @@ class Pages:
         """Refresh every `REFRESH_S` seconds; a failure is logged and tried again."""
         while not stopped.is_set():
             try:
-                self.refresh()
+                self.refresh(stopped)
             except NbtlError as error:
                 logger.warning("no fresh figures: %s", error, extra={"action": "refresh"})
             except Exception:
@@ -122,7 +108,7 @@ class Pages:
     def lay_over(self, study: FrozenStudy) -> None:
         """Add our additions to what Optuna read of a study.
 
-        What a person wrote into a note goes before ours. The specification is left out: its one
+        The specification is left out: its one
         long line pushes half of the page out of the window, and the study's note says the same.
         """
         page = self._pages.get(study._study_id, _Page())  # noqa: SLF001
@@ -140,9 +126,9 @@ class Pages:
             said = view(*args, **options)
             if isinstance(said, dict) and "trials" in said:
                 for trial in (*said["trials"], *said["best_trials"]):
-                    notes = self._pages.get(trial["study_id"], _Page()).notes
-                    if trial["note"]["version"] == 0 and trial["trial_id"] in notes:
-                        trial["note"]["body"] = notes[trial["trial_id"]]
+                    ours = self._pages.get(trial["study_id"], _Page()).notes
+                    if trial["note"]["version"] == 0 and trial["trial_id"] in ours:
+                        trial["note"]["body"] = ours[trial["trial_id"]]
             return said
 
         return answer
@@ -245,7 +231,7 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
     for trial in trials:
         is_default = default is None or trial == default
         pictures[trial.trial_id] = _Curve(
-            title=_heading(trial),
+            title=notes.heading(trial),
             epochs=curves.get(trial.number, ()),
             reference=() if default is None or is_default else curves.get(default.number, ()),
             n_epochs=n_epochs,
@@ -254,7 +240,7 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
     return _Page(
         stamp=stamp,
         attributes=attributes,
-        notes={trial.trial_id: _note(trial, n_epochs) for trial in trials},
+        notes={trial.trial_id: notes.of(trial, n_epochs=n_epochs) for trial in trials},
         verdict=verdict,
         curves=pictures,
     )
@@ -266,6 +252,8 @@ def _figures(
     curves: Mapping[int, Sequence[Epoch]],
     give_way: GiveWay,
 ) -> dict[str, str]:
+    if not trials:
+        return {}
     drawings: dict[str, Callable[[], go.Figure]] = {
         "nbtl-history": lambda: figures.history(trials),
         "nbtl-learning-curves": lambda: figures.learning_curves(trials, curves),
@@ -280,7 +268,7 @@ def _figures(
             trials, verdict_of(study)
         )
     drawn = {}
-    for key, draw in drawings.items() if trials else ():
+    for key, draw in drawings.items():
         give_way()
         drawn[f"dashboard:plot_data:{key}:0"] = draw().to_json()
     return drawn
@@ -299,25 +287,3 @@ def _verdict(
     if gain is not None:
         rows["difference"] = gain.words()
     return rows
-
-
-def _note(trial: TrialRecord, n_epochs: int) -> str:
-    """Return a trial's note, which is where its page has room for a picture."""
-    picture = f"![learning curve](/learning-curve/{trial.trial_id}.svg?epochs={trial.n_epochs})"
-    lines = [picture, "", f"{trial.n_epochs} of {n_epochs} epochs, {trial.state}"]
-    if trial.value is not None and trial.best_epoch is not None:
-        lines[-1] += f"; best {trial.value:.2f} % at epoch {trial.best_epoch}"
-    if trial.n_attempts > 1:
-        lines[-1] += f"; {trial.n_attempts} attempts"
-    if trial.cause or trial.message:
-        lines += ["", _escaped(": ".join(filter(None, [trial.cause, trial.message]))[:500])]
-    return "\n".join(lines)
-
-
-def _heading(trial: TrialRecord) -> str:
-    return f"Trial {trial.number}{f' ({trial.name})' if trial.name else ''}"
-
-
-def _escaped(text: str) -> str:
-    """Escape every character that Markdown could take for its own, and keep it in one line."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))

@@ -100,12 +100,12 @@ def application(storage: Storage, pages: Pages) -> "WSGIApplication":
     stock.install(pages.with_notes)
 
     def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        asked = _CURVE.fullmatch(environ.get("PATH_INFO", ""))
-        if asked is None:
-            with pages.answering():
+        with pages.priority.answering():
+            asked = _CURVE.fullmatch(environ.get("PATH_INFO", ""))
+            if asked is None:
                 served: Iterable[bytes] = stock(environ, start_response)
-            return served
-        picture = pages.curve(int(asked[1]))
+                return served
+            picture = pages.curve(int(asked[1]))
         body = b"" if picture is None else picture.encode()
         headers = [("Content-Type", "image/svg+xml"), ("Content-Length", str(len(body)))]
         start_response("404 Not Found" if picture is None else "200 OK", headers)
