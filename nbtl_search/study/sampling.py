@@ -44,6 +44,11 @@ def ask(study: Study, *, slot: int, known_ids: set[int]) -> Asked:
 
     Call it inside `Leases.reserve`, which lets only one at a time in.
     """
+    with study.storage.optuna.one_reading():
+        return _ask(study, slot, known_ids)
+
+
+def _ask(study: Study, slot: int, known_ids: set[int]) -> Asked:
     study.optuna.sampler = sampler(study.spec, slot=slot)
     trial = _orphan(study.optuna, known_ids) or study.optuna.ask()
     if study.stage is not None:

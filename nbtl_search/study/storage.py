@@ -16,7 +16,7 @@ from nbtl_search.study import driver, embedded, optuna_tables, schema
 from nbtl_search.study.faults import storage_errors, wait_for
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage, RDBStorage
+    from nbtl_search.study.rdb import CachedStorage, FastRDBStorage
 
 __all__ = ["Storage", "check", "connect", "create_or_upgrade", "storage_errors", "wait_for"]
 
@@ -52,17 +52,17 @@ class Storage:
     """Of the embedded one, if it is that."""
 
     @cached_property
-    def optuna(self) -> "BaseStorage":
+    def optuna(self) -> "CachedStorage":
         """Optuna's storage, cached; opened at first use, when its tables must be there.
 
         Raises:
             SchemaError: they are missing or of another version; the message has the command.
             StorageError: the database refuses.
         """
-        from optuna.storages import get_storage  # noqa: PLC0415  (slow, and not always used)
+        from nbtl_search.study.rdb import CachedStorage  # noqa: PLC0415  (slow, not always used)
 
         with storage_errors():
-            return get_storage(_open_optuna(self))
+            return CachedStorage(_open_optuna(self))
 
     def revive(self) -> None:
         """Start the embedded server again if it died; of any other nothing is known here."""
@@ -210,14 +210,14 @@ def _check_optuna(storage: Storage) -> None:
             opened.engine.dispose()
 
 
-def _open_optuna(storage: Storage) -> "RDBStorage":
+def _open_optuna(storage: Storage) -> "FastRDBStorage":
     current = optuna_tables.version(storage.engine)  # before Optuna fills in what is missing
     opened = _rdb(storage, overflow=0, skip_table_creation=True)
     optuna_tables.refuse_other(opened, current)
     return opened
 
 
-def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "RDBStorage":
+def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "FastRDBStorage":
     import optuna  # noqa: PLC0415  (as above)
 
     from nbtl_search.study.rdb import FastRDBStorage  # noqa: PLC0415  (as above)

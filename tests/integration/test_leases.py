@@ -1,16 +1,17 @@
 """Leases on a real Postgres: budget, fencing, take-over, and Optuna told exactly once."""
 
+import contextlib
 import itertools
 import multiprocessing
 from collections import Counter
 
 import optuna
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from nbtl_search.errors import FencedError, StorageLostError
-from nbtl_search.spec import Epoch, Recipe
-from nbtl_search.study import records, sampling, storage, store
+from nbtl_search.spec import Budget, Epoch, Recipe
+from nbtl_search.study import rdb, records, sampling, storage, store
 from nbtl_search.study.lease import Outcome
 from nbtl_search.study.leases import MAX_FAILURES, MAX_LOST, Leases
 from nbtl_search.study.ledger import Ledger
@@ -313,6 +314,44 @@ def test_optuna_gets_every_epoch_of_a_short_trial(study, leases, ledger):
     lease = acquire(study, leases, ledger)
     sampling.report(study, lease.trial_id, [epoch(number) for number in (1, 2, 3)], n_epochs=8)
     assert set(study.optuna.get_trials()[lease.number].intermediate_values) == {1, 2, 3}
+
+
+def trained(study, n):
+    """Train this many trials of a study; return its next proposal, with what was read for it."""
+    leases, ledger = Leases(study.storage.engine, study.id), Ledger(study.storage.engine, study.id)
+    for number in range(n):
+        lease = acquire(study, leases, ledger)
+        leases.record(lease, [epoch(1, 50.0 + number % 3)])
+        sampling.report(study, lease.trial_id, [epoch(1, 50.0 + number % 3)], n_epochs=1)
+        if number % 4:  # the others keep running
+            leases.finish(lease, Outcome(state="complete", value=50.0 + number % 3, best_epoch=1))
+        for ended in ledger.untold():
+            sampling.tell(study, ended)
+            ledger.mark_told(ended.trial_id)
+    readings: list[str] = []
+
+    def note(_connection, _cursor, statement, *_):
+        if "FROM trial_params" in statement and " IN " in statement:
+            readings.append(statement)
+
+    engine = study.storage.optuna._backend.engine
+    event.listen(engine, "before_cursor_execute", note)
+    lease = acquire(study, leases, ledger)
+    event.remove(engine, "before_cursor_execute", note)
+    return study.optuna.get_trials(deepcopy=False)[lease.number].params, len(readings)
+
+
+def test_a_proposal_needs_one_reading_and_is_what_it_was_with_many(db, spec, monkeypatch):
+    spec = spec.replace(budget=Budget(n_trials=20))
+    cats, dogs = store.create(db, spec), store.create(db, spec.replace(name="dogs"))
+    n = spec.search.n_startup + 8  # the sampler has begun
+    proposed, n_readings = trained(cats, n)
+    monkeypatch.setattr(rdb.CachedStorage, "one_reading", lambda _: contextlib.nullcontext())
+    same, n_readings_without = trained(dogs, n)
+    assert proposed == same
+    assert len(proposed) > 2
+    assert n_readings == 1
+    assert n_readings_without > 3
 
 
 def test_asks_are_seeded_by_study_and_slot(db, spec):

@@ -187,7 +187,7 @@ class AnnotatedStorage(_CachedStorage):
     """Optuna's cached storage, with our additions laid over what it reads of studies."""
 
     def __init__(self, storage: Storage, pages: Pages) -> None:
-        super().__init__(storage.optuna._backend)  # type: ignore[attr-defined]  # noqa: SLF001
+        super().__init__(storage.optuna._backend)  # noqa: SLF001
         self._pages = pages
 
     def get_all_studies(self) -> list[FrozenStudy]:
