@@ -101,7 +101,7 @@ def _dry(array: "SlurmArray", n: int) -> Queued:
 
 
 def _bring_to(array: "SlurmArray", n: int, study: Study) -> Queued:
-    found = queue.tasks(array.name)
+    found = queue.settled(array.name)
     n_before = sum(task.is_live for task in found)
     cancelled = queue.surplus(found, n=n)
     queue.cancel(cancelled)

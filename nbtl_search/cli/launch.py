@@ -81,10 +81,11 @@ def launch_command(
         return
     if slurm is not None:
         _refuse_with("--slurm", gpus=gpus)
-        done = api.launch_on_slurm(
-            study, slurm, workers=workers, dry_run=dry_run, home=home, storage=storage,
-            options=options,
-        )  # fmt: skip
+        with waiting("asking the queue"):
+            done = api.launch_on_slurm(
+                study, slurm, workers=workers, dry_run=dry_run, home=home, storage=storage,
+                options=options,
+            )  # fmt: skip
         _say_queued(study, done, as_json=as_json)
         return
     if workers == 0 or dry_run or as_json:

@@ -3,6 +3,7 @@
 import getpass
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,8 +12,11 @@ from nbtl_search.errors import NbtlError
 
 LIVE: Final = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED")
 _WAITING: Final = "PENDING"
+_ENDING: Final = "COMPLETING"
 _FORMAT: Final = "%i|%T|%N|%r"
 _PATIENCE_S: Final = 10
+_SETTLING_S: Final = 30.0  # Slurm's own limit for a task that was told to end (KillWait)
+_LOOK_S: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,22 @@ def tasks(name: str) -> list[Task]:
     lines = _run([*command, f"--format={_FORMAT}"]).splitlines()
     rows = [line.strip().split("|", 3) for line in lines if line.count("|") >= 3]
     return [Task(id=a, state=b, node=c, reason=d) for a, b, c, d in rows]
+
+
+def settled(name: str) -> list[Task]:
+    """Return the tasks when none is ending any more: one that is may be queued again.
+
+    A task that will not end is not waited for any longer than half a minute.
+
+    Raises:
+        NbtlError: the queue does not answer.
+    """
+    deadline = time.monotonic() + _SETTLING_S
+    while True:
+        found = tasks(name)
+        if time.monotonic() > deadline or not any(task.state == _ENDING for task in found):
+            return found
+        time.sleep(_LOOK_S)
 
 
 def cancel(ids: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def training(program, cluster):
     return running if report["running"] >= len(running) > 0 else None
 
 
+def interrupt(program, cluster, *command):
+    """Do this to a task in mid-trial; to another one where the first was between two trials."""
+    before = causes(program).count("preempted")
+    for task in sorted(cluster.running()):
+        cluster.run(*command, task)
+        for _ in range(20):
+            if causes(program).count("preempted") > before:
+                return task
+            time.sleep(0.5)
+    pytest.fail(f"no task was in mid-trial: {causes(program)}")
+
+
 def everything_written(program, cluster):
     """Return the content of every file of the cluster and of the logs, pickles included."""
     folders = (cluster.root, program.home / "logs")
@@ -74,10 +87,9 @@ def test_a_study_survives_what_a_cluster_does_to_it(program, cluster, settings, 
     running = wait_until(lambda: training(program, cluster), timeout_s=240)
     assert set(running.values()) == set(NODES)
 
-    cancelled, requeued = sorted(running)[:2]
-    cluster.run("scancel", cancelled)
-    cluster.run("scontrol", "requeue", requeued)
-    wait_until(lambda: causes(program).count("preempted") >= 2, timeout_s=60)
+    cancelled = interrupt(program, cluster, "scancel")
+    interrupt(program, cluster, "scontrol", "requeue")
+    assert set(causes(program)) <= {None, "preempted", "complete", "pruned"}
     assert cluster.tasks()[cancelled][0] in {"COMPLETED", "CANCELLED", "COMPLETING"}
 
     lost = next(iter(cluster.running().values()))
@@ -94,6 +106,8 @@ def test_a_study_survives_what_a_cluster_does_to_it(program, cluster, settings, 
 
     wait_until(lambda: program.status("tiny")["state"] == "finished", timeout_s=400, every_s=1.0)
     wait_until(lambda: not cluster.running(), timeout_s=60)
+    launch(program, cluster, settings, "--workers", 0)  # those that were queued again, and wait
+    wait_until(lambda: not cluster.waiting(), timeout_s=60)
     trials, curves, recipes = check_invariants(program, "tiny", n_trials=N_TRIALS)
     assert sum(trial.n_attempts for trial in trials) > N_TRIALS
     for trial in [trial for trial in trials if trial.n_attempts > 1][:4]:

@@ -116,7 +116,7 @@ def test_both_engines_together_use_three_connections(db):
 
 
 def test_the_optuna_storage_is_cached_and_has_no_heartbeat(db):
-    assert type(db.optuna).__name__ == "_CachedStorage"
+    assert isinstance(db.optuna, optuna.storages._CachedStorage)
     assert db.optuna is db.optuna
     assert db.optuna.get_heartbeat_interval() is None
 

@@ -62,6 +62,20 @@ def test_tasks_are_read_with_their_states(cluster):
     assert not task("7_0", "COMPLETING").is_live
 
 
+def test_a_task_that_ends_is_waited_for_as_it_may_be_queued_again(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "_LOOK_S", 0.01)
+    once = f'test -e {tmp_path}/asked && echo "7_0|PENDING||BeginTime"'
+    cluster("squeue", f'{once} || {{ touch {tmp_path}/asked; echo "7_0|COMPLETING|n1|None"; }}')
+    assert [found.state for found in queue.settled("x")] == ["PENDING"]
+
+
+def test_a_task_that_never_ends_is_not_waited_for_for_ever(cluster, monkeypatch):
+    monkeypatch.setattr(queue, "_SETTLING_S", 0.05)
+    monkeypatch.setattr(queue, "_LOOK_S", 0.01)
+    cluster("squeue", 'echo "7_0|COMPLETING|n1|None"; echo "7_1|RUNNING|n1|None"')
+    assert [found.state for found in queue.settled("x")] == ["COMPLETING", "RUNNING"]
+
+
 def test_a_queue_that_fails_is_one_line(cluster):
     cluster("squeue", 'echo "slurm_load_jobs error: cannot contact controller" >&2; exit 1')
     with pytest.raises(NbtlError, match="cannot contact controller"):
