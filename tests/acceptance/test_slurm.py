@@ -20,8 +20,9 @@ N_TRIALS = 10
 SETTINGS = "gpus = 0\ncpus = 1\nmem_gb = 1.5\ntime_min = 60\nsignal_s = 30\n"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster():
+    """A Slurm of its own for each test: a node that was set down must not matter to the next."""
     with (
         tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder,  # short, for sockets
         running_cluster(Path(folder), cpus=2) as cluster,
@@ -132,17 +133,17 @@ def check_what_is_left(program, cluster, tmp_path):
     assert "slurm/" in program.ok("logs", "tiny", "--worker", "_log.out")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_at_its_time_limit_a_task_checkpoints_and_is_queued_again(program, cluster, settings, tiny):
     settings.write_text(SETTINGS.replace("time_min = 60", "time_min = 2"))
     program.ok(*tiny, "--epochs", 2000, "--trials", 2)
     program.ok("db", "serve", "--host", "127.0.0.1", "--port", free_port())
     launch(program, cluster, settings, "--workers", 1)
-    wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=120)
+    wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=300, every_s=1.0)
     wait_until(lambda: "preempted" in causes(program), timeout_s=180, every_s=1.0)
     (task,) = wait_until(cluster.waiting)
     cluster.run("scontrol", "update", f"jobid={task}", "starttime=now")  # Slurm waits two minutes
-    wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=120)
+    wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=300, every_s=1.0)
     assert set(causes(program)) == {"preempted", None}
     assert launch(program, cluster, settings, "--workers", 0)["n_after"] == 0
     wait_until(lambda: not cluster.running(), timeout_s=60)
