@@ -12,11 +12,12 @@ from sqlalchemy import text
 from nbtl_search import api
 from nbtl_search.study import embedded, storage
 from tests.acceptance.cluster import NODES, running_cluster
-from tests.acceptance.conftest import FAST, check_invariants, free_port, wait_until
+from tests.acceptance.conftest import check_invariants, free_port, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres, pytest.mark.chaos, pytest.mark.slow]
 
 N_TRIALS = 10
+BEAT = ("--beat-s", "1.5")  # a lease of 9 s: four workers on two cores may take seconds to leave
 SETTINGS = "gpus = 0\ncpus = 1\nmem_gb = 1.5\ntime_min = 60\nsignal_s = 30\n"
 
 
@@ -39,7 +40,7 @@ def settings(tmp_path):
 
 def launch(program, cluster, settings, *options):
     printed = program.ok(
-        "launch", "tiny", "--slurm", settings, *FAST, "--json", *options, **cluster.environment
+        "launch", "tiny", "--slurm", settings, *BEAT, "--json", *options, **cluster.environment
     )
     return json.loads(printed)
 
