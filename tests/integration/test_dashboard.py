@@ -280,7 +280,7 @@ def test_who_stops_does_not_wait_for_the_figures_of_all_studies(reader):
     stopped = threading.Event()
     stopped.set()
     drawn = Pages(reader)
-    drawn.refresh(stopped)
+    assert drawn.refresh(stopped) == []
     assert drawn.refresh() == ["dtd10"], "nothing was drawn before"
 
 

@@ -81,6 +81,7 @@ class Pages:
         stamps = self._stamps()
         fresh = {key: page for key, page in self._pages.items() if key in stamps}
         changed = [key for key, (_, *stamp) in stamps.items() if _is_old(fresh.get(key), stamp)]
+        drawn = []
         for key in changed:
             if stopped is not None and stopped.is_set():
                 break
@@ -91,8 +92,9 @@ class Pages:
                 continue
             fresh[key] = _page(study, tuple(stamp), self.priority.way(longest_s=_GIVE_WAY_S))
             self._pages = dict(fresh)  # one after the other: the first need not wait for the last
+            drawn.append(name)
         self._pages = fresh
-        return [stamps[key][0] for key in changed]
+        return drawn
 
     def run(self, stopped: threading.Event) -> None:
         """Refresh every `REFRESH_S` seconds; a failure is logged and tried again."""
@@ -108,8 +110,8 @@ class Pages:
     def lay_over(self, study: FrozenStudy) -> None:
         """Add our additions to what Optuna read of a study.
 
-        The specification is left out: its one
-        long line pushes half of the page out of the window, and the study's note says the same.
+        The specification is left out: its one long line pushes half of the page out of the window,
+        and the study's note says the same.
         """
         page = self._pages.get(study._study_id, _Page())  # noqa: SLF001
         study.system_attrs = {**page.attributes, **study.system_attrs}
