@@ -35,7 +35,7 @@ from nbtl_search.spec import (
     SearchSettings,
     StudySpec,
 )
-from nbtl_search.spec.shipped import shipped_study
+from nbtl_search.spec.study import shipped_study
 from nbtl_search.study.sampling import sampler
 
 TABLES = Path(__file__).with_name("tables")

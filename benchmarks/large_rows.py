@@ -11,8 +11,9 @@ from optuna.storages._rdb import models  # its tables have no other door
 from sqlalchemy import delete, func, insert, select, text, update
 
 from nbtl_search import space
+from nbtl_search.ledger import schema
 from nbtl_search.spec import Dials, Epoch
-from nbtl_search.study import pruning, sampling, schema, store
+from nbtl_search.study import pruning, sampling, store
 from nbtl_search.study.store import Study
 from tests.plausible_study import curve
 

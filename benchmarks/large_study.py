@@ -36,11 +36,13 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from large_rows import fill  # noqa: E402
 
-from nbtl_search.api.place import opened_study  # noqa: E402  (from the checkout, tests included)
+from nbtl_search.ledger import database, schema  # noqa: E402
+from nbtl_search.ledger.ledger import Ledger  # noqa: E402
+from nbtl_search.ledger.lifecycle import Leases  # noqa: E402
+from nbtl_search.postgres import server  # noqa: E402
 from nbtl_search.reports.dashboard import server as dashboard  # noqa: E402
-from nbtl_search.study import embedded, sampling, schema, storage, store  # noqa: E402
-from nbtl_search.study.leases import Leases  # noqa: E402
-from nbtl_search.study.ledger import Ledger  # noqa: E402
+from nbtl_search.study import sampling, store  # noqa: E402
+from nbtl_search.workspace.workspace import opened_study  # noqa: E402  (from the checkout, tests included)
 from tests.plausible_study import make_spec  # noqa: E402
 
 LARGE, SMALL = "large", "small"
@@ -68,7 +70,7 @@ def main() -> None:
         _make(home, n_trials=options.trials, n_epochs=options.epochs, n=options.n)
         found = _measured(home, n=options.n)
     finally:
-        embedded.stop(home)
+        server.stop(home)
         shutil.rmtree(home)
     machine = (
         f"{options.trials} trials x {options.epochs} epochs; {psutil.cpu_count()} cores, load "
@@ -83,8 +85,8 @@ def main() -> None:
 
 
 def _make(home: Path, *, n_trials: int, n_epochs: int, n: int) -> None:
-    with closing(storage.connect(None, home=home)) as opened:
-        storage.create_or_upgrade(opened)
+    with closing(database.connect(None, home=home)) as opened:
+        database.create_or_upgrade(opened)
         for name, n_filled in ((SMALL, N_SMALL), (LARGE, n_trials)):
             spec = make_spec(n_trials=n_filled + n, n_epochs=n_epochs, name=name)  # n to be asked
             fill(store.create(opened, spec), n_trials=n_filled)
@@ -146,14 +148,17 @@ def _cold(home: Path) -> dict[str, list[float]]:
 
 
 def _ours(home: Path) -> dict[str, list[float]]:
-    with closing(storage.connect(None, home=home)) as opened:
+    with closing(database.connect(None, home=home)) as opened:
         study_id = store.open_study(opened, LARGE).id
-    with closing(storage.connect(None, home=home)) as opened, dashboard.listening(opened) as served:
+    with (
+        closing(database.connect(None, home=home)) as opened,
+        dashboard.listening(opened) as served,
+    ):
         return _polls("our dashboard", served, study_id, figures=True)
 
 
 def _stock(home: Path) -> dict[str, list[float]]:
-    with closing(storage.connect(None, home=home)) as opened:
+    with closing(database.connect(None, home=home)) as opened:
         study_id = store.open_study(opened, LARGE).id
         address = opened.url.render_as_string(hide_password=False)
     with dashboard.Server("127.0.0.1", 0) as served:

@@ -38,6 +38,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import load_worker  # noqa: E402
 from load_worker import Job  # noqa: E402
 
+from nbtl_search.ledger import database as storage  # noqa: E402
+from nbtl_search.postgres import server  # noqa: E402
 from nbtl_search.spec import (  # noqa: E402  (from the checkout, tests included)
     Budget,
     DataSettings,
@@ -47,7 +49,7 @@ from nbtl_search.spec import (  # noqa: E402  (from the checkout, tests included
     StudySpec,
     TrainSettings,
 )
-from nbtl_search.study import embedded, storage, store  # noqa: E402
+from nbtl_search.study import store  # noqa: E402
 from nbtl_search.study.store import Study  # noqa: E402
 from tests.chaos import invariants  # noqa: E402
 
@@ -69,7 +71,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="nbtl-load-", dir="/tmp"))
     folder.chmod(0o711)
     try:
-        url = embedded.start(folder / "server")
+        url = server.start(folder / "server")
         print(_machine(options), flush=True)
         if not options.no_rss:
             _print_rss(url, folder, options)
@@ -77,7 +79,7 @@ def main() -> None:
         if not options.no_optuna:
             _load_optuna(url, folder, options)
     finally:
-        embedded.stop(folder / "server")
+        server.stop(folder / "server")
         shutil.rmtree(folder)
 
 

@@ -17,15 +17,15 @@ import optuna
 import psutil
 
 from nbtl_search import space
-from nbtl_search.api.place import opened_study
+from nbtl_search.ledger.database import Storage
+from nbtl_search.ledger.lifecycle import Leases
 from nbtl_search.spec import StudySpec
 from nbtl_search.study import sampling
-from nbtl_search.study.leases import Leases
-from nbtl_search.study.storage import Storage
 from nbtl_search.worker.attempt import Attempt, Timing
+from nbtl_search.worker.child import Slot
 from nbtl_search.worker.signals import stop_on_signals
-from nbtl_search.worker.slot import Slot
 from nbtl_search.worker.supervisor import Supervisor
+from nbtl_search.workspace.workspace import opened_study
 
 _FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 TRAINER = Path(__file__).with_name("idle_trainer.py")

@@ -26,10 +26,10 @@ import numpy as np
 import timm
 import torch
 
-from nbtl_search.data.cache import prepare
-from nbtl_search.engine.train import Run
+from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import NbtlError
 from nbtl_search.spec import Dials, Recipe
+from nbtl_search.training.run import Run
 
 LR = 1e-4  # low: no method may diverge while its time is taken
 DISTILL = {"distill": 4.0}

@@ -17,8 +17,8 @@ import tomli_w
 from scipy.stats import qmc
 
 import nbtl_search as nbtl
-from nbtl_search.api.place import opened_study
-from nbtl_search.study import records
+from nbtl_search.ledger import records
+from nbtl_search.workspace.workspace import opened_study
 
 L2 = {"n_l2sp": 0, "beta": 5e-4}
 N_DESIGN = 24

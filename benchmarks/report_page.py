@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from nbtl_search import space  # noqa: E402  (from the checkout, tests included)
+from nbtl_search.ledger import database, schema  # noqa: E402
+from nbtl_search.postgres import server  # noqa: E402
 from nbtl_search.spec import Dials  # noqa: E402
-from nbtl_search.study import embedded, schema, storage, store  # noqa: E402
+from nbtl_search.study import store  # noqa: E402
 from nbtl_search.study.store import Study  # noqa: E402
 from tests.plausible_study import curve, make_spec  # noqa: E402
 
@@ -37,8 +39,8 @@ def main() -> None:
     """Fill, report several times, print."""
     options = _options()
     home = options.home
-    opened = storage.connect(None, home=home)
-    storage.create_or_upgrade(opened)
+    opened = database.connect(None, home=home)
+    database.create_or_upgrade(opened)
     spec = make_spec(n_trials=options.trials, n_epochs=options.epochs, name=NAME)
     try:
         fill(store.create(opened, spec), n_trials=options.trials)
@@ -49,7 +51,7 @@ def main() -> None:
     seconds = [_run(home, page) for _ in range(options.n)]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = (after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime) / options.n
-    embedded.stop(home)
+    server.stop(home)
     spread = statistics.stdev(seconds) if len(seconds) > 1 else 0.0
     print(
         f"{options.trials} trials x {options.epochs} epochs: "

@@ -18,9 +18,13 @@ hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+CHECKED_SHAPES = (
+    "data", "diagnosis", "measures", "network", "source", "training", "transfer",
+)  # fmt: skip
+
 # Shapes are types: inside these packages every annotation is checked on every call.
 install_import_hook(
-    [f"nbtl_search.{part}" for part in ("data", "engine", "measures", "transfer")],
+    [f"nbtl_search.{part}" for part in CHECKED_SHAPES],
     "beartype.beartype",
 )
 

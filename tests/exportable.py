@@ -11,13 +11,14 @@ import timm
 import torch
 
 from nbtl_search.spec import Dials, Recipe
-from nbtl_search.study.contest import Interval, Summary
-from nbtl_search.study.verdict import (
+from nbtl_search.spec.verdict import (
     Contender,
     Entry,
     FinalRun,
     FinalWeights,
+    Interval,
     Reading,
+    Summary,
     TestScore,
     Verdict,
 )

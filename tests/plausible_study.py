@@ -3,6 +3,8 @@
 import math
 import random
 
+from nbtl_search.ledger.ledger import Ended, Ledger
+from nbtl_search.ledger.lifecycle import Asked, Lease, Leases, Outcome
 from nbtl_search.spec import (
     Budget,
     DataSettings,
@@ -17,9 +19,6 @@ from nbtl_search.spec import (
     best_epoch,
 )
 from nbtl_search.study import pruning, sampling
-from nbtl_search.study.lease import Asked, Lease, Outcome
-from nbtl_search.study.leases import Leases
-from nbtl_search.study.ledger import Ended, Ledger
 from nbtl_search.study.store import Study
 
 WORKER = "node1-4242-0"

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from nbtl_search.reports.standing import default_of
-from nbtl_search.study import contest
-from nbtl_search.study.records import TrialRecord
-from nbtl_search.study.verdict import (
+from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.reports.comparison import default_of
+from nbtl_search.spec.verdict import (
     Contender,
     Entry,
     FinalRun,
@@ -16,6 +15,7 @@ from nbtl_search.study.verdict import (
     TestScore,
     Verdict,
 )
+from nbtl_search.study import seed_statistics
 
 N_TEST = 400
 
@@ -47,8 +47,8 @@ def make_verdict(
             trial=trial.number,
             name=trial.name or f"trial {trial.number}",
             dials=trial.dials,
-            single=contest.summary(list(tops.values())),
-            ten_crop=contest.summary([top + 0.5 for top in tops.values()]),
+            single=seed_statistics.summary(list(tops.values())),
+            ten_crop=seed_statistics.summary([top + 0.5 for top in tops.values()]),
             ensemble_top1=max(tops.values()) + 1.25,
         )
         for trial, tops in zip(chosen, values, strict=True)
@@ -64,8 +64,8 @@ def make_verdict(
         contenders=tuple(_contender(trial, default, winner) for trial in others),
         winner=None if stage == "confirm" else winner,
         entries=() if stage == "confirm" else entries,
-        gain=contest.paired_gain(values[1], values[0]) if two else None,
-        ten_crop_gain=contest.paired_gain(values[1], values[0]) if two else None,
+        gain=seed_statistics.paired_gain(values[1], values[0]) if two else None,
+        ten_crop_gain=seed_statistics.paired_gain(values[1], values[0]) if two else None,
         ensemble_gain=tops[1] - tops[0] if two else None,
         runs=(*_confirm_runs(others), *_test_runs(entries, values)),
         readings=tuple(
@@ -89,9 +89,9 @@ def _contender(trial: TrialRecord, default: TrialRecord, winner: int) -> Contend
         name=trial.name or f"trial {trial.number}",
         dials=trial.dials,
         search_top1=trial.value or 50.0,
-        confirmed=contest.summary(list(ours.values())),
-        lower_bound=contest.lower_bound(list(ours.values())),
-        gain=None if trial == default else contest.paired_gain(ours, _confirmed(default)),
+        confirmed=seed_statistics.summary(list(ours.values())),
+        lower_bound=seed_statistics.lower_bound(list(ours.values())),
+        gain=None if trial == default else seed_statistics.paired_gain(ours, _confirmed(default)),
         is_tied_with_winner=trial.number != winner and trial != default,
     )
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from nbtl_search.errors import SpecError
+from nbtl_search.paper.tables import paper_tables
 from nbtl_search.spec import Diagnosis, Measured, Regime
-from nbtl_search.spec.paper import paper_tables
 
 RANDOM: Final = "random_accuracy"
 FIXED: Final = "fixed_accuracy"

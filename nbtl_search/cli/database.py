@@ -26,9 +26,9 @@ def db_command() -> None:
 def start_command(*, home: Path | None) -> None:
     """Start the embedded database; every command that needs it does so by itself."""
     from nbtl_search.api import default_home
-    from nbtl_search.study import embedded
+    from nbtl_search.postgres import server
 
-    embedded.start(home or default_home())
+    server.start(home or default_home())
     click.echo("the embedded database is up")
 
 
@@ -37,9 +37,9 @@ def start_command(*, home: Path | None) -> None:
 def stop_command(*, home: Path | None) -> None:
     """Stop the embedded database; workers wait for it and go on when it is back."""
     from nbtl_search.api import default_home
-    from nbtl_search.study import embedded
+    from nbtl_search.postgres import server
 
-    stopped = embedded.stop(home or default_home())
+    stopped = server.stop(home or default_home())
     click.echo("the embedded database is stopped" if stopped else "it was not running")
 
 
@@ -51,9 +51,9 @@ def status_command(*, home: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from nbtl_search.api import default_home
-    from nbtl_search.study import embedded
+    from nbtl_search.postgres import server
 
-    found = asdict(embedded.status(home or default_home()))
+    found = asdict(server.status(home or default_home()))
     if as_json:
         echo_json(found)
     else:
@@ -65,7 +65,7 @@ def status_command(*, home: Path | None, as_json: bool) -> None:
 def upgrade_command(*, home: Path | None, storage: str | None) -> None:
     """Make the tables, or bring them to the version that this program needs."""
     from nbtl_search.api import default_home
-    from nbtl_search.study.storage import connect, create_or_upgrade
+    from nbtl_search.ledger.database import connect, create_or_upgrade
 
     opened = connect(storage, home=home or default_home())
     try:
@@ -107,15 +107,15 @@ def serve_command(
     nbtl-search db serve --off
     """
     from nbtl_search.api import default_home
-    from nbtl_search.study import embedded, serving
+    from nbtl_search.postgres import network, server
 
     if off == (host is not None):
         message = "give either --host ADDRESS or --off"
         raise click.UsageError(message)
     wanted = None
     if host is not None:
-        wanted = serving.choose(host, port=port, allow=allow, any_interface=any_interface)
-    file = embedded.serve(home or default_home(), wanted)
+        wanted = network.choose(host, port=port, allow=allow, any_interface=any_interface)
+    file = server.serve(home or default_home(), wanted)
     if as_json:
         echo_json({"serves": wanted and f"{wanted.host}:{wanted.port}", "storage_file": file})
     elif wanted is None:

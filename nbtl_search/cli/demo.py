@@ -14,7 +14,7 @@ from nbtl_search.cli.options import storage_option
 from nbtl_search.cli.output import DECODING, console, counting_bar, late_progress, search_progress
 
 if TYPE_CHECKING:
-    from nbtl_search.demo import RandomRun
+    from nbtl_search.demo.demo import RandomRun
     from nbtl_search.spec import StudySpec
 
 _INTERRUPTED = 130
@@ -59,7 +59,8 @@ def _run(
     storage: str | None,
     options: str,
 ) -> None:
-    from nbtl_search import api, demo
+    from nbtl_search import api
+    from nbtl_search.demo import demo
 
     home, screen = home or api.default_home(), console()
     with late_progress(DECODING) as progress:
@@ -97,7 +98,7 @@ def _was_typed(name: str) -> bool:
 
 
 def _random_runs(spec: "StudySpec", home: Path) -> "list[RandomRun]":
-    from nbtl_search import demo
+    from nbtl_search.demo import demo
 
     with _bar("the same from random weights") as progress:
         return list(demo.random_runs(spec, home=home, progress=progress))

@@ -11,7 +11,7 @@ from nbtl_search.cli.options import json_option, storage_option
 from nbtl_search.cli.output import echo_json, search_progress, waiting
 
 if TYPE_CHECKING:
-    from nbtl_search.api.launching import Queued
+    from nbtl_search.workspace.workers import Queued
 
 
 @click.command("launch")
@@ -118,7 +118,7 @@ class Where(TypedDict):
 def _slots(study: str, wanted: str, where: Where) -> int:
     """Return how many workers share a GPU; measure it where that is wanted."""
     from nbtl_search import api
-    from nbtl_search.cli.fitness import say_packed
+    from nbtl_search.cli.machine import say_packed
     from nbtl_search.launchers import local
 
     if wanted != "1" and not local.gpus():
@@ -136,7 +136,7 @@ def _slots(study: str, wanted: str, where: Where) -> int:
 def _say_price(study: str, workers: int | None, n_slots: int, where: Where) -> None:
     """Say what the study will cost, once: before its first trial."""
     from nbtl_search import api
-    from nbtl_search.cli.fitness import say_price
+    from nbtl_search.cli.machine import say_price
 
     _, trials = api.status(study, **where)
     if trials:

@@ -1,9 +1,14 @@
-"""Commands that make and run a search."""
+"""Commands that make and run a search.
+
+Commands that steer a search.
+
+Commands that show a search.
+"""
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
@@ -14,12 +19,12 @@ from nbtl_search.cli.options import (
     settings_option,
     storage_option,
 )
-from nbtl_search.cli.output import DECODING, echo_json, late_progress, late_stages
+from nbtl_search.cli.output import DECODING, console, echo_json, late_progress, late_stages, live
 
 if TYPE_CHECKING:
     from nbtl_search.spec import StudySpec
 
-# As `nbtl_search.spec.survey.SURVEY`, which help must not wait for.
+# As `nbtl_search.space.survey.SURVEY`, which help must not wait for.
 REGIMES: Final = ("larger-similar", "larger-dissimilar", "smaller-similar", "smaller-dissimilar")
 
 
@@ -168,3 +173,192 @@ def prepare_command(
         echo_json(counts)
     else:
         click.echo("  ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+def _steer(
+    study: str,
+    wish: Literal["pause", "resume", "stop"],
+    home: Path | None,
+    storage: str | None,
+    said: str,
+) -> None:
+    from nbtl_search import api
+
+    api.steer(study, wish, home=home, storage=storage)
+    click.echo(f"study {study!r} {said}")
+
+
+@click.command("pause")
+@click.argument("study")
+@storage_option
+def pause_command(*, study: str, home: Path | None, storage: str | None) -> None:
+    """Checkpoint all running trials of STUDY and let its workers wait for `resume`.
+
+    \b
+    nbtl-search pause dtd
+    """
+    _steer(study, "pause", home, storage, "pauses with the next heartbeat of its workers")
+
+
+@click.command("resume")
+@click.argument("study")
+@storage_option
+def resume_command(*, study: str, home: Path | None, storage: str | None) -> None:
+    """Go on with STUDY after `pause` or `stop`; after `stop`, launch workers again.
+
+    \b
+    nbtl-search resume dtd
+    """
+    _steer(study, "resume", home, storage, "goes on; workers that ended need a new launch")
+
+
+@click.command("stop")
+@click.argument("study")
+@storage_option
+def stop_command(*, study: str, home: Path | None, storage: str | None) -> None:
+    """Checkpoint all running trials of STUDY and end its workers; nothing is lost.
+
+    \b
+    nbtl-search stop dtd
+    """
+    _steer(study, "stop", home, storage, "stops with the next heartbeat of its workers")
+
+
+@click.command("delete")
+@click.argument("study")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@storage_option
+def delete_command(*, study: str, yes: bool, home: Path | None, storage: str | None) -> None:
+    """Delete STUDY with all its trials, after asking.
+
+    \b
+    nbtl-search delete dtd
+    """
+    from nbtl_search import api
+
+    report, trials = api.status(study, home=home, storage=storage)
+    n_workers = len(report.workers)
+    if not yes:
+        working = f"; {n_workers} workers are at it and will end" if n_workers else ""
+        click.confirm(f"delete study {study!r} with {len(trials)} trials{working}?", abort=True)
+    api.delete(study, home=home, storage=storage)
+    click.echo(f"study {study!r} is deleted")
+
+
+@click.command("status")
+@click.argument("study")
+@click.option("--watch", is_flag=True, help="Stay, and show it anew every two seconds.")
+@click.option("--all", "show_all", is_flag=True, help="Every trial, however many.")
+@storage_option
+@json_option
+def status_command(
+    *,
+    study: str,
+    watch: bool,
+    show_all: bool,
+    home: Path | None,
+    storage: str | None,
+    as_json: bool,
+) -> None:
+    """Show where STUDY stands: its trials, the best against the default, its workers.
+
+    \b
+    nbtl-search status dtd
+    nbtl-search status dtd --json
+    """
+    from nbtl_search import api
+
+    if as_json:
+        report, _trials = api.status(study, home=home, storage=storage)
+        echo_json(report.plain())
+        return
+    from nbtl_search.reports.terminal.status import render
+
+    def picture() -> tuple[object, bool]:
+        report, trials = api.status(study, home=home, storage=storage)
+        return render(report, trials, show_all=show_all), report.state == "finished"
+
+    if watch:
+        live(picture, every_s=2.0)
+    else:
+        console().print(picture()[0])
+
+
+@click.command("list")
+@storage_option
+@json_option
+def list_command(*, home: Path | None, storage: str | None, as_json: bool) -> None:
+    """List all studies of the database.
+
+    \b
+    nbtl-search list
+    """
+    from dataclasses import asdict
+
+    from nbtl_search import api
+    from nbtl_search.reports.terminal.status import render_list
+
+    found = api.studies(home=home, storage=storage)
+    if as_json:
+        echo_json([asdict(summary) for summary in found])
+    else:
+        console().print(render_list(found))
+
+
+@click.command("best")
+@click.argument("study")
+@click.option("--trial", type=int, help="This trial's recipe instead of the best one's.")
+@storage_option
+@json_option
+def best_command(
+    *, study: str, trial: int | None, home: Path | None, storage: str | None, as_json: bool
+) -> None:
+    """Print the best recipe of STUDY as TOML, which `train` accepts.
+
+    \b
+    nbtl-search best dtd > recipe.toml
+    """
+    from nbtl_search import api
+    from nbtl_search.spec import write_toml
+
+    recipe, record = api.best(study, trial=trial, home=home, storage=storage)
+    if as_json:
+        echo_json({"trial": record.number, "value": record.value, "recipe": recipe.plain()})
+        return
+    value = "not ended" if record.value is None else f"validation top-1 {record.value:.2f} %"
+    label = f" ({record.name})" if record.name else ""
+    click.echo(f"# study {study}, trial {record.number}{label}: {value}\n{write_toml(recipe)}")
+
+
+@click.command("dashboard")
+@click.argument("study", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, help="0 for any free one.")
+@click.option("--writable", is_flag=True, help="Let the browser edit notes; nothing else ever.")
+@storage_option
+def dashboard_command(
+    *,
+    study: str | None,
+    host: str,
+    port: int,
+    writable: bool,
+    home: Path | None,
+    storage: str | None,
+) -> None:
+    """Show all studies in a browser, until Ctrl-C. Nothing can be changed there.
+
+    \b
+    nbtl-search dashboard
+    nbtl-search dashboard dtd --port 9000
+    """
+    from nbtl_search import api
+
+    api.dashboard(
+        study,
+        host=host,
+        port=port,
+        writable=writable,
+        home=home,
+        storage=storage,
+        ready=lambda url: click.echo(f"dashboard: {url}  (Ctrl-C to end)"),
+    )

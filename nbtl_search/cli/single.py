@@ -98,7 +98,7 @@ def pretrain_command(*, output: Path, seed: int, epochs: int | None, home: Path 
     nbtl-search pretrain --seed 0 -o test_resnet.safetensors
     """
     from nbtl_search import api
-    from nbtl_search.engine.pretrain import pretrain, source_recipe
+    from nbtl_search.demo.pretraining import pretrain, source_recipe
 
     recipe = source_recipe(seed=seed)
     if epochs is not None:

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbtl_search.data.aircraft import read_aircraft
-from nbtl_search.data.archives import Archive, fetch
-from nbtl_search.data.caltech256 import read_caltech256
-from nbtl_search.data.cars import read_cars
-from nbtl_search.data.dtd import read_dtd
 from nbtl_search.data.folder import read_folder
+from nbtl_search.data.official import (
+    Archive,
+    fetch,
+    read_aircraft,
+    read_caltech256,
+    read_cars,
+    read_dtd,
+)
 from nbtl_search.data.splits import Manifest
 from nbtl_search.data.texture_tasks import source_task, target_task
 from nbtl_search.errors import DataError

@@ -1,4 +1,6 @@
-"""Batches that arrive on the device, augmented. Every random number belongs to its place.
+"""Random numbers as a pure function of where they are used, also for code with global state.
+
+Batches that arrive on the device, augmented. Every random number belongs to its place.
 
 The order is a function of (seed, epoch), an image of (seed, epoch, its index), a batch of (seed,
 epoch, update). So an epoch can start at any update, in any process, with the same bits.
@@ -6,7 +8,9 @@ epoch, update). So an epoch can start at any update, in any process, with the sa
 
 import math
 import multiprocessing
+import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -17,13 +21,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nbtl_search.data import seeding
 from nbtl_search.data.augment import BatchAugment, ImageAugment, crops, normalise
-from nbtl_search.data.cache import Prepared
 from nbtl_search.data.images import ImageFormat, Pixels, ten_crop
+from nbtl_search.data.prepared import Prepared
 from nbtl_search.data.survey import in_threads
 from nbtl_search.errors import DataError
 from nbtl_search.spec import AugmentSettings
+
+# What a stream of random numbers is for: the same (seed, epoch, index) must not give two uses
+# the same numbers.
+ORDER, IMAGE, BATCH = 0, 1, 2
+
+
+def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
+    """Return numpy's generator for one purpose and place."""
+    return np.random.default_rng((seed, purpose, *place))
+
+
+def reseed_global(seed: int, purpose: int, *place: int) -> None:
+    """Seed Python's, numpy's and torch's CPU generator; call it inside `global_state_kept`."""
+    words = np.random.SeedSequence((seed, purpose, *place)).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])  # noqa: NPY002  (timm draws from this one)
+    # Not torch.manual_seed, which would also seed every accelerator.
+    torch.default_generator.manual_seed(int(words[2]))
+
+
+@contextmanager
+def global_state_kept() -> Iterator[None]:
+    """Restore the global generators of Python, numpy and torch's CPU afterwards."""
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])  # noqa: NPY002
+        torch.set_rng_state(kept[2])
+
 
 # Images whose ten crops are made ahead of the network: 43 MB at 299 px.
 _N_AHEAD = 16
@@ -78,7 +112,7 @@ class TrainBatches:
 
         With loader processes, one epoch at a time: the next one ends the one before.
         """
-        order = seeding.generator(self.seed, seeding.ORDER, e).permutation(len(self.images.places))
+        order = generator(self.seed, ORDER, e).permutation(len(self.images.places))
         plan = [
             (e, update, order[update * self.batch_size : (update + 1) * self.batch_size])
             for update in range(start, self.n_updates)
@@ -93,8 +127,8 @@ class TrainBatches:
     ) -> Batch:
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        with seeding.global_state_kept():
-            seeding.reseed_global(self.seed, seeding.BATCH, e, update)
+        with global_state_kept():
+            reseed_global(self.seed, BATCH, e, update)
             mixed, targets = self.finish(images, labels)
         return Batch(images=mixed, targets=targets, indices=indices.to(self.device))
 
@@ -131,9 +165,9 @@ class _AugmentedImages(Dataset[Raw]):
         """Return the images and labels of one planned batch (epoch, update, indexes)."""
         e, _, indexes = planned
         images = []
-        with seeding.global_state_kept():
+        with global_state_kept():
             for index in indexes.tolist():
-                seeding.reseed_global(self.seed, seeding.IMAGE, e, index)
+                reseed_global(self.seed, IMAGE, e, index)
                 images.append(self.augmented(self._pixels(index)))
         return torch.stack(images), torch.from_numpy(self.labels[indexes])
 

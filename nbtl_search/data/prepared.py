@@ -1,21 +1,119 @@
-"""A dataset decoded on disk: its pixels as training sees them and as evaluation sees them."""
+"""Decoded images of any size in one memory-mapped file, shared by all processes of a node.
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+Mean and standard deviation of training pixels, exact and kept on disk.
+
+A dataset decoded on disk: its pixels as training sees them and as evaluation sees them.
+
+Datasets decoded once: `prepare` makes them, every process of a node shares them.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from nbtl_search.data import packed, statistics
+from nbtl_search.data import datasets
 from nbtl_search.data.images import UNREADABLE, ImageFormat, Pixels, decode, evaluation_transform
-from nbtl_search.data.publish import publish
 from nbtl_search.data.splits import Item, Manifest
-from nbtl_search.data.survey import Progress, in_threads
+from nbtl_search.data.survey import Progress, Survey, in_threads, read_survey, survey
 from nbtl_search.errors import DataError
+from nbtl_search.files.shared_folder import publish
+from nbtl_search.spec import DataSettings
+
+
+@final
+class Packed:
+    """Images as written by `write`; opened when first looked at, so that it pickles as a path."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __reduce__(self) -> tuple[type["Packed"], tuple[Path]]:
+        return Packed, (self.directory,)
+
+    @cached_property
+    def _shapes(self) -> NDArray[np.int64]:
+        shapes: NDArray[np.int64] = np.load(self.directory / "shapes.npy")
+        return shapes
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self._shapes.prod(axis=1) * 3)])
+
+    @cached_property
+    def _bytes(self) -> Pixels:
+        # A plain view: np.memmap's own bookkeeping costs 10 times the slicing itself.
+        return np.asarray(np.memmap(self.directory / "pixels.bin", dtype=np.uint8, mode="r"))
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, i: int) -> Pixels:
+        """Return a read-only view of image `i`, height x width x 3."""
+        height, width = self._shapes[i]
+        return self._bytes[self._starts[i] : self._starts[i + 1]].reshape(height, width, 3)
+
+
+def write(directory: Path, images: Iterable[Pixels]) -> None:
+    """Write images into `directory`, one behind the other."""
+    shapes = []
+    with (directory / "pixels.bin").open("wb") as file:
+        for image in images:
+            shapes.append(image.shape[:2])
+            file.write(np.ascontiguousarray(image).data)
+    np.save(directory / "shapes.npy", np.array(shapes, dtype=np.int64).reshape(-1, 2))
+
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Of all pixels of all training images, per channel, where white is 1."""
+
+    mean: Triple
+    std: Triple
+
+
+def cached(pack: Packed, target: Path) -> Statistics:
+    """Return the statistics of these images, made now or before.
+
+    Raises:
+        DataError: the disk is full.
+    """
+
+    def fill(temporary: Path) -> None:
+        text = json.dumps(asdict(measured(pack)))
+        (temporary / "statistics.json").write_text(text, encoding="utf-8")
+
+    publish(target, fill, n_bytes=1000)
+    plain = json.loads((target / "statistics.json").read_text(encoding="utf-8"))
+    return Statistics(mean=tuple(plain["mean"]), std=tuple(plain["std"]))
+
+
+def measured(pack: Packed) -> Statistics:
+    """Count the 256 values of each channel: integers, so no order of images changes the result."""
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for i in range(len(pack)):
+        for channel in range(3):
+            counts[channel] += np.bincount(pack[i][..., channel].ravel(), minlength=256)
+    values = np.arange(256) / 255
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    mean = weights @ values
+    std = np.sqrt(weights @ values**2 - mean**2)
+    return Statistics(mean=_triple(mean.tolist()), std=_triple(std.tolist()))
+
+
+def _triple(values: list[float]) -> Triple:
+    red, green, blue = values
+    return red, green, blue
 
 
 @final
@@ -32,7 +130,7 @@ class Prepared:
     """Why images were left out, by key."""
     directory: Path
     """Where everything made from this dataset's content lies."""
-    packs: Mapping[str, packed.Packed]
+    packs: Mapping[str, Packed]
     sizes: Mapping[str, tuple[int, int]]
     """Height and width of the originals, by key."""
 
@@ -121,18 +219,16 @@ class Prepared:
             out[i] = image
         out.flush()
 
-    def statistics(self) -> statistics.Statistics:
+    def statistics(self) -> Statistics:
         """Return mean and standard deviation of the training pixels, in [0, 1]; made once.
 
         Raises:
             DataError: train was not asked for, or the disk is full.
         """
         pack = self._pack("train")
-        return statistics.cached(
-            pack, pack.directory.with_name(f"{pack.directory.name}-statistics")
-        )
+        return cached(pack, pack.directory.with_name(f"{pack.directory.name}-statistics"))
 
-    def _pack(self, split: str) -> packed.Packed:
+    def _pack(self, split: str) -> Packed:
         if split not in self.packs:
             message = (
                 f"a split is prepared before it is read, got {split!r} of {tuple(self.packs)}; "
@@ -168,3 +264,139 @@ def counted(
         yield image
         if progress is not None:
             progress(n, n_all)
+
+
+__all__ = ["SEARCH_SPLITS", "Prepared", "open_prepared", "prepare"]
+
+SEARCH_SPLITS = ("train", "val")
+
+
+def prepare(
+    data: DataSettings,
+    *,
+    home: Path,
+    skip_corrupt: bool = False,
+    progress: Progress | None = None,
+    splits: Sequence[str] = SEARCH_SPLITS,
+    download: bool = True,
+    cache: Path | None = None,
+) -> Prepared:
+    """Decode a dataset into files that all processes of a node share; what is there is reused.
+
+    Args:
+        data: which dataset, its split, and the size of the network's input.
+        home: the folder for downloads and decoded images.
+        skip_corrupt: leave damaged images out and record it, rather than refuse.
+        progress: called with (done, total) in each phase: reading, then decoding.
+        splits: which splits may be read; ask for test only to evaluate on it.
+        download: fetch a registered dataset that is not on disk.
+        cache: where decoded images lie instead of `home`, such as a disk of this node.
+
+    Raises:
+        DataError: the dataset cannot be had, is damaged or incomplete, or the disk is full.
+    """
+    listed = datasets.manifest(data, home=home, download=download)
+    found = survey(
+        listed, directory=home / "data" / "surveys", skip_corrupt=skip_corrupt, progress=progress
+    )
+    manifest = _sound(listed, found)
+    directory = _directory(cache or home, found)
+    n_all, n_done = sum(len(manifest.items(split)) for split in splits), 0
+    for split in splits:
+        items = manifest.items(split)
+        side = _side(data, items, found)
+        publish(
+            directory / _pack_name(split, side),
+            partial(_write_pack, items, manifest, side, (n_done, n_all, progress)),
+            n_bytes=_n_bytes(items, found, side),
+        )
+        n_done += len(items)
+    return _opened(data, manifest, found, directory, splits)
+
+
+def open_prepared(
+    data: DataSettings, *, home: Path, splits: Sequence[str] = SEARCH_SPLITS
+) -> Prepared | None:
+    """Return the dataset if it has been prepared from the files that are there now, else None.
+
+    Raises:
+        DataError: the dataset is unknown, or its folder is not as it must be.
+    """
+    known = data.dataset in datasets.REGISTRY and datasets.REGISTRY[data.dataset].marker
+    if known and datasets.locate(data, home=home) is None:
+        return None
+    listed = datasets.manifest(data, home=home, download=False)
+    found = read_survey(listed, directory=home / "data" / "surveys")
+    if found is None:
+        return None
+    manifest, directory = _sound(listed, found), _directory(home, found)
+    names = [_pack_name(s, _side(data, manifest.items(s), found)) for s in splits]
+    if not all((directory / name).exists() for name in names):
+        return None
+    return _opened(data, manifest, found, directory, splits)
+
+
+def _opened(
+    data: DataSettings, manifest: Manifest, found: Survey, directory: Path, splits: Sequence[str]
+) -> Prepared:
+    packs = {
+        split: Packed(directory / _pack_name(split, _side(data, manifest.items(split), found)))
+        for split in splits
+    }
+    return Prepared(
+        manifest=manifest,
+        skipped=found.skipped,
+        directory=directory,
+        packs=packs,
+        sizes=found.sizes,
+    )
+
+
+def _sound(listed: Manifest, found: Survey) -> Manifest:
+    return replace(listed.without(found.skipped), digest=found.digest)
+
+
+def _directory(home: Path, found: Survey) -> Path:
+    # Another Pillow may decode or resize otherwise: its pixels are other pixels.
+    return home / "data" / f"{found.digest[:32]}-pillow-{PIL.__version__}"
+
+
+def _side(data: DataSettings, items: Iterable[Item], found: Survey) -> int | None:
+    """Return the shorter side that larger images are reduced to; None if no image is larger."""
+    limit = 2 * data.image_px
+    return limit if any(min(found.sizes[item.key]) > limit for item in items) else None
+
+
+def _pack_name(split: str, side: int | None) -> str:
+    return f"{split}-full" if side is None else f"{split}-{side}"
+
+
+def _reduced(size: tuple[int, int], side: int | None) -> tuple[int, int]:
+    height, width = size
+    if side is None or min(size) <= side:
+        return height, width
+    return round(height * side / min(size)), round(width * side / min(size))
+
+
+def _n_bytes(items: Iterable[Item], found: Survey, side: int | None) -> int:
+    sizes = [_reduced(found.sizes[item.key], side) for item in items]
+    return sum(height * width * 3 for height, width in sizes)
+
+
+def _write_pack(
+    items: Sequence[Item],
+    manifest: Manifest,
+    side: int | None,
+    count: tuple[int, int, Progress | None],
+    target: Path,
+) -> None:
+    images = in_threads(lambda item: _training_image(decoded(item, manifest), side), items)
+    write(target, counted(images, *count))
+
+
+def _training_image(pixels: Pixels, side: int | None) -> Pixels:
+    height, width = _reduced((pixels.shape[0], pixels.shape[1]), side)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    # Pillow's resize averages over all source pixels (antialiased).
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))

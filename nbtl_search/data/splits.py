@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nbtl_search.data.textures import Textures
 from nbtl_search.errors import DataError
+from nbtl_search.textures.images import Textures
 
 SPLITS = ("train", "val", "test")
 

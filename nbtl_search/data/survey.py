@@ -18,9 +18,9 @@ from typing import TypeVar
 from PIL import Image
 
 from nbtl_search.data.images import UNREADABLE
-from nbtl_search.data.publish import publish
 from nbtl_search.data.splits import SPLITS, Item, Manifest
 from nbtl_search.errors import DataError
+from nbtl_search.files.shared_folder import publish
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from nbtl_search.data.splits import SPLITS, Item, Manifest
-from nbtl_search.data.textures import SOURCE_FAMILIES, TARGET_FAMILIES, Textures
 from nbtl_search.spec import DataSettings
+from nbtl_search.textures.images import SOURCE_FAMILIES, TARGET_FAMILIES, Textures
 
 # Images per class in train, val and test.
 TARGET_SIZES = (24, 24, 24)

@@ -1,15 +1,188 @@
-"""The model card of an exported model: Markdown with the Hugging Face hub's front matter."""
+"""How an exported model came about: the values its card and its config.json are made of.
+
+The methods that were on in a run, in words: what its dials add to plain fine-tuning.
+
+The model card of an exported model: Markdown with the Hugging Face hub's front matter.
+"""
 
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from string import Template
 from typing import Any
 
-from nbtl_search.exports.methods import methods_in_words
-from nbtl_search.exports.story import Gain, Member, Outcome, Story, recipe_in_words
-from nbtl_search.spec import Recipe
+from nbtl_search.spec import Dials, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one recipe gave on the test images; accuracies in percent, None if never measured."""
+
+    name: str
+    n_seeds: int
+    top1_mean: float | None
+    top1_std: float | None
+    """Sample standard deviation over the seeds (n - 1)."""
+    ten_crop_mean: float | None
+    ten_crop_std: float | None
+    ensemble_top1: float | None
+    """Of the mean softmax over the seeds and ten crops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """Mean test top-1 of the winner minus that of the default, paired by seed, in points."""
+
+    n_seeds: int
+    mean: float
+    low: float | None
+    high: float | None
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """How a model came about, and what its recipe is worth."""
+
+    study: str
+    final_study: str
+    chosen: Outcome
+    is_default: bool
+    """Whether the recipe is the default one."""
+    is_winner: bool
+    """Whether the recipe won; the default may have."""
+    default: Outcome | None
+    """None where the recipe is the default one itself."""
+    gain: Gain | None
+    """Of the winner over the default; None where they are one recipe, or nothing was tested."""
+    n_test_images: int | None
+    n_readings: int
+    """How often the study's test images were opened, this time included."""
+    n_candidates: int
+    n_confirm_seeds: int
+    tied_with_winner: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One run whose weights are exported; its own accuracies in percent."""
+
+    seed: int
+    test_top1: float | None
+    test_ten_crop_top1: float | None
+
+
+def recipe_in_words(recipe: Recipe) -> str:
+    """Return a paragraph that says how the network was trained."""
+    dials, train = recipe.dials, recipe.train
+    start = (
+        "The whole network started from random weights (no transfer)."
+        if recipe.model.weights == "random"
+        else f"{_fresh(dials)} started fresh; every other layer from pre-trained weights."
+    )
+    low = (
+        f"the first {dials.n_low} blocks {dials.lr_high * dials.lr_low_ratio:.3g}, the others "
+        if dials.n_low
+        else "the blocks "
+    )
+    head = dials.lr_high * dials.lr_head_ratio
+    rates = f"Learning rates: {low}{dials.lr_high:.3g}, the classifier {head:.3g}."
+    layers = "layers" if dials.source_head == "keep" else "blocks"  # its classifier is one more
+    pull = (
+        f"The first {dials.n_l2sp} {layers} were pulled to their pre-trained weights (L2-SP, "
+        f"strength {dials.alpha:.3g}), the rest to zero (L2, strength {dials.beta:.3g})."
+        if dials.n_l2sp and dials.alpha
+        else f"All layers were pulled to zero (L2, strength {dials.beta:.3g})."
+        if dials.beta
+        else "No weight was penalised."
+    )
+    schedule = "decay in updates" if dials.decay_updates else f"{train.schedule} schedule"
+    course = (
+        f"SGD with momentum {dials.momentum:.3g}, {train.epochs} epochs in batches of "
+        f"{train.batch_size}, {schedule}; images of {recipe.data.image_px} px; "
+        "the weights after the last epoch."
+    )
+    return f"{start} {rates} {pull} {course}"
+
+
+def _fresh(dials: Dials) -> str:
+    r = dials.reinit_layers
+    if dials.source_head == "keep":
+        return "The new layers on top of the kept source classifier"
+    return "The classifier alone" if r == 1 else f"The last {r} layers, classifier included,"
+
+
+def methods_in_words(recipe: Recipe) -> tuple[str, ...]:
+    """Return a sentence for each method that was on; none where all dials were usual."""
+    return (*_layers(recipe), *_source(recipe), *_training(recipe))
+
+
+def _layers(recipe: Recipe) -> Iterator[str]:
+    dials, methods = recipe.dials, recipe.methods
+    if dials.source_head == "keep":
+        units = " and ".join(str(units) for units in methods.source_hidden)
+        hidden = f", with hidden layers of {units} units" if units else ""
+        yield (
+            "Kept source classifier (Shermin et al., 2019): it stays part of the network, and the "
+            f"new layers are on top of it{hidden}."
+        )
+    if dials.frozen_layers:
+        yield (
+            f"Frozen layers: the first {dials.frozen_layers} blocks did not learn, and their "
+            "running statistics stayed."
+        )
+
+
+def _source(recipe: Recipe) -> Iterator[str]:
+    dials, methods = recipe.dials, recipe.methods
+    if dials.delta != "off":
+        weighed = (
+            f"channels weighed by attention from {methods.delta_batches} batches"
+            if dials.delta == "attention"
+            else "all channels alike"
+        )
+        yield (
+            f"DELTA (Li et al., 2019), {weighed}: of the last {methods.delta_taps} "
+            "feature maps those that kept their weights were pulled to the source network's, "
+            f"strength {dials.delta_alpha:.3g}, {methods.delta_reduction} over the batch."
+        )
+    if dials.distill:
+        squared = ", times its square" if methods.distill_squared else ""
+        seen = "augmented" if methods.distill_teacher == "online" else "they are"
+        yield (
+            "Distillation of the source's predictions of the images as "
+            f"{seen}: weight {dials.distill:.3g}, temperature "
+            f"{dials.distill_temperature:.3g}{squared}."
+        )
+    if dials.dtnh != "off":
+        when = "where they would" if dials.dtnh == "conflict" else "always"
+        what = {"tensor": "each tensor", "block": "each block", "global": "the whole network"}
+        yield (
+            "DTNH (Wan et al., 2019): the pulls to the source could not work against the task's "
+            f"gradient; they were projected {when}, in {what[methods.dtnh_granularity]}."
+        )
+
+
+def _training(recipe: Recipe) -> Iterator[str]:
+    dials, methods = recipe.dials, recipe.methods
+    if dials.bss:
+        yield (
+            f"Batch spectral shrinkage (Chen et al., 2019): strength {dials.bss:.3g}, smallest "
+            f"singular values shrunk: {methods.bss_k}."
+        )
+    if dials.stochnorm_p < 1:
+        yield (
+            "Stochastic normalisation (Kou et al., 2020): probability of the batch's statistics "
+            f"{dials.stochnorm_p:.3g}; outside training it is plain batch norm."
+        )
+    if dials.decay_updates:
+        yield (
+            f"Decay in updates (Plested and Gedeon, 2022): rates times {dials.decay_factor:.3g} "
+            f"every {dials.decay_updates} updates."
+        )
+
 
 N_LABELS_LISTED = 100
 

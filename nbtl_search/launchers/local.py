@@ -13,7 +13,7 @@ from typing import Final, final
 import psutil
 
 from nbtl_search.errors import NbtlError
-from nbtl_search.study.logfile import rotate
+from nbtl_search.files.rotation import rotate
 
 logger = logging.getLogger(__name__)
 

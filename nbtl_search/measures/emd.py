@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from nbtl_search.errors import DataError
 from nbtl_search.measures.classes import classes_of
 from nbtl_search.spec.diagnosis import Measured
-from nbtl_search.spec.known import SettingValue
+from nbtl_search.spec.recipe import SettingValue
 
 with warnings.catch_warnings():
     # Python warns of an escape in one of its docstrings when it first compiles POT 0.9.7

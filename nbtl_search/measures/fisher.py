@@ -6,7 +6,7 @@ from jaxtyping import Float, Float64, Int
 
 from nbtl_search.measures.classes import Classes, class_means, classes_of, condition
 from nbtl_search.spec.diagnosis import Measured
-from nbtl_search.spec.known import SettingValue
+from nbtl_search.spec.recipe import SettingValue
 
 NAME = "fisher"
 MAX_CONDITION = 1e10  # beyond it, what is left of S_w^-1 in float64 is rounding

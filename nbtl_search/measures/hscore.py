@@ -7,7 +7,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 
 from nbtl_search.measures.classes import Classes, classes_of, condition
 from nbtl_search.spec.diagnosis import Measured
-from nbtl_search.spec.known import SettingValue
+from nbtl_search.spec.recipe import SettingValue
 
 NAME = "hscore"
 NAME_REGULARISED = "hscore_regularised"

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int
 
 from nbtl_search.measures.classes import Classes, classes_of
 from nbtl_search.spec.diagnosis import Measured
-from nbtl_search.spec.known import SettingValue
+from nbtl_search.spec.recipe import SettingValue
 
 NAME = "logme"
 TOLERANCE = 1e-6  # of log10 a/b; the evidence is flat there, and its own error far smaller

@@ -1,20 +1,144 @@
-"""Everything a report says, read once from the database: what follows are pure functions of it."""
+"""Where a report comes from: versions, commit, machines. Nothing here imports torch.
 
+Everything a report says, read once from the database: what follows are pure functions of it.
+"""
+
+import importlib.metadata
+import platform
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import psutil
+from sqlalchemy import func, or_, select
 
 from nbtl_search import space
+from nbtl_search.ledger import records, schema
+from nbtl_search.ledger.database import storage_errors
+from nbtl_search.ledger.names import FINAL_MARK
+from nbtl_search.ledger.records import Totals, TrialRecord
+from nbtl_search.paper.tables import KEYS, PaperRow, paper_rows
+from nbtl_search.reports.comparison import best_of, default_of
 from nbtl_search.reports.drawing.importance import Importances, importances
-from nbtl_search.reports.provenance import Provenance, provenance
-from nbtl_search.reports.standing import best_of, default_of
 from nbtl_search.space import Space
 from nbtl_search.spec import Diagnosis, Epoch, Facts, StudySpec
-from nbtl_search.spec.paper import KEYS, PaperRow, paper_rows
-from nbtl_search.study import diagnoses, records
-from nbtl_search.study.records import Totals, TrialRecord
+from nbtl_search.spec.verdict import Verdict
+from nbtl_search.study import diagnoses
 from nbtl_search.study.store import Study
-from nbtl_search.study.verdict import Verdict
+
+_PACKAGES: Final = (
+    "nbtl-search",
+    "torch",
+    "torchvision",
+    "timm",
+    "optuna",
+    "numpy",
+    "scipy",
+    "sqlalchemy",
+    "plotly",
+)
+_PATIENCE_S: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One kind of device of one host that trained for the study, and by how many workers."""
+
+    host: str
+    device: str
+    n_workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made this report, and what trained for it."""
+
+    versions: Mapping[str, str]
+    commit: str | None
+    """Of the checkout that the program lies in, '+' where files of it were changed since."""
+    host: str
+    cpu: str
+    n_cores: int
+    memory_gb: float
+    devices: tuple[Device, ...]
+
+
+def provenance(study: Study) -> Provenance:
+    """Find out what this machine and program are, and what trained the study and its final runs.
+
+    Raises:
+        StorageError: the database refuses or does not answer.
+    """
+    return Provenance(
+        versions=versions(),
+        commit=commit(Path(__file__).parents[1]),
+        host=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        cpu=_cpu(),
+        n_cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        memory_gb=psutil.virtual_memory().total / 2**30,
+        devices=_devices(study),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a result may depend on, as installed here."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(package: Path) -> str | None:
+    """Return the commit of the checkout that holds this package; None where git tracks it not."""
+    tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
+    head = _git(package, "rev-parse", "HEAD")
+    if not tracked or not head:
+        return None
+    changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],  # noqa: S607  (wherever the user has it)
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def _devices(of: Study) -> tuple[Device, ...]:
+    worker, study, finals = schema.worker, schema.study, f"{of.name}{FINAL_MARK}"
+    query = (
+        select(worker.c.host, worker.c.device, func.count().label("n_workers"))
+        .select_from(worker.join(study))
+        .where(or_(study.c.study_id == of.id, study.c.name.startswith(finals, autoescape=True)))
+        .group_by(worker.c.host, worker.c.device)
+        .order_by(worker.c.host, worker.c.device)
+    )
+    with storage_errors(), of.storage.engine.connect() as connection:
+        return tuple(Device(**row) for row in connection.execute(query).mappings())
 
 
 @dataclass(frozen=True, kw_only=True)

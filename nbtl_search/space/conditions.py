@@ -2,6 +2,8 @@
 
 A condition looks only at dials that are decided before its own (`ORDER`). Where it does not hold,
 the dial has no effect: nothing proposes a value for it, and it stays at its default.
+
+Which combinations of dials cannot be trained, and why.
 """
 
 from collections.abc import Mapping

@@ -3,18 +3,20 @@
 A point has dials and params. Params are what is searched, as the sampler's storage names them;
 dials are what is trained with. They differ in two ways: a count of blocks may be limited by what is
 reinitialised, and `effective_lr` gives lr_high = effective_lr (1 - momentum).
+
+Recipes written by hand, for any network.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nbtl_search.errors import SpecError
 from nbtl_search.space.conditions import ORDER
-from nbtl_search.space.domains import Choice, Domain, Suggests
 from nbtl_search.space.priors import value_at
-from nbtl_search.space.rows import Space, SpaceRow
-from nbtl_search.spec import Dials, Prior
-from nbtl_search.spec.survey import effective_rate, rate_of
+from nbtl_search.space.rows import Choice, Domain, Space, SpaceRow, Suggests, beyond, impossible
+from nbtl_search.space.survey import effective_rate, rate_of
+from nbtl_search.spec import Dials, KnownRecipe, Prior
 
 
 def suggest(space: Space, trial: Suggests) -> Dials:
@@ -165,3 +167,41 @@ def _unrounded(domain: Domain, value: float) -> float:
 def _members(domain: Domain) -> list[Any]:
     options = domain.options if isinstance(domain, Choice) else (domain.low,)
     return [option for option in options if isinstance(option, int | float)]
+
+
+def known_dials(known: KnownRecipe, *, space: Space) -> Dials:
+    """Return a known recipe's dials for this network; what it leaves out takes the default.
+
+    'all' frozen or L2-SP blocks are all that keep their pre-trained values; of L2-SP, a kept source
+    classifier is one. `effective_lr` may stand instead of lr_high.
+
+    Raises:
+        SpecError: a dial that does not exist, a value it cannot have, or a combination that cannot
+            be trained.
+    """
+    try:
+        return _dials(known, space)
+    except SpecError as error:
+        message = f"known recipe {known.name!r}: {error}"
+        raise SpecError(message) from error
+
+
+def _dials(known: KnownRecipe, space: Space) -> Dials:
+    values: dict[str, Any] = {name: space.count(name, value) for name, value in known.dials.items()}
+    effective = values.pop("effective_lr", None)
+    if effective is not None:
+        if "lr_high" in values:
+            message = "lr_high or effective_lr, got both; leave one out"
+            raise SpecError(message)
+        values["lr_high"] = rate_of(effective, float(values.get("momentum", Dials().momentum)))
+    dials = Dials.parse(values)
+    for limit in space.limits:
+        if known.dials.get(limit.dial) == "all":
+            most = limit.most(dict(dials), n_blocks=space.n_blocks)
+            dials = dials.replace(**{limit.dial: most})
+    reasons = impossible(dials, n_blocks=space.n_blocks, pretrained=space.pretrained)
+    for limit in space.limits:
+        reasons += beyond(limit, dials, n_blocks=space.n_blocks)
+    if reasons:
+        raise SpecError(reasons[0])
+    return dials

@@ -16,9 +16,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from nbtl_search.errors import SpecError
-from nbtl_search.space.counts import count_of
-from nbtl_search.space.domains import Choice, Float, Int
-from nbtl_search.space.rows import SpaceRow
+from nbtl_search.space.rows import Choice, Float, Int, SpaceRow, count_of
 from nbtl_search.spec import Prior, SettingValue
 
 MAX_WEIGHT: Final = 0.95

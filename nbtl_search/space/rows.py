@@ -1,13 +1,141 @@
-"""A search space: the rows that are searched, and what is held or limited."""
+"""What a dial may be: a real number, an integer, or one of a few values.
 
-from collections.abc import Mapping
+Counts of blocks that hold for any network: 'all', and fractions such as '14/22'.
+
+A search space: the rows that are searched, and what is held or limited.
+
+Which combinations of dials cannot be trained, and why.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from fractions import Fraction
+from typing import Any, Final, Protocol
 
-from nbtl_search.space.conditions import CONDITIONS, ORDER, Condition
-from nbtl_search.space.counts import count_of
-from nbtl_search.space.domains import Domain
-from nbtl_search.spec import SettingValue
+from nbtl_search.errors import SpecError
+from nbtl_search.space.conditions import CONDITIONS, ORDER, PULLED, Condition
+from nbtl_search.spec import Dials, SettingValue
+
+
+class Suggests(Protocol):
+    """What a space needs of a trial: three methods of `optuna.Trial`."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Return a real number in [low, high]."""
+        ...
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """Return an integer in [low, high]."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Return one of the choices."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float:
+    """A real number in [low, high], uniform or (log) uniform in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, name: str, trial: Suggests) -> float:
+        """Ask the trial for a value."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def at(self, u: float) -> float:
+        """Return the value at the quantile u in [0, 1)."""
+        if self.log:
+            return min(self.high, self.low * math.pow(self.high / self.low, u))
+        return self.low + u * (self.high - self.low)
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int:
+    """An integer in [low, high], both included."""
+
+    low: int
+    high: int
+    usual: float = 0.0
+    """Share of `low` in start-up points; 0 = all have the same."""
+
+    def suggest(self, name: str, trial: Suggests) -> int:
+        """Ask the trial for a value."""
+        return trial.suggest_int(name, self.low, self.high)
+
+    def at(self, u: float) -> int:
+        """Return the value at the quantile u in [0, 1)."""
+        return self.low + _index(u, self.high - self.low + 1, self.usual)
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of a few values without an order."""
+
+    options: tuple[SettingValue, ...]
+    usual: float = 0.0
+    """Share of the first option in start-up points; 0 = all have the same."""
+
+    def suggest(self, name: str, trial: Suggests) -> SettingValue:
+        """Ask the trial for a value."""
+        value: SettingValue = trial.suggest_categorical(name, self.options)
+        return value
+
+    def at(self, u: float) -> SettingValue:
+        """Return the value at the quantile u in [0, 1)."""
+        return self.options[_index(u, len(self.options), self.usual)]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.options
+
+
+Domain = Float | Int | Choice
+
+
+def _index(u: float, n: int, usual: float) -> int:
+    """Return which of n values is at the quantile u, where the first has the share `usual`."""
+    if usual == 0 or n == 1:
+        return math.floor(u * n)
+    if u < usual:
+        return 0
+    return min(n - 1, 1 + math.floor((u - usual) / (1 - usual) * (n - 1)))
+
+
+def in_words(domain: Domain) -> str:
+    """Return a domain's bounds or options, such as '0.0005 to 0.05, logarithmic'."""
+    if isinstance(domain, Choice):
+        return ", ".join(str(option) for option in domain.options)
+    scale = ", logarithmic" if isinstance(domain, Float) and domain.log else ""
+    return f"{domain.low:g} to {domain.high:g}{scale}"
+
+
+COUNTS: Final = frozenset({"n_low", "n_l2sp", "reinit_layers", "frozen_layers"})
+
+
+def count_of(name: str, value: SettingValue, n_blocks: int) -> SettingValue:
+    """Resolve 'all' and fractions such as '14/22', which count blocks of any network.
+
+    Raises:
+        SpecError: it is neither a number nor one of these.
+    """
+    if not isinstance(value, str) or name not in COUNTS:
+        return value
+    if value == "all":
+        return n_blocks
+    try:
+        return round(Fraction(value) * n_blocks)
+    except (ValueError, ZeroDivisionError) as error:
+        message = f"{name} must be a count, 'all' or a fraction such as '14/22', got {value!r}"
+        raise SpecError(message) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +212,63 @@ class Space:
 def position(row: SpaceRow) -> int:
     """Return a row's place in the order of decision."""
     return ORDER.index(row.name)
+
+
+OF_SOURCE: Final = ("source_head", "frozen_layers", "delta", "distill")
+"""What keeps, pulls to or learns from pre-trained weights, and so needs some."""
+
+
+def impossible(dials: Dials, *, n_blocks: int, pretrained: bool = True) -> list[str]:
+    """Return why this combination cannot be trained, one sentence each; none where it can.
+
+    L2-SP that reaches into reinitialised blocks is not among them: it covers all blocks that are
+    pre-trained then.
+
+    Args:
+        dials: to judge.
+        n_blocks: of the network, a kept source classifier not counted.
+        pretrained: whether there are pre-trained weights.
+    """
+    values = dict(dials)
+    reasons = [*_contradictions(dials, values, n_blocks)]
+    return reasons if pretrained else [*reasons, *_without_source(dials)]
+
+
+def beyond(limit: Limit, dials: Dials, *, n_blocks: int) -> list[str]:
+    """Return why a count goes too far into the network, if it does, as `impossible` does."""
+    values = dict(dials)
+    most = limit.most(values, n_blocks=n_blocks)
+    if values[limit.dial] <= most:
+        return []
+    what = "must learn" if limit.dial == "frozen_layers" else "has no weights to be pulled to"
+    message = (
+        f"{limit} = {most}, as a reinitialised block {what}, got {values[limit.dial]} with "
+        f"reinit_layers = {dials.reinit_layers}; take fewer blocks, or reinitialise fewer"
+    )
+    return [message]
+
+
+def _contradictions(dials: Dials, values: Mapping[str, Any], n_blocks: int) -> Iterator[str]:
+    yield from beyond(Limit(dial="frozen_layers"), dials, n_blocks=n_blocks)
+    if dials.source_head == "keep" and dials.reinit_layers > 1:
+        yield (
+            "reinit_layers = 1 where source_head = 'keep', as only the layers on top of the "
+            f"source classifier are new, got {dials.reinit_layers}; replace the head, or leave "
+            "reinit_layers out"
+        )
+    if dials.dtnh != "off" and not PULLED.holds(values):
+        yield (
+            f"dtnh = {dials.dtnh!r} must have a pull to the source to project ({PULLED}), got "
+            "none; switch one on, or dtnh off"
+        )
+
+
+def _without_source(dials: Dials) -> Iterator[str]:
+    usual = Dials()
+    for name in OF_SOURCE:
+        value = getattr(dials, name)
+        if value != getattr(usual, name):
+            yield (
+                f"{name} = {getattr(usual, name)!r} without pre-trained weights, got {value!r}; "
+                "name weights, or leave it out"
+            )

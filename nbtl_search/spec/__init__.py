@@ -1,27 +1,31 @@
 """The values that define a study, a run and what a run gives back."""
 
-from nbtl_search.spec.advised import Advised, Prior, Regime
 from nbtl_search.spec.diagnosis import POOLED, TITLES, Diagnosis, Measured
-from nbtl_search.spec.dials import Dials, MethodSettings
-from nbtl_search.spec.known import KnownRecipe, SettingValue
 from nbtl_search.spec.recipe import (
     AugmentSettings,
     DataSettings,
+    Dials,
     Epoch,
     Facts,
+    KnownRecipe,
+    MethodSettings,
     ModelSettings,
     Recipe,
+    SettingValue,
     TrainSettings,
     best_epoch,
 )
 from nbtl_search.spec.study import (
+    Advised,
     Budget,
+    Prior,
     Pruning,
+    Regime,
     Row,
     SearchSettings,
     StudySpec,
 )
-from nbtl_search.spec.text import read_toml, with_settings, write_toml
+from nbtl_search.spec.toml import read_toml, with_settings, write_toml
 from nbtl_search.spec.values import Value
 
 __all__ = [

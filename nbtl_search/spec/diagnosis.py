@@ -5,8 +5,7 @@ from typing import Final
 
 from pydantic import Field
 
-from nbtl_search.spec.dials import AtLeastOne, Count, NonNegative
-from nbtl_search.spec.known import SettingValue
+from nbtl_search.spec.recipe import AtLeastOne, Count, NonNegative, SettingValue
 from nbtl_search.spec.values import Value
 
 POOLED = "pooled"

@@ -1,23 +1,58 @@
-"""A study: what to search, how long, and from which recipes to start."""
+"""What a diagnosis and earlier studies advise: which recipes first, and where to look more.
+
+A study: what to search, how long, and from which recipes to start.
+
+The studies that come with the package: one TOML file per dataset.
+"""
 
 import hashlib
 import json
+import tomllib
+from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator
 
-from nbtl_search.spec.advised import Advised
-from nbtl_search.spec.dials import AtLeastOne, Count, Dials, Fraction, MethodSettings, Positive
-from nbtl_search.spec.known import KnownRecipe, SettingValue
+from nbtl_search.errors import SpecError
 from nbtl_search.spec.recipe import (
+    AtLeastOne,
     AugmentSettings,
+    Count,
     DataSettings,
+    Dials,
     Facts,
+    Fraction,
+    KnownRecipe,
+    MethodSettings,
     ModelSettings,
+    Positive,
     Recipe,
+    SettingValue,
     TrainSettings,
 )
 from nbtl_search.spec.values import Value
+
+Regime = Literal["suited", "unsuited", "borderline", "unknown"]
+
+
+class Prior(Value):
+    """Where in a dial's range start-up points fall more often; the whole range stays possible."""
+
+    low: SettingValue = Field(description="a number, 'all', or a fraction of the blocks")
+    high: SettingValue
+    weight: Fraction = Field(0.5, description="share of the points that are drawn in [low, high]")
+    reason: str = ""
+
+
+class Advised(Value):
+    """Advice as a study holds it: filled in by `create`, and never part of its fingerprint."""
+
+    regime: Regime = "unknown"
+    evidence: tuple[str, ...] = Field((), description="lines that say what it was concluded from")
+    recipes: tuple[KnownRecipe, ...] = Field((), description="tried after the study's own")
+    prior: dict[str, Prior] = Field(default_factory=dict, description="by dial")
+
 
 STUDY_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -173,3 +208,34 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def shipped_studies() -> dict[str, Traversable]:
+    """Return the TOML file of each shipped study by the study's name, in order of names.
+
+    In a wheel they lie inside the package; in a checkout, beside it.
+    """
+    package = resources.files("nbtl_search")
+    inside = package.joinpath("studies")
+    folder = inside if inside.is_dir() else package.joinpath("..", "studies")
+    if not folder.is_dir():
+        return {}
+    files = [file for file in folder.iterdir() if file.name.endswith(".toml")]
+    return {file.name.removesuffix(".toml"): file for file in sorted(files, key=_name)}
+
+
+def shipped_study(name: str) -> dict[str, Any]:
+    """Return a shipped study as plain data, ready for changes and `StudySpec.parse`.
+
+    Raises:
+        SpecError: no study of this name is shipped.
+    """
+    studies = shipped_studies()
+    if name not in studies:
+        message = f"a shipped study must be one of {', '.join(studies)}; got {name!r}"
+        raise SpecError(message)
+    return tomllib.loads(studies[name].read_text("utf-8"))
+
+
+def _name(file: Traversable) -> str:
+    return file.name

@@ -9,9 +9,12 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from nbtl_search.errors import NbtlError, SchemaError
-from nbtl_search.spec.check import Check
-from nbtl_search.study import embedded, schema, storage
-from nbtl_search.study.storage import Storage, storage_errors
+from nbtl_search.ledger import database as storage
+from nbtl_search.ledger import schema
+from nbtl_search.ledger.database import Storage, storage_errors
+from nbtl_search.postgres import server
+from nbtl_search.postgres.connection import UPGRADE_COMMAND
+from nbtl_search.spec.machine import Check
 
 PER_WORKER: Final = 3
 _RESERVE: Final = 10
@@ -45,7 +48,7 @@ def database(url: str | None, *, home: Path, n_workers: int) -> Iterator[Check]:
 
 
 def _embedded_runs(home: Path) -> bool:
-    return (home / "postgres").exists() and embedded.status(home).running
+    return (home / "postgres").exists() and server.status(home).running
 
 
 def _looked_at(opened: Storage, n_workers: int) -> Iterator[Check]:
@@ -103,5 +106,5 @@ def _schema(opened: Storage) -> Check:
     try:
         storage.check(opened)
     except SchemaError as error:
-        return Check.of("tables", str(error), problem=schema.UPGRADE_COMMAND)
+        return Check.of("tables", str(error), problem=UPGRADE_COMMAND)
     return Check.of("tables", f"ours of version {schema.VERSION}, and Optuna's, are as needed")

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from sqlalchemy import insert, select
 
 from nbtl_search.errors import StorageError
+from nbtl_search.ledger import schema
+from nbtl_search.ledger.database import Storage, storage_errors
+from nbtl_search.ledger.names import only_one
 from nbtl_search.spec import POOLED, Diagnosis, Facts, StudySpec
-from nbtl_search.study import schema, store
-from nbtl_search.study.names import only_one
-from nbtl_search.study.note import with_diagnosis
-from nbtl_search.study.storage import Storage, storage_errors
-from nbtl_search.study.store import Study
+from nbtl_search.study import store
+from nbtl_search.study.store import Study, with_diagnosis
 
 logger = logging.getLogger(__name__)
 

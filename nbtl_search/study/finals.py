@@ -1,4 +1,6 @@
-"""Finalising a study: its best recipes and the usual practice again, over several seeds.
+"""The finalisations of a study as the ledger has them: one row a round, two studies of runs.
+
+Finalising a study: its best recipes and the usual practice again, over several seeds.
 
 Two stages, each a study of its own whose trials any worker trains, kills and resumes like others:
 
@@ -14,17 +16,129 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, insert, text, update
+from pydantic import Field
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
-from nbtl_search.spec import Recipe
-from nbtl_search.study import contest, records, rounds, schema
-from nbtl_search.study.ledger import NOW, Ledger
-from nbtl_search.study.names import clear_half_made, make_optuna_study, only_one
-from nbtl_search.study.records import DEFAULT, TrialRecord
-from nbtl_search.study.rounds import Plan
-from nbtl_search.study.storage import storage_errors
+from nbtl_search.ledger import records, schema
+from nbtl_search.ledger.database import storage_errors
+from nbtl_search.ledger.ledger import NOW, TERMINAL, Ledger
+from nbtl_search.ledger.names import FINAL_MARK, clear_half_made, make_optuna_study, only_one
+from nbtl_search.ledger.records import DEFAULT, TrialRecord
+from nbtl_search.spec import Recipe, Value
+from nbtl_search.study import seed_statistics, store
 from nbtl_search.study.store import Study
+
+
+class Plan(Value):
+    """How many candidates and seeds a finalisation has."""
+
+    n_candidates: int = Field(3, ge=1, le=100, description="best trials of the search")
+    n_confirm_seeds: int = Field(4, ge=2, le=100, description="runs of each in the first stage")
+    n_test_seeds: int = Field(4, ge=2, le=100, description="runs of winner and default at the end")
+
+
+def latest_round(study: Study) -> Any:
+    """Return the row of the latest finalisation, or None."""
+    found = every_round(study)
+    return found[-1] if found else None
+
+
+def every_round(study: Study) -> Sequence[Any]:
+    """Return the rows of all finalisations, in order."""
+    final = schema.final
+    query = select(final).where(final.c.parent_id == study.id).order_by(final.c.round)
+    with storage_errors(), study.storage.engine.connect() as connection:
+        return connection.execute(query).all()
+
+
+def stage_of(study: Study, row: Any) -> Study:
+    """Open the study that holds the runs of the latest stage of a finalisation."""
+    stage = "confirm" if row.test_id is None else "test"
+    return store.open_study(study.storage, stage_name(study, stage, row.round))
+
+
+def stage_name(study: Study, stage: str, number: int) -> str:
+    """Return the name of the study that holds the runs of a stage."""
+    return f"{study.name}{FINAL_MARK}{stage}-{number}"
+
+
+def counts(stage: Study) -> tuple[int, int]:
+    """Return how many runs of a stage have ended, and how many there are."""
+    trial, study = schema.trial, schema.study
+    n_ended = (
+        select(func.count())
+        .where(trial.c.study_id == stage.id, trial.c.state.in_(TERMINAL))
+        .scalar_subquery()
+    )
+    query = select(n_ended, study.c.n_trials).where(study.c.study_id == stage.id)
+    with storage_errors(), stage.storage.engine.connect() as connection:
+        n_done, n_all = connection.execute(query).one()
+    return n_done, n_all
+
+
+def has_ended(stage: Study) -> bool:
+    """Tell whether every run of a stage has ended."""
+    n_done, n_all = counts(stage)
+    return n_done >= n_all
+
+
+def is_done(study: Study, row: Any) -> bool:
+    """Tell whether every run of a finalisation has ended."""
+    return row.test_id is not None and has_ended(stage_of(study, row))
+
+
+def open_stage(study: Study) -> Study | None:
+    """Return the stage whose runs have not all ended; None where nothing is being finalised."""
+    row = latest_round(study)
+    if row is None:
+        return None
+    stage = stage_of(study, row)
+    return None if stage.stage == "test" and has_ended(stage) else stage
+
+
+def runs_of(study: Study, stage_id: int) -> Sequence[Any]:
+    """Return the planned runs of a stage in order, with the trial and the result of each begun."""
+    plan, trial, result = schema.final_run, schema.trial, schema.final_result
+    epoch = schema.epoch
+    trained = (
+        select(
+            epoch.c.trial_id,
+            func.count().label("n_epochs"),
+            func.sum(epoch.c.seconds).label("seconds"),
+        )
+        .select_from(epoch.join(trial))
+        .where(trial.c.study_id == stage_id)
+        .group_by(epoch.c.trial_id)
+        .subquery()
+    )
+    scores = [column for column in result.c if column.name not in {"trial_id", "predictions"}]
+    query = (
+        select(
+            plan.c.slot,
+            plan.c.candidate,
+            plan.c.recipe,
+            trial.c.trial_id,
+            trial.c.state,
+            trial.c.value,
+            trial.c.attempt,
+            trained.c.n_epochs,
+            trained.c.seconds,
+            *scores,
+        )
+        .select_from(
+            plan.outerjoin(
+                trial, (trial.c.study_id == plan.c.study_id) & (trial.c.slot == plan.c.slot)
+            )
+            .outerjoin(trained, trained.c.trial_id == trial.c.trial_id)
+            .outerjoin(result, result.c.trial_id == trial.c.trial_id)
+        )
+        .where(plan.c.study_id == stage_id)
+        .order_by(plan.c.slot)
+    )
+    with storage_errors(), study.storage.engine.connect() as connection:
+        return connection.execute(query).all()
+
 
 _SEEDS_OF_A_ROUND: Final = 1000
 
@@ -62,11 +176,11 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
     """
     _check(study)
     with storage_errors(), only_one(study.storage, study.name) as lock:
-        latest = rounds.latest(study)
+        latest = latest_round(study)
         if latest is not None:
             plan = Plan.parse_json(latest.plan)
             wanted = plan.replace(**changes)
-            ended = rounds.has_ended(rounds.stage_of(study, latest))
+            ended = has_ended(stage_of(study, latest))
             if again is None or not ended:
                 _check_same(study, latest, wanted, plan)
                 return plan
@@ -87,18 +201,18 @@ def next_stage(study: Study) -> Study | None:
         StorageError: the database refuses.
     """
     with storage_errors():
-        latest = rounds.latest(study)
+        latest = latest_round(study)
         if latest is None:
             return None
-        stage = rounds.stage_of(study, latest)
-        if stage.stage == "confirm" and rounds.has_ended(stage):
+        stage = stage_of(study, latest)
+        if stage.stage == "confirm" and has_ended(stage):
             with only_one(study.storage, study.name) as lock:
-                latest = rounds.latest(study)
+                latest = latest_round(study)
                 if latest.test_id is None:
                     _open_test(study, latest, lock=lock)
-            stage = rounds.stage_of(study, rounds.latest(study))
+            stage = stage_of(study, latest_round(study))
     ledger = Ledger(study.storage.engine, stage.id)
-    return None if ledger.desired() == "stop" or rounds.has_ended(stage) else stage
+    return None if ledger.desired() == "stop" or has_ended(stage) else stage
 
 
 def name_of(trial: TrialRecord) -> str:
@@ -134,7 +248,7 @@ def winner_of(study: Study, confirm_id: int, default: int) -> int:
     """
     values: dict[int, list[float]] = {}
     broken: set[int] = set()
-    for row in rounds.runs(study, confirm_id):
+    for row in runs_of(study, confirm_id):
         if row.state == "complete":
             values.setdefault(row.candidate, []).append(row.value)
         else:
@@ -147,7 +261,7 @@ def winner_of(study: Study, confirm_id: int, default: int) -> int:
             "--again REASON"
         )
         raise StudyNotFoundError(message)
-    return contest.choose(whole, default=default)
+    return seed_statistics.choose(whole, default=default)
 
 
 def _check(study: Study) -> None:
@@ -199,7 +313,7 @@ def _open_confirm(study: Study, plan: Plan, number: int, reason: str, *, lock: C
     def enter(connection: Connection, stage_id: int) -> None:
         connection.execute(insert(schema.final).values(row | {"confirm_id": stage_id}))
 
-    _open(study, rounds.stage_name(study, "confirm", number), runs, enter, lock=lock)
+    _open(study, stage_name(study, "confirm", number), runs, enter, lock=lock)
 
 
 def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
@@ -220,7 +334,7 @@ def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
             .values(winner=winner, test_id=stage_id, test_opened_at=NOW)
         )
 
-    _open(study, rounds.stage_name(study, "test", latest.round), runs, enter, lock=lock)
+    _open(study, stage_name(study, "test", latest.round), runs, enter, lock=lock)
 
 
 def _seeds(study: Study, number: int, n_before: int, n: int) -> range:

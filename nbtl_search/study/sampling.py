@@ -12,11 +12,16 @@ from optuna.trial import TrialState
 from sqlalchemy import select
 
 from nbtl_search import space
+from nbtl_search.ledger import schema
+from nbtl_search.ledger.ledger import Ended
+from nbtl_search.ledger.lifecycle import Asked
 from nbtl_search.spec import Dials, Epoch, StudySpec
-from nbtl_search.study import schema
-from nbtl_search.study.lease import Asked
-from nbtl_search.study.ledger import Ended
-from nbtl_search.study.store import DIALS, NAME, PROTECTED, Study
+from nbtl_search.study.store import (
+    DIALS,
+    NAME,
+    PROTECTED,
+    Study,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -9,25 +9,25 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from nbtl_search.errors import StudyNotFoundError
+from nbtl_search.ledger import records, schema
+from nbtl_search.ledger.database import storage_errors
+from nbtl_search.ledger.ledger import TERMINAL
+from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.spec import Recipe
-from nbtl_search.study import contest, records, rounds, schema
-from nbtl_search.study.contest import Interval
-from nbtl_search.study.finals import name_of
-from nbtl_search.study.lease import FinalStage
-from nbtl_search.study.ledger import TERMINAL
-from nbtl_search.study.records import TrialRecord
-from nbtl_search.study.rounds import Plan
-from nbtl_search.study.storage import storage_errors
-from nbtl_search.study.store import Study
-from nbtl_search.study.verdict import (
+from nbtl_search.spec.verdict import (
     Contender,
     Entry,
     FinalRun,
+    FinalStage,
     FinalWeights,
+    Interval,
     Reading,
     TestScore,
     Verdict,
 )
+from nbtl_search.study import finals, seed_statistics
+from nbtl_search.study.finals import Plan, name_of
+from nbtl_search.study.store import Study
 
 
 def verdict_of(study: Study) -> Verdict | None:
@@ -36,7 +36,7 @@ def verdict_of(study: Study) -> Verdict | None:
     Raises:
         StorageError: the database refuses or does not answer.
     """
-    every = rounds.every(study)
+    every = finals.every_round(study)
     if not every:
         return None
     row, plan = every[-1], Plan.parse_json(every[-1].plan)
@@ -48,8 +48,8 @@ def verdict_of(study: Study) -> Verdict | None:
     stage: Literal["confirm", "test", "done"] = "confirm" if row.test_id is None else "test"
     return Verdict(
         round=row.round,
-        stage="done" if rounds.is_done(study, row) else stage,
-        study=rounds.stage_name(study, stage, row.round),
+        stage="done" if finals.is_done(study, row) else stage,
+        study=finals.stage_name(study, stage, row.round),
         n_confirm_seeds=plan.n_confirm_seeds,
         n_test_seeds=plan.n_test_seeds,
         contenders=contenders,
@@ -68,7 +68,7 @@ def verdict_of(study: Study) -> Verdict | None:
 
 
 def _runs(study: Study, stage_id: int, stage: FinalStage) -> list[FinalRun]:
-    return [_run(row, stage) for row in rounds.runs(study, stage_id)]
+    return [_run(row, stage) for row in finals.runs_of(study, stage_id)]
 
 
 def _run(row: Any, stage: FinalStage) -> FinalRun:
@@ -110,11 +110,11 @@ def _contenders(
             name=name_of(trials[number]),
             dials=trials[number].dials,
             search_top1=trials[number].value or 0.0,
-            confirmed=contest.summary(list(values[number].values())),
-            lower_bound=contest.lower_bound(list(values[number].values())),
+            confirmed=seed_statistics.summary(list(values[number].values())),
+            lower_bound=seed_statistics.lower_bound(list(values[number].values())),
             gain=None
             if number == default
-            else contest.paired_gain(values[number], values[default]),
+            else seed_statistics.paired_gain(values[number], values[default]),
             is_tied_with_winner=_is_tie(values, number, winner),
         )
         for number in order
@@ -133,7 +133,7 @@ def _validated(runs: Sequence[FinalRun], candidate: int) -> dict[int, float]:
 def _is_tie(values: dict[int, dict[int, float]], number: int, winner: int | None) -> bool:
     if winner is None or number == winner:
         return False
-    difference = contest.paired_gain(values[winner], values[number])
+    difference = seed_statistics.paired_gain(values[winner], values[number])
     return difference is None or difference.is_tie
 
 
@@ -145,8 +145,8 @@ def _entries(
             trial=number,
             name=name_of(trials[number]),
             dials=trials[number].dials,
-            single=contest.summary(list(_tested(runs, number, "top1").values())),
-            ten_crop=contest.summary(list(_tested(runs, number, "ten_crop_top1").values())),
+            single=seed_statistics.summary(list(_tested(runs, number, "top1").values())),
+            ten_crop=seed_statistics.summary(list(_tested(runs, number, "ten_crop_top1").values())),
             ensemble_top1=_ensemble(study, row.test_id, runs, number),
         )
         for number in dict.fromkeys(run.candidate for run in runs)
@@ -166,7 +166,7 @@ def _gain(runs: Sequence[FinalRun], entries: Sequence[Entry], score: str) -> Int
     if len(entries) < 2:
         return None
     default, winner = (_tested(runs, entry.trial, score) for entry in entries)
-    return contest.paired_gain(winner, default)
+    return seed_statistics.paired_gain(winner, default)
 
 
 def _ensemble_gain(entries: Sequence[Entry]) -> float | None:
@@ -185,7 +185,9 @@ def _ensemble(
     found = [predictions(study, stage_id, run.number) for run in mine if run.test is not None]
     if not found:
         return None
-    return contest.ensemble_top1([each["probabilities"] for each in found], found[0]["labels"])
+    return seed_statistics.ensemble_top1(
+        [each["probabilities"] for each in found], found[0]["labels"]
+    )
 
 
 def predictions(study: Study, stage_id: int, number: int) -> dict[str, NDArray[Any]]:

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nbtl_search.errors import DivergedError, SpecError
+from nbtl_search.transfer.feature_hooks import Map
 from nbtl_search.transfer.source import at_least_float32
-from nbtl_search.transfer.taps import Map
 
 Reduction = Literal["sum", "mean"]
 ATTENTION_TEMPERATURE = 5.0

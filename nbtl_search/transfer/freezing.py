@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nbtl_search.errors import SpecError
-from nbtl_search.transfer.groups import RateGroup
 from nbtl_search.transfer.layers import Block, Layers, Named, kind_of
+from nbtl_search.transfer.learning_rates import RateGroup
 from nbtl_search.transfer.penalties import L2SP
 
 

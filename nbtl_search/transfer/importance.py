@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from nbtl_search.errors import SpecError
+from nbtl_search.transfer.feature_hooks import Tap, channel_axis
 from nbtl_search.transfer.source import at_least_float32, evaluating
-from nbtl_search.transfer.taps import Tap, channel_axis
 
 Images = Float[Tensor, "_ _ _ _"]
 

@@ -1,23 +1,55 @@
-"""One attempt at a trial: from its lease until it ends, is given back, or is taken away."""
+"""How a trial ended, from what its trainer sent.
+
+One attempt at a trial: from its lease until it ends, is given back, or is taken away.
+"""
 
 import logging
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
 from nbtl_search.errors import FencedError, StorageLostError
-from nbtl_search.spec import Epoch, Recipe
+from nbtl_search.ledger.database import storage_errors
+from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.lifecycle import FinalResult, Lease, Leases, Outcome
+from nbtl_search.spec import Epoch, Recipe, best_epoch
 from nbtl_search.study import pruning, sampling
-from nbtl_search.study.lease import FinalResult, Lease, Outcome
-from nbtl_search.study.leases import Leases
-from nbtl_search.study.ledger import Ledger
-from nbtl_search.study.storage import storage_errors
 from nbtl_search.study.store import Study
-from nbtl_search.worker import outcomes, protocol
+from nbtl_search.worker import protocol
 from nbtl_search.worker.child import Child, ChildDiedError
 from nbtl_search.worker.metrics import Metrics
+
+
+def of_epochs(
+    state: Literal["complete", "pruned"],
+    epochs: Sequence[Epoch],
+    *,
+    cause: str | None = None,
+    message: str | None = None,
+) -> Outcome:
+    """Return the end of a trial whose value is the best of these epochs."""
+    best = best_epoch(epochs)
+    return Outcome(
+        state=state,
+        value=None if best is None else best.val_top1,
+        best_epoch=None if best is None else best.epoch,
+        cause=cause,
+        message=message,
+    )
+
+
+def of_scores(scores: protocol.Scores, folder: Path) -> FinalResult:
+    """Return the result of a final run that left its weights in this folder."""
+    return FinalResult(
+        **scores.model_dump(),
+        predictions=(folder / "predictions.npz").read_bytes(),
+        host=socket.gethostname(),
+        folder=str(folder),
+    )
+
 
 logger = logging.getLogger(__name__)
 
@@ -232,11 +264,11 @@ class Attempt:
             case None:
                 self._finish("complete")
             case "confirm":
-                self._end(outcomes.of_epochs("complete", self._history[-1:]))
+                self._end(of_epochs("complete", self._history[-1:]))
             case "test":
                 assert scores is not None, "the trainer was told where to keep them"  # noqa: S101
                 assert self._keep is not None  # noqa: S101
-                result = outcomes.of_scores(scores, self._keep)
+                result = of_scores(scores, self._keep)
                 self._end(Outcome(state="complete", value=scores.top1), result=result)
 
     def _finish(
@@ -246,7 +278,7 @@ class Attempt:
         cause: str | None = None,
         message: str | None = None,
     ) -> None:
-        self._end(outcomes.of_epochs(state, self._history, cause=cause, message=message))
+        self._end(of_epochs(state, self._history, cause=cause, message=message))
 
     def _end(self, outcome: Outcome, *, result: FinalResult | None = None) -> None:
         self._over = True

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Final, final
 
 from nbtl_search.errors import NbtlError, StorageLostError
+from nbtl_search.ledger import schema
+from nbtl_search.ledger.database import storage_errors
+from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.lifecycle import Asked, Lease, Leases
 from nbtl_search.spec import Dials
-from nbtl_search.study import pruning, sampling, schema
-from nbtl_search.study.lease import Asked, Lease
-from nbtl_search.study.leases import Leases
-from nbtl_search.study.ledger import Ledger
-from nbtl_search.study.storage import storage_errors
+from nbtl_search.study import pruning, sampling
 from nbtl_search.study.store import Study
 from nbtl_search.worker import protocol
 from nbtl_search.worker.attempt import Attempt, Desk, Timing
-from nbtl_search.worker.child import Child, ChildDiedError
+from nbtl_search.worker.child import Child, ChildDiedError, Slot
 from nbtl_search.worker.metrics import Metrics
+from nbtl_search.worker.retention import Upkeep, folder_name
 from nbtl_search.worker.signals import Stop
-from nbtl_search.worker.slot import Slot
-from nbtl_search.worker.upkeep import Upkeep, folder_name
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from typing import Final, Literal, final
 
 import psutil
 
-from nbtl_search.data.cache import Prepared, prepare
-from nbtl_search.engine import checkpoint
-from nbtl_search.engine.final import TestResult, keep, score_test
-from nbtl_search.engine.train import Run, Step, train
+from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.errors import DataError, NbtlError, TrialError, WeightsError
+from nbtl_search.training import checkpoint
+from nbtl_search.training.final_run import TestResult, keep, score_test
+from nbtl_search.training.run import Run, Step, train
 from nbtl_search.worker import protocol
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,10 @@ from PIL import Image
 from sqlalchemy import text
 
 from nbtl_search import api
+from nbtl_search.ledger import database, records
+from nbtl_search.postgres import server
 from nbtl_search.spec import best_epoch
-from nbtl_search.study import embedded, records, storage, store
+from nbtl_search.study import store
 
 NETWORK = "test_resnet"
 FAST = ("--beat-s", "0.5")
@@ -82,11 +84,11 @@ class Program:
         for kind in ("worker", "trainer"):
             for process in self.processes(kind):
                 process.kill()
-        embedded.stop(self.home)
+        server.stop(self.home)
 
     def open(self):
         """Connect to the home's database."""
-        return storage.connect(None, home=self.home)
+        return database.connect(None, home=self.home)
 
     def processes(self, kind):
         """Return the live processes of this home: 'trainer', 'worker' or 'postgres'."""
@@ -132,7 +134,7 @@ def home(tmp_path_factory):
     """A folder for an embedded database, which is stopped at the end."""
     folder = tmp_path_factory.mktemp("home")
     yield folder
-    embedded.stop(folder)
+    server.stop(folder)
 
 
 @pytest.fixture(scope="session")

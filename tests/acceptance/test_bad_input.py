@@ -6,7 +6,7 @@ import pytest
 import torch
 from sqlalchemy import text
 
-from nbtl_search.study import schema
+from nbtl_search.ledger import schema
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 

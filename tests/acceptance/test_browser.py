@@ -10,9 +10,10 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from nbtl_search.ledger import database
 from nbtl_search.reports.dashboard.server import page
 from nbtl_search.reports.terminal.status import status_of
-from nbtl_search.study import storage, store
+from nbtl_search.study import store
 from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec
 
@@ -24,7 +25,7 @@ SERVE = """
 import sys
 from pathlib import Path
 from nbtl_search.reports.dashboard.server import serve
-from nbtl_search.study.storage import connect
+from nbtl_search.ledger.database import connect
 with_database = connect(None, home=Path(sys.argv[1]))
 serve(with_database, port=0, ready=lambda address: print(address, flush=True))
 """
@@ -32,8 +33,8 @@ serve(with_database, port=0, ready=lambda address: print(address, flush=True))
 
 @pytest.fixture(scope="module")
 def study(home):
-    opened = storage.connect(None, home=home)
-    storage.create_or_upgrade(opened)
+    opened = database.connect(None, home=home)
+    database.create_or_upgrade(opened)
     spec = make_spec(n_trials=10, n_epochs=10)
     known = [*spec.search.known[:1], spec.search.known[1].replace(name=HOSTILE)]
     made = store.create(opened, spec.replace(search=spec.search.replace(known=tuple(known))))

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from nbtl_search.study import pgdata
+from nbtl_search.postgres import data_folder
 from tests.acceptance.conftest import check_invariants, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_postgres_takes_every_setting_of_the_service(tmp_path):
     (data / "postgresql.conf").write_text("")
     for name, value in settings.items():
         done = subprocess.run(
-            [pgdata.binary("postgres"), "-D", data, *flags, "-C", name],
+            [data_folder.binary("postgres"), "-D", data, *flags, "-C", name],
             capture_output=True, text=True, check=False, **_not_as_root(tmp_path),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -115,11 +115,11 @@ def _not_as_root(folder):
     """Postgres refuses to be root, also where it only reads its settings."""
     if os.geteuid() != 0:
         return {}
-    from nbtl_search.study import account
+    from nbtl_search.postgres import os_user
 
-    owner = account.of_server()
-    account.let_through(owner, folder)
-    account.let_through(owner, pgdata.binary("postgres"))
+    owner = os_user.of_server()
+    os_user.let_through(owner, folder)
+    os_user.let_through(owner, data_folder.binary("postgres"))
     for path in (folder, *folder.rglob("*")):
         os.chown(path, owner.uid, owner.gid)
     return owner.identity()

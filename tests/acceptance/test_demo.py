@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from nbtl_search import api, demo
+from nbtl_search import api
+from nbtl_search.demo import demo
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(640)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbtl_search.study import embedded
+from nbtl_search.postgres import server
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
@@ -25,7 +25,7 @@ def test_the_python_page_is_one_session_that_runs(program, tmp_path):
         [sys.executable, "-c", "\n".join(blocks)],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
-    embedded.stop(program.home / "nbtl-search")
+    server.stop(program.home / "nbtl-search")
     assert done.returncode == 0, done.stderr
     assert "3 complete, 0 pruned of 3" in done.stdout
     assert "epoch 2: validation top-1" in done.stdout

@@ -63,7 +63,7 @@ def test_the_measuring_process_says_what_is_wrong_in_one_line(program, tiny, ima
     assert recipe["model"]["name"] == NETWORK
     recipe["data"]["dataset"] = str(images / "nowhere")
     done = subprocess.run(
-        [sys.executable, "-m", "nbtl_search.engine.speed"],
+        [sys.executable, "-m", "nbtl_search.training.speed"],
         input=json.dumps({"recipe": recipe, "home": str(program.home)}) + "\n",
         capture_output=True, text=True, check=True,
     )  # fmt: skip

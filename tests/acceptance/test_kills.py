@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nbtl_search import api
-from nbtl_search.study import embedded
+from nbtl_search.postgres import server
 from tests.acceptance.conftest import FAST, check_invariants, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos, pytest.mark.slow]
@@ -71,11 +71,11 @@ def test_an_embedded_database_that_dies_is_started_by_its_workers(program, tiny)
     program.ok(*tiny, "--epochs", 8, "--trials", 3)
     worker = program.start("worker", "tiny", *FAST)
     wait_until(lambda: program.status("tiny")["epochs_spent"] > 0)
-    died = embedded.status(program.home).pid
+    died = server.status(program.home).pid
     assert died is not None
     os.kill(died, signal.SIGKILL)
     assert worker.wait(200) == 0, worker.stderr.read()
-    assert embedded.status(program.home).pid not in {died, None}
+    assert server.status(program.home).pid not in {died, None}
     check_invariants(program, "tiny", n_trials=3)
 
 

@@ -10,11 +10,12 @@ import pytest
 from click.testing import CliRunner
 from selenium.webdriver.support.ui import WebDriverWait
 
-from nbtl_search.cli.report import report_command
+from nbtl_search.cli.results import report_command
+from nbtl_search.ledger import database
+from nbtl_search.reports.comparison import default_of
 from nbtl_search.reports.content import gather
-from nbtl_search.reports.page.html import page
-from nbtl_search.reports.standing import default_of
-from nbtl_search.study import storage, store
+from nbtl_search.reports.page.page import page
+from nbtl_search.study import store
 from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec
 from tests.plausible_verdict import make_verdict
@@ -29,8 +30,8 @@ TESTS = [[77.0, 78.0, 76.5, 77.5], [80.5, 81.5, 80.0, 82.0]]
 
 @pytest.fixture(scope="module")
 def study(home):
-    opened = storage.connect(None, home=home)
-    storage.create_or_upgrade(opened)
+    opened = database.connect(None, home=home)
+    database.create_or_upgrade(opened)
     spec = make_spec(n_trials=24, n_epochs=10)
     known = (spec.search.known[0], spec.search.known[1].replace(name=HOSTILE, reason=HOSTILE))
     search = spec.search.replace(known=known)

@@ -8,11 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from nbtl_search import api
-from nbtl_search.api.reproducing import draft_reproduction
-from nbtl_search.cli.reproduce import reproduce_command
+from nbtl_search.cli.results import reproduce_command
 from nbtl_search.errors import SpecError, StudyExistsError
+from nbtl_search.ledger import database
 from nbtl_search.spec import Facts
-from nbtl_search.study import storage, store
+from nbtl_search.study import store
+from nbtl_search.workspace.results import draft_reproduction
 from tests import plausible_study
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
@@ -33,7 +34,7 @@ FACTS = Facts(
 def home(shared_program):
     """A home with a study of DTD's tables of which six recipes ended and one runs."""
     opened = shared_program.open()
-    storage.create_or_upgrade(opened)
+    database.create_or_upgrade(opened)
     spec = draft_reproduction("dtd", changes={("train", "epochs"): 6}).replace(facts=FACTS)
     study = store.create(opened, spec)
     plausible_study.fill(study, n_trials=7, running=1)

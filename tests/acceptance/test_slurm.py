@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search import api
-from nbtl_search.study import embedded, storage
+from nbtl_search.ledger import database
+from nbtl_search.postgres import server
 from tests.acceptance.cluster import NODES, running_cluster
 from tests.acceptance.conftest import check_invariants, free_port, wait_until
 
@@ -122,7 +123,7 @@ def test_a_study_survives_what_a_cluster_does_to_it(program, cluster, settings, 
 
 def check_what_is_left(program, cluster, tmp_path):
     """No password in scripts, pickles and logs; images decoded once a node; logs are found."""
-    password = storage.parse_url(embedded.served(program.home).read_text()).password
+    password = database.parse_url(server.served(program.home).read_text()).password
     written = everything_written(program, cluster)
     assert any(path.name.endswith("submitted.pkl") for path in written)
     assert any(b"#SBATCH" in content for content in written.values())

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
 
+from nbtl_search.ledger import database as storage
+from nbtl_search.postgres import server as embedded
 from nbtl_search.spec import (
     Budget,
     DataSettings,
@@ -22,7 +24,7 @@ from nbtl_search.spec import (
     StudySpec,
     TrainSettings,
 )
-from nbtl_search.study import embedded, storage, store
+from nbtl_search.study import store
 
 
 def pytest_collection_modifyitems(items):

@@ -7,8 +7,8 @@ from typing import Any
 import psutil
 from sqlalchemy import text
 
-from nbtl_search.study.leases import MAX_FAILURES, MAX_LOST
-from nbtl_search.worker.upkeep import checkpoints_of
+from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST
+from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import stub_trainer
 
 CAUSES = {"complete", "pruned", "preempted", "cancelled", "infra", "disk"}

@@ -17,7 +17,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from nbtl_search.engine.durable import write_durably
+from nbtl_search.files.atomic import write_durably
 
 FOOTER = 32
 N_STEPS = 4

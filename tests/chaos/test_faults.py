@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search.errors import FencedError
+from nbtl_search.ledger import schema
+from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Lease, Leases
+from nbtl_search.postgres import server as embedded
 from nbtl_search.spec import Epoch
-from nbtl_search.study import embedded, schema, store
-from nbtl_search.study.lease import Lease
-from nbtl_search.study.leases import MAX_FAILURES, MAX_LOST, Leases
-from nbtl_search.study.ledger import Ledger
-from nbtl_search.worker.upkeep import checkpoints_of
+from nbtl_search.study import store
+from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import invariants, stub_trainer, workers
 from tests.chaos.conftest import plain
 from tests.chaos.proxy import Proxy

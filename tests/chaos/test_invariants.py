@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search.study import store
-from nbtl_search.worker.upkeep import checkpoints_of
+from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import invariants, workers
 from tests.chaos.conftest import plain
 

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from nbtl_search.errors import StorageError
-from nbtl_search.study import embedded
-from nbtl_search.study.ledger import Ledger
+from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.postgres import server as embedded
 from tests.chaos import invariants, stub_trainer, workers
 from tests.chaos.conftest import make_study, plain
 

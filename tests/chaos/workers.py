@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nbtl_search.api.place import opened_study
 from nbtl_search.errors import NbtlError
-from nbtl_search.study.storage import wait_for
+from nbtl_search.ledger.database import wait_for
 from nbtl_search.worker.attempt import Timing
+from nbtl_search.worker.child import Slot
 from nbtl_search.worker.signals import stop_on_signals
-from nbtl_search.worker.slot import Slot
 from nbtl_search.worker.supervisor import Supervisor
+from nbtl_search.workspace.workspace import opened_study
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 BEAT_S = 0.25

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
 
+from nbtl_search.ledger import database
+from nbtl_search.postgres import server as embedded
 from nbtl_search.spec import Budget, DataSettings, Facts, KnownRecipe, SearchSettings, StudySpec
-from nbtl_search.study import embedded, storage
 
 
 def pytest_collection_modifyitems(items):
@@ -69,7 +70,7 @@ def stopped(public_folder):
 def server_url(public_folder):
     given = os.environ.get("NBTL_TEST_DATABASE_URL")
     if given:
-        yield storage.parse_url(given)
+        yield database.parse_url(given)
         return
     home = public_folder / "server"
     yield embedded.start(home)
@@ -79,8 +80,8 @@ def server_url(public_folder):
 @pytest.fixture(scope="session")
 def template(server_url):
     with _database(server_url) as url:
-        made = storage.connect(url.render_as_string(hide_password=False), home=None)
-        storage.create_or_upgrade(made)
+        made = database.connect(url.render_as_string(hide_password=False), home=None)
+        database.create_or_upgrade(made)
         made.close()
         yield url.database
 
@@ -102,7 +103,7 @@ def database_url(server_url, template):
 @pytest.fixture
 def db(database_url):
     """A connected `Storage`."""
-    opened = storage.connect(database_url, home=None, application="nbtl-test")
+    opened = database.connect(database_url, home=None, application="nbtl-test")
     yield opened
     opened.close()
 

@@ -9,11 +9,17 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search.errors import FencedError, SchemaError, StorageError
+from nbtl_search.ledger import (
+    backup,
+    database,
+    records,
+    schema,
+)
+from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.lifecycle import Leases, Outcome
+from nbtl_search.postgres import data_folder
 from nbtl_search.spec import Epoch
-from nbtl_search.study import backup, pgdata, records, sampling, schema, storage, store
-from nbtl_search.study.lease import Outcome
-from nbtl_search.study.leases import Leases
-from nbtl_search.study.ledger import Ledger
+from nbtl_search.study import sampling, store
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -77,7 +83,7 @@ def half_way(db, spec):
 
 @pytest.fixture
 def elsewhere(empty_database_url):
-    opened = storage.connect(empty_database_url, home=None)
+    opened = database.connect(empty_database_url, home=None)
     yield opened
     opened.close()
 
@@ -191,7 +197,7 @@ def test_a_backup_of_an_older_program_is_upgraded(db, elsewhere, tmp_path):
     as_version_2(db)
     backup.backup(db, tmp_path / "a.backup")
     assert backup.restore(elsewhere, tmp_path / "a.backup").from_version == 2
-    storage.check(elsewhere)
+    database.check(elsewhere)
     assert take(store.open_study(elsewhere, "cats")).attempt == 2
 
 
@@ -238,7 +244,7 @@ def test_a_folder_that_is_not_there_is_named(db, tmp_path):
 
 
 def test_a_newer_server_is_refused(db, monkeypatch):
-    monkeypatch.setattr(pgdata, "MAJOR", 17)
+    monkeypatch.setattr(data_folder, "MAJOR", 17)
     with pytest.raises(StorageError, match="got 18"):
         backup._check_major(db, at_least=13)
 
@@ -251,7 +257,7 @@ def test_a_password_with_any_character_gets_through(db, tmp_path):
         connection.execute(text(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{quoted}'"))
     try:
         url = db.url.set(username=role, password=password)
-        other = storage.connect(url.render_as_string(hide_password=False), home=None)
+        other = database.connect(url.render_as_string(hide_password=False), home=None)
         assert backup.backup(other, tmp_path / "a.backup") > 0
         other.close()
     finally:

@@ -19,14 +19,14 @@ from optuna.trial import TrialState
 from sqlalchemy import NullPool, create_engine, event, text
 
 from nbtl_search.errors import NbtlError, SchemaError, StorageLostError
+from nbtl_search.ledger import database, names
+from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.reports.dashboard import pages
 from nbtl_search.reports.dashboard import server as dashboard
-from nbtl_search.reports.dashboard.pages import Pages
-from nbtl_search.reports.dashboard.priority import Priority
+from nbtl_search.reports.dashboard.pages import Pages, Priority
 from nbtl_search.reports.dashboard.server import Server, listening, page
 from nbtl_search.reports.terminal.status import status_of
-from nbtl_search.study import names, storage, store
-from nbtl_search.study.ledger import Ledger
+from nbtl_search.study import store
 from tests.plausible_study import fill, make_spec
 
 FIGURES = [
@@ -58,7 +58,7 @@ def cloned(server_url, source):
 def searched(server_url, template):
     """The name of a database with a study: six trials that ended, one that runs."""
     with cloned(server_url, template) as url:
-        opened = storage.connect(url.render_as_string(hide_password=False), home=None)
+        opened = database.connect(url.render_as_string(hide_password=False), home=None)
         made = store.create(opened, make_spec(n_trials=8, n_epochs=8))
         fill(made, n_trials=7, running=1, failed=1)
         opened.close()
@@ -79,7 +79,7 @@ def study(db):
 @pytest.fixture
 def reader(database_url):
     """The dashboard's own connection."""
-    opened = storage.connect(database_url, home=None, application="nbtl-dashboard")
+    opened = database.connect(database_url, home=None, application="nbtl-dashboard")
     yield opened
     opened.close()
 
@@ -360,7 +360,7 @@ def test_a_taken_port_is_one_line(reader):
 
 
 def test_missing_tables_are_one_line(empty_database_url):
-    opened = storage.connect(empty_database_url, home=None)
+    opened = database.connect(empty_database_url, home=None)
     with pytest.raises(SchemaError, match="db upgrade"), listening(opened):
         pass
     opened.close()
@@ -369,7 +369,7 @@ def test_missing_tables_are_one_line(empty_database_url):
 SERVE = """
 import sys
 from nbtl_search.reports.dashboard.server import serve
-from nbtl_search.study.storage import connect
+from nbtl_search.ledger.database import connect
 opened = connect(sys.stdin.read(), home=None)
 serve(opened, port=0, ready=lambda address: print(address, flush=True))
 print("ended", flush=True)

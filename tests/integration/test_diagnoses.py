@@ -6,8 +6,9 @@ from sqlalchemy import text
 from nbtl_search import space
 from nbtl_search.advice import advise
 from nbtl_search.errors import SchemaError
+from nbtl_search.ledger import ledger, schema
 from nbtl_search.spec import Advised, Budget, Diagnosis, KnownRecipe, Measured, Prior
-from nbtl_search.study import diagnoses, ledger, memory, schema, store
+from nbtl_search.study import diagnoses, store, warm_start
 
 from .test_finals import run_all
 
@@ -146,7 +147,7 @@ class TestMemory:
         study = store.create(db, spec)
         values = iter([50.0, 61.0, 40.0, 70.0, 65.0, 30.0, 20.0, 10.0])
         recipes = run_all(study, lambda _recipe: next(values))
-        (found,) = memory.remember(db, spec.replace(name="new"))
+        (found,) = warm_start.remember(db, spec.replace(name="new"))
         assert (found.study, found.diagnosis) == ("cats", diagnosis)
         assert [(r.trial, r.top1, r.gain) for r in found.recipes] == [
             (3, 70.0, 20.0),
@@ -175,15 +176,15 @@ class TestMemory:
         run_all(other, lambda _recipe: 50.0)
         failed = store.create(db, spec.replace(name="owls"))
         ledger.Ledger(db.engine, failed.id).want("stop")
-        assert memory.remember(db, spec.replace(name="new")) == []
-        assert [found.study for found in memory.remember(db, other.spec.replace(name="new"))] == [
-            "dogs"
-        ]
+        assert warm_start.remember(db, spec.replace(name="new")) == []
+        assert [
+            found.study for found in warm_start.remember(db, other.spec.replace(name="new"))
+        ] == ["dogs"]
 
     def test_a_study_does_not_remember_itself(self, db, spec):
         study = store.create(db, spec.replace(budget=Budget(n_trials=1)))
         run_all(study, lambda _recipe: 50.0)
-        assert memory.remember(db, spec) == []
+        assert warm_start.remember(db, spec) == []
 
 
 def test_a_database_without_the_table_is_brought_up_to_date(db, spec, diagnosis):

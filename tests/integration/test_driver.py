@@ -9,14 +9,15 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search.errors import StorageLostError
-from nbtl_search.study import driver, storage
+from nbtl_search.ledger import database
+from nbtl_search.postgres import connection as driver
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 
 @pytest.fixture
 def impatient(database_url):
-    opened = storage.connect(database_url, home=None, answer_s=0.5)
+    opened = database.connect(database_url, home=None, answer_s=0.5)
     yield opened
     opened.close()
 
@@ -25,7 +26,7 @@ def test_a_silent_server_is_lost_within_the_limit(impatient):
     started = time.monotonic()
     with (
         pytest.raises(StorageLostError, match=r"within 0\.5 s"),
-        storage.storage_errors(),
+        database.storage_errors(),
         impatient.engine.connect() as connection,
     ):
         connection.execute(text("SELECT pg_sleep(20)"))
@@ -33,7 +34,7 @@ def test_a_silent_server_is_lost_within_the_limit(impatient):
 
 
 def test_afterwards_a_new_connection_serves(impatient):
-    with pytest.raises(StorageLostError), storage.storage_errors():  # noqa: SIM117
+    with pytest.raises(StorageLostError), database.storage_errors():  # noqa: SIM117
         with impatient.engine.connect() as connection:
             connection.execute(text("SELECT pg_sleep(20)"))
     with impatient.engine.connect() as connection:
@@ -42,7 +43,7 @@ def test_afterwards_a_new_connection_serves(impatient):
 
 def test_optunas_connections_have_the_limit_too(impatient):
     engine = impatient.optuna._backend.engine
-    with pytest.raises(StorageLostError), storage.storage_errors(), engine.connect() as connection:
+    with pytest.raises(StorageLostError), database.storage_errors(), engine.connect() as connection:
         connection.execute(text("SELECT pg_sleep(20)"))
 
 
@@ -50,7 +51,7 @@ def test_a_server_that_takes_a_connection_and_says_nothing_is_lost():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(StorageLostError, match=r"within 0\.5 s"):
-            storage.connect(f"postgresql://u:p@127.0.0.1:{port}/d", home=None, answer_s=0.5)
+            database.connect(f"postgresql://u:p@127.0.0.1:{port}/d", home=None, answer_s=0.5)
 
 
 def test_an_answer_that_keeps_coming_is_not_cut_off(impatient):

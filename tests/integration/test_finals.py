@@ -4,10 +4,15 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
+from nbtl_search.ledger import database, ledger, names
+from nbtl_search.ledger.lifecycle import FinalResult, Leases, Outcome
 from nbtl_search.spec import Budget, Epoch, Recipe
-from nbtl_search.study import finals, ledger, names, rounds, sampling, storage, store, verdicts
-from nbtl_search.study.lease import FinalResult, Outcome
-from nbtl_search.study.leases import Leases
+from nbtl_search.study import (
+    finals,
+    sampling,
+    store,
+    verdicts,
+)
 
 PLAN = {"n_candidates": 2, "n_confirm_seeds": 2, "n_test_seeds": 2}
 
@@ -137,7 +142,7 @@ def test_where_every_candidate_broke_another_round_can_be_begun(searched):
 def test_two_workers_open_one_second_stage(searched, database_url):
     finals.begin(searched, PLAN)
     run_all(stage_of(searched), by_reinit)
-    others = [storage.connect(database_url, home=None) for _ in range(3)]
+    others = [database.connect(database_url, home=None) for _ in range(3)]
     with concurrent.futures.ThreadPoolExecutor(len(others)) as pool:
         stages = list(pool.map(lambda db: stage_of(store.open_study(db, "cats")), others))
     assert len({stage.id for stage in stages}) == 1
@@ -159,11 +164,11 @@ def test_a_half_made_stage_is_made_anew(searched):
 
 def test_planning_again_changes_nothing_and_another_plan_is_refused(searched):
     finals.begin(searched, PLAN)
-    before = rounds.latest(searched)
+    before = finals.latest_round(searched)
     assert finals.begin(searched, {}) == finals.begin(searched, PLAN)
     with pytest.raises(SpecError, match="is being finalised with n_test_seeds = 2"):
         finals.begin(searched, {"n_test_seeds": 3})
-    assert rounds.latest(searched) == before
+    assert finals.latest_round(searched) == before
 
 
 def test_what_cannot_be_finalised_is_refused_and_leaves_nothing(db, spec):
@@ -186,7 +191,7 @@ def test_final_runs_that_were_told_to_stop_wait(searched):
     stage = stage_of(searched)
     ledger.Ledger(searched.storage.engine, stage.id).want("stop")
     assert finals.next_stage(searched) is None
-    waiting = rounds.open_stage(searched)
+    waiting = finals.open_stage(searched)
     assert waiting is not None
     assert waiting.name == stage.name
 

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import event, text
 
 from nbtl_search.errors import FencedError, StorageLostError
+from nbtl_search.ledger import database, optuna_storage, records
+from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Leases, Outcome
 from nbtl_search.spec import Budget, Epoch, Recipe
-from nbtl_search.study import rdb, records, sampling, storage, store
-from nbtl_search.study.lease import Outcome
-from nbtl_search.study.leases import MAX_FAILURES, MAX_LOST, Leases
-from nbtl_search.study.ledger import Ledger
+from nbtl_search.study import sampling, store
 
 N_SLOTS = 24
 N_WORKERS = 8
@@ -68,7 +68,7 @@ def ledger(study):
 
 def work_through(url, name, index):
     """Be a worker without a trainer: end every trial at once, until there is none."""
-    opened = storage.connect(url, home=None)
+    opened = database.connect(url, home=None)
     study = store.open_study(opened, name)
     leases, ledger = Leases(opened.engine, study.id), Ledger(opened.engine, study.id)
     while (lease := acquire(study, leases, ledger, f"w{index}")) is not None:
@@ -230,7 +230,7 @@ def test_an_epoch_forgives_lost_workers_and_a_release_is_no_loss(db, study, leas
 
 
 def test_an_asker_waits_in_line_only_so_long(db, study, leases, ledger, monkeypatch):
-    monkeypatch.setattr("nbtl_search.study.leases._QUEUE_S", 0.2)
+    monkeypatch.setattr("nbtl_search.ledger.lifecycle._QUEUE_S", 0.2)
     with db.engine.begin() as connection:
         connection.execute(text("SELECT 1 FROM nbtl_study FOR UPDATE"))
         with pytest.raises(StorageLostError):
@@ -286,7 +286,7 @@ def test_of_two_workers_that_tell_at_once_the_later_one_goes_on(
     lease = acquire(study, leases, ledger)
     leases.finish(lease, Outcome(state="complete", value=50.0, best_epoch=1))
     (ended,) = ledger.untold()
-    other = storage.connect(database_url, home=None)
+    other = database.connect(database_url, home=None)
     write = study.storage.optuna.set_trial_state_values
 
     def write_late(*arguments, **options):
@@ -346,7 +346,9 @@ def test_a_proposal_needs_one_reading_and_is_what_it_was_with_many(db, spec, mon
     cats, dogs = store.create(db, spec), store.create(db, spec.replace(name="dogs"))
     n = spec.search.n_startup + 8  # the sampler has begun
     proposed, n_readings = trained(cats, n)
-    monkeypatch.setattr(rdb.CachedStorage, "one_reading", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(
+        optuna_storage.CachedStorage, "one_reading", lambda _: contextlib.nullcontext()
+    )
     same, n_readings_without = trained(dogs, n)
     assert proposed == same
     assert len(proposed) > 2

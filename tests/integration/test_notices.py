@@ -10,15 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from sqlalchemy import text
 
-from nbtl_search.api.notifying import notify, tell_once
 from nbtl_search.errors import NbtlError, SpecError
-from nbtl_search.launchers import webhook
-from nbtl_search.launchers.webhook import WebhookSettings
+from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.lifecycle import Leases, Outcome
 from nbtl_search.spec import Budget, Epoch
-from nbtl_search.study import notices, sampling, store
-from nbtl_search.study.lease import Outcome
-from nbtl_search.study.leases import Leases
-from nbtl_search.study.ledger import Ledger
+from nbtl_search.study import notifications, sampling, store
+from nbtl_search.study.notifications import WebhookSettings
+from nbtl_search.workspace.maintenance import notify, tell_once
 
 SECRET = "a-secret-of-some-length"
 pytestmark = pytest.mark.postgres
@@ -48,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         code = self.server.codes.pop(0) if self.server.codes else 200
         if code == 200:
-            self.server.received.append((self.headers[webhook.HEADER], body))
+            self.server.received.append((self.headers[notifications.HEADER], body))
         self.send_response(code)
         self.send_header("Location", "http://127.0.0.1:9/elsewhere")
         self.send_header("Content-Length", "0")
@@ -141,8 +139,8 @@ def age(study, column, by, *, table):
 
 def test_a_claim_whose_sender_died_is_taken_again_with_the_same_id(study, receiver):
     run(study)
-    (notice,) = notices.due(study)
-    assert notices.claim(study, notice)
+    (notice,) = notifications.due(study)
+    assert notifications.claim(study, notice)
     assert tell_once(study, receiver.settings) == []
     age(study, "claimed_at", "2 minutes", table="nbtl_notice")
     assert tell_once(study, receiver.settings)
@@ -151,14 +149,14 @@ def test_a_claim_whose_sender_died_is_taken_again_with_the_same_id(study, receiv
 
 
 def test_a_study_stalls_when_nothing_happens_for_long_and_only_then(study):
-    assert notices.due(study) == []
+    assert notifications.due(study) == []
     age(study, "created_at", "14 minutes", table="nbtl_study")
-    assert notices.due(study) == []
+    assert notifications.due(study) == []
     age(study, "created_at", "2 minutes", table="nbtl_study")
-    (stalled,) = notices.due(study)
+    (stalled,) = notifications.due(study)
     assert stalled.event == "stalled"
     Ledger(study.storage.engine, study.id).want("pause")
-    assert notices.due(study) == []
+    assert notifications.due(study) == []
 
 
 def test_a_slow_epoch_is_no_stall(study):
@@ -168,10 +166,10 @@ def test_a_slow_epoch_is_no_stall(study):
         connection.execute(text("UPDATE nbtl_epoch SET seconds = 1200"))
     for column, table in (("created_at", "nbtl_study"), ("recorded_at", "nbtl_epoch")):
         age(study, column, "30 minutes", table=table)
-    assert notices.due(study) == []
+    assert notifications.due(study) == []
     for column, table in (("created_at", "nbtl_study"), ("recorded_at", "nbtl_epoch")):
         age(study, column, "40 minutes", table=table)
-    assert [notice.event for notice in notices.due(study)] == ["stalled"]
+    assert [notice.event for notice in notifications.due(study)] == ["stalled"]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_a_bad_file_is_refused_without_its_secrets(tmp_path, content, mode, says
     file.write_text(content)
     file.chmod(mode)
     with pytest.raises(SpecError, match=says) as caught:
-        webhook.read_settings(file)
+        notifications.read_settings(file)
     assert "s3cr3t" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -196,7 +194,7 @@ def test_a_bad_file_is_refused_without_its_secrets(tmp_path, content, mode, says
 def test_nobody_there_is_one_line_with_the_host_only():
     settings = WebhookSettings(url="http://127.0.0.1:9/token-in-path", secret=SECRET)
     with pytest.raises(NbtlError, match=r"127\.0\.0\.1") as caught:
-        webhook.send(settings, {"event": "test"})
+        notifications.send(settings, {"event": "test"})
     assert "token-in-path" not in str(caught.value)
 
 
@@ -226,10 +224,12 @@ def test_what_speaks_no_http_is_one_line():
         thread.start()
         settings = WebhookSettings(url=f"http://127.0.0.1:{port}/h", secret=SECRET)
         with pytest.raises(NbtlError, match="BadStatusLine"):
-            webhook.send(settings, {"event": "test"})
+            notifications.send(settings, {"event": "test"})
         thread.join()
     with pytest.raises(NbtlError, match="InvalidURL"):
-        webhook.send(WebhookSettings(url="http://host:abc/", secret=SECRET), {"event": "test"})
+        notifications.send(
+            WebhookSettings(url="http://host:abc/", secret=SECRET), {"event": "test"}
+        )
 
 
 def test_a_receiver_that_hangs_is_given_up():
@@ -237,4 +237,4 @@ def test_a_receiver_that_hangs_is_given_up():
         url = f"http://127.0.0.1:{server.getsockname()[1]}/h"
         settings = WebhookSettings(url=url, secret=SECRET, timeout_s=0.2)
         with pytest.raises(NbtlError, match="timed out"):
-            webhook.send(settings, {"event": "test"})
+            notifications.send(settings, {"event": "test"})

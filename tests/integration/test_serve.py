@@ -10,8 +10,10 @@ from sqlalchemy import URL, NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from nbtl_search.errors import StorageError
-from nbtl_search.study import embedded, serving, storage
-from nbtl_search.study.pgdata import Files
+from nbtl_search.ledger import database
+from nbtl_search.postgres import network
+from nbtl_search.postgres import server as embedded
+from nbtl_search.postgres.data_folder import Files
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -23,7 +25,7 @@ def free_port():
 
 def on_loopback(port, **options):
     defaults = {"allow": None, "any_interface": False}
-    return serving.choose("127.0.0.1", port=port, **defaults | options)
+    return network.choose("127.0.0.1", port=port, **defaults | options)
 
 
 def answer(url, statement="SELECT 42"):
@@ -43,7 +45,7 @@ def home(public_folder):
     path = public_folder / "served"
     yield path
     embedded.stop(path)
-    serving.forget(Files.below(path))
+    network.forget(Files.below(path))
 
 
 def test_it_listens_where_it_was_told_and_workers_find_the_file(home):
@@ -52,7 +54,7 @@ def test_it_listens_where_it_was_told_and_workers_find_the_file(home):
     file = embedded.serve(home, on_loopback(port))
     assert file == embedded.served(home)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    url = storage.parse_url(file.read_text())
+    url = database.parse_url(file.read_text())
     assert (url.host, url.port) == ("127.0.0.1", port)
     assert answer(url) == 42
     assert addresses(home) == {("127.0.0.1", port)}
@@ -79,13 +81,13 @@ def test_whoever_starts_it_next_serves_it_again(home):
     embedded.stop(home)
     embedded.start(home)
     assert addresses(home) == {("127.0.0.1", port)}
-    assert answer(storage.parse_url(file.read_text())) == 42
+    assert answer(database.parse_url(file.read_text())) == 42
 
 
 def test_off_closes_it(home):
     port = free_port()
     file = embedded.serve(home, on_loopback(port))
-    url = storage.parse_url(file.read_text())
+    url = database.parse_url(file.read_text())
     assert embedded.serve(home, None) is None
     assert embedded.served(home) is None
     assert not file.exists()
@@ -95,7 +97,7 @@ def test_off_closes_it(home):
 
 
 def test_the_password_is_asked_for(home):
-    url = storage.parse_url(embedded.serve(home, on_loopback(free_port())).read_text())
+    url = database.parse_url(embedded.serve(home, on_loopback(free_port())).read_text())
     with pytest.raises(OperationalError, match="password authentication failed"):
         answer(url.set(password="guess"))
     with pytest.raises(OperationalError, match="no password supplied"):
@@ -105,7 +107,7 @@ def test_the_password_is_asked_for(home):
 def test_only_the_network_named_may_connect(home):
     file = embedded.serve(home, on_loopback(free_port(), allow="10.9.8.0/24"))
     with pytest.raises(OperationalError, match=r"no pg_hba\.conf entry"):
-        answer(storage.parse_url(file.read_text()))
+        answer(database.parse_url(file.read_text()))
 
 
 def test_a_taken_port_is_refused_and_all_is_as_before(home):
@@ -129,18 +131,18 @@ def test_a_taken_port_is_refused_and_all_is_as_before(home):
 )
 def test_what_cannot_be_meant_is_refused(host, options, says):
     with pytest.raises(StorageError, match=says):
-        serving.choose(host, port=5433, **{"allow": None, "any_interface": False} | options)
+        network.choose(host, port=5433, **{"allow": None, "any_interface": False} | options)
 
 
 def test_an_address_of_another_machine_is_refused(home):
-    wanted = serving.choose("192.0.2.1", port=5433, allow=None, any_interface=False)
+    wanted = network.choose("192.0.2.1", port=5433, allow=None, any_interface=False)
     with pytest.raises(StorageError, match="an address of this machine"):
         embedded.serve(home, wanted)
     assert embedded.served(home) is None
 
 
 def test_a_hostile_host_cannot_add_settings(home):
-    wanted = serving.choose("127.0.0.1'\nfsync = off\n'", port=1, allow=None, any_interface=False)
+    wanted = network.choose("127.0.0.1'\nfsync = off\n'", port=1, allow=None, any_interface=False)
     with pytest.raises(StorageError, match="must be able to listen"):
         embedded.serve(home, wanted)
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from nbtl_search import api
-from nbtl_search.api.place import opened_study
 from nbtl_search.cli import main
 from nbtl_search.errors import StudyExistsError
-from nbtl_search.spec.survey import decay_updates
+from nbtl_search.space.survey import decay_updates
 from nbtl_search.study.store import DIALS, NAME
+from nbtl_search.workspace.workspace import opened_study
 
 WANTED: Final = "smaller-dissimilar"
 SMALL = (

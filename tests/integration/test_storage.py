@@ -8,7 +8,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 
 from nbtl_search.errors import SchemaError, StorageError, StorageLostError
-from nbtl_search.study import optuna_tables, storage, store
+from nbtl_search.ledger import database
+from nbtl_search.study import store
 
 SECRET = "s3cr3t-p4ss"
 
@@ -22,7 +23,7 @@ def chain(error):
 
 def refused(url, kind=StorageError):
     with pytest.raises(kind) as caught:
-        storage.connect(url, home=None)
+        database.connect(url, home=None)
     message = str(caught.value)
     assert "\n" not in message
     assert SECRET not in " ".join(chain(caught.value))
@@ -64,20 +65,20 @@ def test_a_missing_database_is_refused(server_url):
 
 
 def test_an_old_server_is_refused(database_url, monkeypatch):
-    monkeypatch.setattr(storage, "OLDEST_POSTGRES", 99)
+    monkeypatch.setattr(database, "OLDEST_POSTGRES", 99)
     assert "must be PostgreSQL 99 or newer" in refused(database_url)
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
 def test_every_spelling_of_postgres_uses_our_driver(database_url, scheme):
     rest = database_url.partition("://")[2]
-    opened = storage.connect(f"{scheme}://{rest}", home=None)
+    opened = database.connect(f"{scheme}://{rest}", home=None)
     assert opened.engine.dialect.driver == "psycopg2"
     opened.close()
 
 
 def test_a_password_in_the_query_is_used_and_hidden():
-    parsed = storage.parse_url(f"postgresql://u@host/db?password={SECRET}&sslmode=require")
+    parsed = database.parse_url(f"postgresql://u@host/db?password={SECRET}&sslmode=require")
     assert parsed.password == SECRET
     assert SECRET not in f"{parsed} {parsed!r}"
     assert parsed.query == {"sslmode": "require"}
@@ -102,7 +103,7 @@ def test_connections_are_named_in_utc_and_cannot_hold_locks_when_frozen(db):
 def test_options_of_the_url_are_kept(database_url):
     separator = "&" if "?" in database_url else "?"
     url = f"{database_url}{separator}options=-c%20work_mem%3D5MB&application_name=mine"
-    opened = storage.connect(url, home=None)
+    opened = database.connect(url, home=None)
     with opened.engine.connect() as connection:
         assert connection.execute(text("SHOW work_mem")).scalar() == "5MB"
         assert connection.execute(text("SHOW timezone")).scalar() == "UTC"
@@ -138,8 +139,8 @@ def test_a_dropped_connection_is_replaced(db):
 
 
 def test_workers_are_told_which_command_makes_the_tables(empty_database_url):
-    opened = storage.connect(empty_database_url, home=None)
-    for use in (storage.check, lambda it: it.optuna):
+    opened = database.connect(empty_database_url, home=None)
+    for use in (database.check, lambda it: it.optuna):
         with pytest.raises(SchemaError, match="run: nbtl-search db upgrade"):
             use(opened)
     with opened.engine.connect() as connection:
@@ -149,10 +150,10 @@ def test_workers_are_told_which_command_makes_the_tables(empty_database_url):
 
 
 def test_making_the_tables_twice_changes_nothing(empty_database_url):
-    opened = storage.connect(empty_database_url, home=None)
-    storage.create_or_upgrade(opened)
-    storage.create_or_upgrade(opened)
-    storage.check(opened)
+    opened = database.connect(empty_database_url, home=None)
+    database.create_or_upgrade(opened)
+    database.create_or_upgrade(opened)
+    database.check(opened)
     opened.close()
 
 
@@ -163,7 +164,7 @@ def _set_optuna_version(opened, version):
 
 def test_the_version_of_optunas_tables_is_the_one_that_optuna_says(db):
     """A new Optuna may need other tables: this number then has to follow."""
-    assert db.optuna._backend.get_head_version() == optuna_tables.NEEDED
+    assert db.optuna._backend.get_head_version() == database.NEEDED
 
 
 def test_looking_at_a_study_does_not_wake_optuna(db, database_url, spec):
@@ -182,15 +183,15 @@ assert not woken & {"optuna", "alembic", "torch", "plotly"}, woken
 def test_optunas_tables_of_another_version_are_refused(db):
     _set_optuna_version(db, "v99.0.0.a")
     with pytest.raises(SchemaError, match=r"v99.*upgrade nbtl-search on this machine"):
-        storage.check(db)
+        database.check(db)
     with pytest.raises(SchemaError, match=r"v99.*upgrade nbtl-search on this machine"):
-        storage.create_or_upgrade(db)
+        database.create_or_upgrade(db)
 
 
 def test_optunas_tables_without_a_version_are_refused_at_once(db):
     with db.engine.begin() as connection:
         connection.execute(text("DELETE FROM alembic_version"))
-    for use in (storage.check, lambda it: it.optuna):
+    for use in (database.check, lambda it: it.optuna):
         with pytest.raises(SchemaError, match="run: nbtl-search db upgrade"):
             use(db)
 
@@ -199,12 +200,12 @@ def test_optunas_older_tables_are_upgraded_by_the_command_only(db):
     backend = db.optuna._backend
     head, *older = backend.get_all_versions()
     _set_optuna_version(db, older[0])
-    again = storage.connect(db.url.render_as_string(hide_password=False), home=None)
+    again = database.connect(db.url.render_as_string(hide_password=False), home=None)
     with pytest.raises(SchemaError, match="run: nbtl-search db upgrade"):
-        storage.check(again)
+        database.check(again)
     logger = logging.getLogger("some.other.library")
-    storage.create_or_upgrade(again)
-    storage.check(again)
+    database.create_or_upgrade(again)
+    database.check(again)
     assert getattr(again.optuna, "_backend").get_current_version() == head  # noqa: B009
     assert not logger.disabled, "alembic's configuration would disable every logger"
     again.close()
@@ -213,18 +214,18 @@ def test_optunas_older_tables_are_upgraded_by_the_command_only(db):
 def test_errors_of_the_database_inside_optunas_are_ours(db):
     with db.engine.begin() as connection:
         connection.execute(text("DROP TABLE trial_heartbeats, trial_values, studies CASCADE"))
-    with pytest.raises(SchemaError, match="db upgrade"), storage.storage_errors():
+    with pytest.raises(SchemaError, match="db upgrade"), database.storage_errors():
         optuna.create_study(storage=db.optuna)
 
 
 def test_a_broken_constraint_is_the_programs_fault_and_passes_unchanged(db):
     statement = text("INSERT INTO nbtl_meta (version) VALUES (NULL)")
-    with pytest.raises(IntegrityError), storage.storage_errors(), db.engine.begin() as connection:
+    with pytest.raises(IntegrityError), database.storage_errors(), db.engine.begin() as connection:
         connection.execute(statement)
 
 
 def test_a_transaction_that_optuna_went_on_with_after_its_connection_was_cut_is_lost():
-    with pytest.raises(StorageLostError), storage.storage_errors():
+    with pytest.raises(StorageLostError), database.storage_errors():
         raise optuna.exceptions.StorageInternalError from PendingRollbackError("rolled back")
 
 
@@ -232,7 +233,7 @@ def test_a_full_pool_is_lost_not_broken(db):
     db.engine.pool._timeout = 0.01
     with (
         pytest.raises(StorageLostError, match="in use"),
-        storage.storage_errors(),
+        database.storage_errors(),
         db.engine.connect(),
         db.engine.connect(),
         db.engine.connect(),
@@ -245,7 +246,7 @@ def test_what_may_pass_is_lost(db, state):
     block = f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"
     with (
         pytest.raises(StorageLostError),
-        storage.storage_errors(),
+        database.storage_errors(),
         db.engine.connect() as connection,
     ):
         connection.execute(text(block))
@@ -262,7 +263,7 @@ class Clock:
 
 
 def _waiting(action, clock, *, deadline):
-    return storage.wait_for(
+    return database.wait_for(
         action,
         deadline=deadline,
         first_s=1.0,

@@ -16,8 +16,9 @@ from nbtl_search.errors import (
     StudyExistsError,
     StudyNotFoundError,
 )
+from nbtl_search.ledger import database, ledger
 from nbtl_search.spec import Budget, Row, SearchSettings
-from nbtl_search.study import ledger, storage, store
+from nbtl_search.study import store
 
 
 def optuna_names(db):
@@ -162,9 +163,9 @@ def _race(database_url, specs):
     gate = threading.Barrier(len(specs))
 
     def one(spec):
-        opened = storage.connect(database_url, home=None)
+        opened = database.connect(database_url, home=None)
         try:
-            storage.check(opened)
+            database.check(opened)
             gate.wait()
             return store.create(opened, spec).uid
         except StudyExistsError as error:
@@ -222,7 +223,7 @@ def test_a_half_deleted_study_can_be_deleted_again(db, spec, monkeypatch):
 def test_a_study_whose_optuna_part_is_gone_can_be_deleted(db, spec):
     study = store.create(db, spec)
     optuna.delete_study(study_name="cats", storage=db.url.render_as_string(hide_password=False))
-    fresh = storage.connect(db.url.render_as_string(hide_password=False), home=None)
+    fresh = database.connect(db.url.render_as_string(hide_password=False), home=None)
     with pytest.raises(StorageError, match="run: nbtl-search delete cats"):
         store.open_study(fresh, "cats")
     store.delete(fresh, "cats")
@@ -231,7 +232,7 @@ def test_a_study_whose_optuna_part_is_gone_can_be_deleted(db, spec):
 
 
 def test_without_tables_nothing_is_made(empty_database_url, spec):
-    opened = storage.connect(empty_database_url, home=None)
+    opened = database.connect(empty_database_url, home=None)
     with pytest.raises(SchemaError, match="db upgrade"):
         store.create(opened, spec)
     with pytest.raises(SchemaError, match="db upgrade"):

@@ -5,16 +5,15 @@ import time
 
 import pytest
 
-from nbtl_search.api.cleaning import logs
-from nbtl_search.cli.clean import printable
+from nbtl_search.cli.machine import printable
+from nbtl_search.files.rotation import N_KEPT, rotate
+from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.lifecycle import Leases, Outcome
 from nbtl_search.study import sampling, store
-from nbtl_search.study.lease import Outcome
-from nbtl_search.study.leases import Leases
-from nbtl_search.study.ledger import Ledger
-from nbtl_search.study.logfile import N_KEPT, rotate
-from nbtl_search.worker import cleaning
-from nbtl_search.worker.slot import Slot
-from nbtl_search.worker.upkeep import Upkeep, checkpoints_of
+from nbtl_search.worker import retention
+from nbtl_search.worker.child import Slot
+from nbtl_search.worker.retention import Upkeep, checkpoints_of
+from nbtl_search.workspace.maintenance import logs
 
 pytestmark = pytest.mark.postgres
 
@@ -81,7 +80,7 @@ def test_a_floor_above_what_is_free_is_a_lack(study, tmp_path):
 
 
 def found(study, home, *, all_studies=True):
-    items = cleaning.leftovers(
+    items = retention.leftovers(
         home, [study], all_studies=all_studies, logs_older_than_s=3600, now_s=time.time()
     )
     return {str(item.path.relative_to(home)) for item in items}

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 from hypothesis import assume, given
 
-from nbtl_search.study import contest
-from nbtl_search.study.contest import Interval, Summary
+from nbtl_search.spec.verdict import Interval, Summary
+from nbtl_search.study import seed_statistics
 
 TOP1 = st.floats(0, 100, width=32)
 SAMPLE = st.lists(TOP1, min_size=2, max_size=8)
@@ -20,7 +20,7 @@ PAIRS = st.dictionaries(st.integers(0, 20), st.tuples(TOP1, TOP1), min_size=2, m
 
 @given(values=SAMPLE)
 def test_the_summary_is_numpys(values):
-    found = contest.summary(values)
+    found = seed_statistics.summary(values)
     assert found.n == len(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
     assert found.std == pytest.approx(np.std(values, ddof=1), rel=1e-6, abs=1e-6)
@@ -35,7 +35,9 @@ def test_the_lower_bound_is_the_end_of_scipys_interval(values, confidence):
         loc=np.mean(values),
         scale=scipy.stats.sem(values),
     )
-    assert contest.lower_bound(values, confidence=confidence) == pytest.approx(low, abs=1e-6)
+    assert seed_statistics.lower_bound(values, confidence=confidence) == pytest.approx(
+        low, abs=1e-6
+    )
 
 
 @given(pairs=PAIRS, confidence=CONFIDENCE)
@@ -43,7 +45,7 @@ def test_the_paired_gain_is_scipys(pairs, confidence):
     assume(np.std([one - other for one, other in pairs.values()]) > 1e-3)
     ours = {seed: one for seed, (one, _) in pairs.items()}
     theirs = {seed: other for seed, (_, other) in pairs.items()}
-    found = contest.paired_gain(ours, theirs, confidence=confidence)
+    found = seed_statistics.paired_gain(ours, theirs, confidence=confidence)
     expected = scipy.stats.ttest_rel(
         list(ours.values()), list(theirs.values())
     ).confidence_interval(confidence)
@@ -53,10 +55,12 @@ def test_the_paired_gain_is_scipys(pairs, confidence):
 
 
 def test_figures_worked_out_by_hand():
-    assert contest.summary([70.0, 72.0, 74.0]) == Summary(n=3, mean=72.0, std=2.0)
+    assert seed_statistics.summary([70.0, 72.0, 74.0]) == Summary(n=3, mean=72.0, std=2.0)
     # t_{0.9, 2} = 1.885618 and t_{0.975, 2} = 4.302653, from printed tables
-    assert contest.lower_bound([70.0, 72.0, 74.0]) == pytest.approx(72 - 1.885618 * 2 / 3**0.5)
-    gain = contest.paired_gain({0: 71.0, 1: 74.0, 2: 73.0}, {0: 70.0, 1: 71.0, 2: 71.0})
+    assert seed_statistics.lower_bound([70.0, 72.0, 74.0]) == pytest.approx(
+        72 - 1.885618 * 2 / 3**0.5
+    )
+    gain = seed_statistics.paired_gain({0: 71.0, 1: 74.0, 2: 73.0}, {0: 70.0, 1: 71.0, 2: 71.0})
     assert gain is not None
     assert (gain.n, gain.mean, gain.confidence) == (3, 2.0, 0.95)
     assert gain.low == pytest.approx(2 - 4.302653 / 3**0.5)
@@ -66,8 +70,8 @@ def test_figures_worked_out_by_hand():
 
 @given(values=SAMPLE, shift=st.floats(-50, 50), scale=st.floats(0.1, 10))
 def test_bounds_move_and_stretch_with_the_values(values, shift, scale):
-    bound = contest.lower_bound(values)
-    moved = contest.lower_bound([scale * value + shift for value in values])
+    bound = seed_statistics.lower_bound(values)
+    moved = seed_statistics.lower_bound([scale * value + shift for value in values])
     assert bound is not None
     assert moved == pytest.approx(scale * bound + shift, abs=1e-6)
 
@@ -76,40 +80,40 @@ def test_bounds_move_and_stretch_with_the_values(values, shift, scale):
 def test_the_order_of_the_seeds_leaves_no_trace(values, order):
     shuffled = values.copy()
     order.shuffle(shuffled)
-    assert contest.summary(shuffled) == contest.summary(values)
-    assert contest.lower_bound(shuffled) == contest.lower_bound(values)
+    assert seed_statistics.summary(shuffled) == seed_statistics.summary(values)
+    assert seed_statistics.lower_bound(shuffled) == seed_statistics.lower_bound(values)
 
 
 @given(pairs=PAIRS, extra=st.dictionaries(st.integers(30, 40), TOP1, max_size=3))
 def test_a_gain_counts_common_seeds_and_turns_over(pairs, extra):
     ours = {seed: one for seed, (one, _) in pairs.items()}
     theirs = {seed: other for seed, (_, other) in reversed(pairs.items())}
-    found = contest.paired_gain(ours, theirs)
-    back = contest.paired_gain(theirs, ours)
+    found = seed_statistics.paired_gain(ours, theirs)
+    back = seed_statistics.paired_gain(theirs, ours)
     assert found is not None
     assert back is not None
-    assert contest.paired_gain(ours | extra, theirs) == found
+    assert seed_statistics.paired_gain(ours | extra, theirs) == found
     assert found.low is not None
     assert found.high is not None
     assert (back.mean, back.low, back.high) == (-found.mean, -found.high, -found.low)
 
 
 def test_few_values_say_little():
-    assert contest.summary([]) == Summary(n=0, mean=None, std=None)
-    assert contest.summary([71.5]) == Summary(n=1, mean=71.5, std=None)
-    assert contest.lower_bound([]) is None
-    assert contest.lower_bound([71.5]) is None
-    assert contest.paired_gain({0: 1.0}, {1: 2.0}) is None
-    single = contest.paired_gain({0: 71.0, 1: 70.0}, {1: 69.0})
+    assert seed_statistics.summary([]) == Summary(n=0, mean=None, std=None)
+    assert seed_statistics.summary([71.5]) == Summary(n=1, mean=71.5, std=None)
+    assert seed_statistics.lower_bound([]) is None
+    assert seed_statistics.lower_bound([71.5]) is None
+    assert seed_statistics.paired_gain({0: 1.0}, {1: 2.0}) is None
+    single = seed_statistics.paired_gain({0: 71.0, 1: 70.0}, {1: 69.0})
     assert single == Interval(n=1, mean=1.0, low=None, high=None)
     assert single.is_tie
 
 
 @given(value=TOP1, n=st.integers(2, 9))
 def test_equal_values_have_no_spread(value, n):
-    assert contest.summary([value] * n) == Summary(n=n, mean=value, std=0.0)
-    assert contest.lower_bound([value] * n) == value
-    gain = contest.paired_gain(dict.fromkeys(range(n), value), dict.fromkeys(range(n), 0.0))
+    assert seed_statistics.summary([value] * n) == Summary(n=n, mean=value, std=0.0)
+    assert seed_statistics.lower_bound([value] * n) == value
+    gain = seed_statistics.paired_gain(dict.fromkeys(range(n), value), dict.fromkeys(range(n), 0.0))
     assert gain == Interval(n=n, mean=value, low=value, high=value)
     assert gain.is_tie == (value == 0)
 
@@ -117,22 +121,22 @@ def test_equal_values_have_no_spread(value, n):
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -0.5, 1.5])
 def test_a_confidence_that_is_none_is_refused(confidence):
     with pytest.raises(ValueError, match="0 < confidence < 1"):
-        contest.lower_bound([1.0, 2.0], confidence=confidence)
+        seed_statistics.lower_bound([1.0, 2.0], confidence=confidence)
     with pytest.raises(ValueError, match="0 < confidence < 1"):
-        contest.paired_gain({0: 1.0}, {0: 2.0}, confidence=confidence)
+        seed_statistics.paired_gain({0: 1.0}, {0: 2.0}, confidence=confidence)
 
 
 @given(groups=st.dictionaries(st.integers(0, 9), SAMPLE, min_size=1, max_size=5))
 def test_nobody_has_a_higher_bound_than_the_winner(groups):
-    winner = contest.choose(groups, default=0)
-    bounds = {trial: contest.lower_bound(values) or 0.0 for trial, values in groups.items()}
+    winner = seed_statistics.choose(groups, default=0)
+    bounds = {trial: seed_statistics.lower_bound(values) or 0.0 for trial, values in groups.items()}
     assert bounds[winner] == max(bounds.values())
 
 
 def test_the_steadier_of_two_wins():
     groups = {0: [76.0, 76.2, 76.1, 75.9], 7: [73.0, 81.0, 74.0, 80.0]}
-    assert contest.choose(groups, default=0) == 0
-    assert contest.choose({**groups, 9: [78.0, 78.3]}, default=0) == 9
+    assert seed_statistics.choose(groups, default=0) == 0
+    assert seed_statistics.choose({**groups, 9: [78.0, 78.3]}, default=0) == 9
 
 
 @pytest.mark.parametrize(
@@ -148,13 +152,13 @@ def test_the_steadier_of_two_wins():
     ],
 )
 def test_ties_and_missing_values(groups, default, winner):
-    assert contest.choose(groups, default=default) == winner
+    assert seed_statistics.choose(groups, default=default) == winner
 
 
 @pytest.mark.parametrize("groups", [{}, {0: [], 3: []}])
 def test_no_winner_without_a_value(groups):
     with pytest.raises(ValueError, match="a winner must have a value"):
-        contest.choose(groups, default=0)
+        seed_statistics.choose(groups, default=0)
 
 
 def top1_by_loops(arrays, labels):
@@ -182,20 +186,22 @@ def test_the_ensemble_is_the_mean_softmax(n_arrays, n, n_classes, seed):
         (random.integers(0, 17, (n, n_classes)) / 16).astype(np.float32) for _ in range(n_arrays)
     ]
     labels = random.integers(0, n_classes, n)
-    assert contest.ensemble_top1(arrays, labels) == pytest.approx(top1_by_loops(arrays, labels))
+    assert seed_statistics.ensemble_top1(arrays, labels) == pytest.approx(
+        top1_by_loops(arrays, labels)
+    )
 
 
 def test_an_ensemble_of_one_is_that_one_and_copies_change_nothing():
     one = np.array([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]], dtype=np.float32)
     labels = np.array([0, 1, 1])
-    assert contest.ensemble_top1([one], labels) == pytest.approx(200 / 3)
-    assert contest.ensemble_top1([one] * 3, labels) == pytest.approx(200 / 3)
+    assert seed_statistics.ensemble_top1([one], labels) == pytest.approx(200 / 3)
+    assert seed_statistics.ensemble_top1([one] * 3, labels) == pytest.approx(200 / 3)
 
 
 def test_a_confident_seed_outvotes_two_that_hesitate():
     unsure = np.array([[0.45, 0.55]], dtype=np.float32)
     sure = np.array([[0.99, 0.01]], dtype=np.float32)
-    assert contest.ensemble_top1([unsure, unsure, sure], np.array([0])) == 100.0
+    assert seed_statistics.ensemble_top1([unsure, unsure, sure], np.array([0])) == 100.0
 
 
 @pytest.mark.parametrize(
@@ -205,9 +211,11 @@ def test_a_confident_seed_outvotes_two_that_hesitate():
 def test_an_ensemble_of_other_shapes_is_refused(shapes, n_labels):
     arrays = [np.zeros(shape, dtype=np.float32) for shape in shapes]
     with pytest.raises(ValueError, match="arrays of one shape"):
-        contest.ensemble_top1(arrays, np.zeros(n_labels, dtype=np.int64))
+        seed_statistics.ensemble_top1(arrays, np.zeros(n_labels, dtype=np.int64))
 
 
 def test_importing_the_module_loads_no_scipy():
-    program = "import sys, nbtl_search.study.contest as c; assert 'scipy' not in sys.modules"
+    program = (
+        "import sys, nbtl_search.study.seed_statistics as c; assert 'scipy' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 
 from nbtl_search.cli.app import app
 from nbtl_search.data import texture_tasks
-from nbtl_search.engine.model import build
-from nbtl_search.engine.pretrain import MODEL, pretrain, source_recipe
-from nbtl_search.engine.weights import shipped_file
+from nbtl_search.demo.pretraining import MODEL, pretrain, source_recipe
 from nbtl_search.errors import WeightsError
+from nbtl_search.network.model import build
+from nbtl_search.network.weights import shipped_file
 from nbtl_search.spec import ModelSettings, StudySpec
-from nbtl_search.spec.shipped import shipped_study
+from nbtl_search.spec.study import shipped_study
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from nbtl_search.errors import SpecError
 from nbtl_search.spec import Budget, DataSettings, StudySpec, TrainSettings
-from nbtl_search.spec.speed import Speed
-from nbtl_search.study.price import price, slots_by_memory
+from nbtl_search.spec.machine import Speed
+from nbtl_search.study.cost_estimate import price, slots_by_memory
 
 SPEED = Speed(
     device="NVIDIA Something", precision="bf16", update_s=0.1, update_low_s=0.09,

@@ -5,11 +5,16 @@ from typing import get_args
 import pytest
 
 from nbtl_search import space
-from nbtl_search.api.drafting import draft, with_starts
 from nbtl_search.cli.search import REGIMES
 from nbtl_search.errors import SpecError
+from nbtl_search.space.survey import (
+    SURVEY,
+    SurveyRegime,
+    decay_updates,
+    starting_recipe,
+)
 from nbtl_search.spec import Facts, Row
-from nbtl_search.spec.survey import SURVEY, SurveyRegime, decay_updates, starting_recipe
+from nbtl_search.workspace.studies import draft, with_starts
 
 FACTS = Facts(
     n_blocks=22,

@@ -1,4 +1,8 @@
-"""What we add to the pages of the dashboard: our figures, and a note with each trial's curve.
+"""The words beside a trial in the dashboard, in Markdown.
+
+Who is asked for a page goes before who draws figures: both share one interpreter.
+
+What we add to the pages of the dashboard: our figures, and a note with each trial's curve.
 
 They are kept in this process and laid over what the database holds whenever a page asks, so that
 a dashboard writes nothing: several may run at once, with the rights of a reader. Optuna's own way
@@ -8,8 +12,11 @@ the other and read with every poll: a poll in between gets half of the old and h
 
 import copy
 import logging
+import re
 import threading
-from collections.abc import Callable, Container, Mapping, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -20,17 +27,77 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import distinct, func, or_, select
 
 from nbtl_search.errors import NbtlError, StudyNotFoundError
-from nbtl_search.reports.dashboard import notes
-from nbtl_search.reports.dashboard.priority import GiveWay, Priority
+from nbtl_search.ledger import names, records, schema
+from nbtl_search.ledger.database import Storage, storage_errors
+from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.reports.comparison import best_of, default_of, gain_of
 from nbtl_search.reports.drawing import curve, figures, paper_figures
-from nbtl_search.reports.drawing.traces import TOP1
-from nbtl_search.reports.standing import best_of, default_of, gain_of
+from nbtl_search.reports.drawing.figures import TOP1
 from nbtl_search.spec import Epoch
-from nbtl_search.study import names, records, schema, store
-from nbtl_search.study.records import TrialRecord
-from nbtl_search.study.storage import Storage, storage_errors
+from nbtl_search.study import store
 from nbtl_search.study.store import Study
 from nbtl_search.study.verdicts import verdict_of
+
+
+def of(trial: TrialRecord, *, n_epochs: int) -> str:
+    """Return the note of a trial, which is where its page has room for a picture."""
+    picture = f"![learning curve](/learning-curve/{trial.trial_id}.svg?epochs={trial.n_epochs})"
+    lines = [picture, "", f"{trial.n_epochs} of {n_epochs} epochs, {trial.state}"]
+    if trial.value is not None and trial.best_epoch is not None:
+        lines[-1] += f"; best {trial.value:.2f} % at epoch {trial.best_epoch}"
+    if trial.n_attempts > 1:
+        lines[-1] += f"; {trial.n_attempts} attempts"
+    if trial.cause or trial.message:
+        lines += ["", _escaped(": ".join(filter(None, [trial.cause, trial.message]))[:500])]
+    return "\n".join(lines)
+
+
+def heading(trial: TrialRecord) -> str:
+    """Return what a picture of a trial is called."""
+    return f"Trial {trial.number}{f' ({trial.name})' if trial.name else ''}"
+
+
+def _escaped(text: str) -> str:
+    """Escape every character that Markdown could take for its own, and keep it in one line."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+
+
+GiveWay = Callable[[], None]
+
+
+@final
+class Priority:
+    """Counts the answers that are being made, and lets drawing wait for them."""
+
+    def __init__(self) -> None:
+        self._n_answers = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Go first while the block runs."""
+        with self._changed:
+            self._n_answers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_answers -= 1
+                self._changed.notify_all()
+
+    def way(self, *, longest_s: float) -> GiveWay:
+        """Return what waits until nobody is answered; all its waits together are limited."""
+        left_s = longest_s
+
+        def give_way() -> None:
+            nonlocal left_s
+            started = time.monotonic()
+            with self._changed:
+                self._changed.wait_for(lambda: self._n_answers == 0, timeout=max(0.0, left_s))
+            left_s -= time.monotonic() - started
+
+        return give_way
+
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +300,7 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
     for trial in trials:
         is_default = default is None or trial == default
         pictures[trial.trial_id] = _Curve(
-            title=notes.heading(trial),
+            title=heading(trial),
             epochs=curves.get(trial.number, ()),
             reference=() if default is None or is_default else curves.get(default.number, ()),
             n_epochs=n_epochs,
@@ -242,7 +309,7 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
     return _Page(
         stamp=stamp,
         attributes=attributes,
-        notes={trial.trial_id: notes.of(trial, n_epochs=n_epochs) for trial in trials},
+        notes={trial.trial_id: of(trial, n_epochs=n_epochs) for trial in trials},
         verdict=verdict,
         curves=pictures,
     )

@@ -18,9 +18,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import optuna_dashboard
 
 from nbtl_search.errors import NbtlError
+from nbtl_search.ledger.database import Storage, check
 from nbtl_search.reports.dashboard.guard import Guard, names_of
 from nbtl_search.reports.dashboard.pages import AnnotatedStorage, Pages
-from nbtl_search.study.storage import Storage, check
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -9,10 +9,10 @@ import optuna
 import plotly.graph_objects as go
 
 from nbtl_search import space
-from nbtl_search.reports.drawing import traces
-from nbtl_search.reports.drawing.traces import AXIS, BLUE
+from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.reports.drawing import figures
+from nbtl_search.reports.drawing.figures import AXIS, BLUE
 from nbtl_search.space import Choice, Float, Int, Space
-from nbtl_search.study.records import TrialRecord
 
 MIN_TRIALS: Final = 10
 FEW_TRIALS: Final = 50  # a tenth of them are five, which PED-ANOVA wants (its documentation)
@@ -83,7 +83,7 @@ def importances(trials: Sequence[TrialRecord], searched: Space) -> Importances:
 
 def bars(found: Importances) -> go.Figure:
     """Draw the shares as bars, the largest on top."""
-    figure = traces.empty("Importance of the dials", x="share of the importance / %", y="")
+    figure = figures.empty("Importance of the dials", x="share of the importance / %", y="")
     names = [NAMES.get(name, name) for name in found.shares]
     shares = [round(100 * share, 1) for share in found.shares.values()]
     bar = go.Bar(

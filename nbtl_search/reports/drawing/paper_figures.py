@@ -10,12 +10,18 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
-from nbtl_search.reports.drawing import traces
-from nbtl_search.reports.drawing.figures import NEW_LAYERS
-from nbtl_search.reports.drawing.traces import BLUE, FAINT, GREEN, ORANGE, TOP1
-from nbtl_search.reports.standing import best_of, default_of
-from nbtl_search.study.records import TrialRecord
-from nbtl_search.study.verdict import Entry, Verdict
+from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.reports.comparison import best_of, default_of
+from nbtl_search.reports.drawing import figures
+from nbtl_search.reports.drawing.figures import (
+    BLUE,
+    FAINT,
+    GREEN,
+    NEW_LAYERS,
+    ORANGE,
+    TOP1,
+)
+from nbtl_search.spec.verdict import Entry, Verdict
 
 _BINS_A_DECADE: Final = 3
 _SCALE: Final = "Viridis"
@@ -26,17 +32,17 @@ def rate_by_new_layers(trials: Sequence[TrialRecord]) -> go.Figure:
 
     The lines join the best trials of each third of a decade of the rate.
     """
-    figure = traces.empty("Learning rate, by number of new layers", x="learning rate", y=TOP1)
+    figure = figures.empty("Learning rate, by number of new layers", x="learning rate", y=TOP1)
     _rate_axis(figure)
     shown = _with_value(trials)
     for n_new in sorted({min(trial.dials.reinit_layers, len(NEW_LAYERS)) for trial in shown}):
         group = [t for t in shown if min(t.dials.reinit_layers, len(NEW_LAYERS)) == n_new]
         color, name = NEW_LAYERS[n_new - 1], _n_new(n_new)
-        cloud = traces.cloud(group, color=color, symbols=["circle"] * len(group))
+        cloud = figures.cloud(group, color=color, symbols=["circle"] * len(group))
         tops = _tops(group)
         line = go.Scatter(
-            x=[traces.significant(trial.dials.lr_high) for trial in tops],
-            y=[traces.value(trial) for trial in tops],
+            x=[figures.significant(trial.dials.lr_high) for trial in tops],
+            y=[figures.value(trial) for trial in tops],
             mode="lines",
             name=name,
             line={"color": color, "width": 1.5},
@@ -44,14 +50,14 @@ def rate_by_new_layers(trials: Sequence[TrialRecord]) -> go.Figure:
             legendgroup=name,
             showlegend=False,
         )
-        key = traces.key(name, "circle", color=color).update(legendgroup=name)
+        key = figures.key(name, "circle", color=color).update(legendgroup=name)
         figure.add_traces([cloud.update(legendgroup=name), line, key])
     return figure
 
 
 def low_layers(trials: Sequence[TrialRecord]) -> go.Figure:
     """Draw accuracy over the number of blocks, from the input, that learn at the low rate."""
-    figure = traces.empty("Blocks at the low rate", x="blocks at the low rate", y=TOP1)
+    figure = figures.empty("Blocks at the low rate", x="blocks at the low rate", y=TOP1)
     shown = _with_value(trials)
     none = [trial for trial in shown if trial.dials.n_low == 0]
     some = [trial for trial in shown if trial.dials.n_low > 0]
@@ -61,7 +67,7 @@ def low_layers(trials: Sequence[TrialRecord]) -> go.Figure:
     two_rates.update(marker=_coloured(some, ratios, title="low rate / high rate"))
     figure.add_traces([one_rate, two_rates, *_keys((none, some), ("one rate", "two rates"))])
     figure.add_traces([*_rings(shown, "n_low")])
-    return traces.without_empty(figure)
+    return figures.without_empty(figure)
 
 
 def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
@@ -69,7 +75,7 @@ def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
 
     Colour is the strength of the pull: alpha, or where no block has L2-SP, beta.
     """
-    figure = traces.empty("L2-SP against L2", x="blocks with L2-SP (0: plain L2)", y=TOP1)
+    figure = figures.empty("L2-SP against L2", x="blocks with L2-SP (0: plain L2)", y=TOP1)
     shown = _with_value(trials)
     plain = [trial for trial in shown if trial.dials.n_l2sp == 0]
     pulled = [trial for trial in shown if trial.dials.n_l2sp > 0]
@@ -83,7 +89,7 @@ def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
         figure.add_trace(dots.update(marker=marker | {"symbol": symbol, "showscale": has_scale}))
     figure.add_traces([*_keys((plain, pulled), ("plain L2", "L2-SP"), ("square", "circle"))])
     figure.add_traces([*_rings(shown, "n_l2sp")])
-    return traces.without_empty(figure)
+    return figures.without_empty(figure)
 
 
 def optimal_against_default(trials: Sequence[TrialRecord], verdict: Verdict | None) -> go.Figure:
@@ -93,18 +99,18 @@ def optimal_against_default(trials: Sequence[TrialRecord], verdict: Verdict | No
     """
     if verdict is not None and any(entry.single.mean is not None for entry in verdict.entries):
         return _bars(verdict.entries)
-    figure = traces.empty("Best found against default: one run each", x="", y=TOP1)
+    figure = figures.empty("Best found against default: one run each", x="", y=TOP1)
     pair = [("default", default_of(trials), ORANGE), ("best found", best_of(trials), GREEN)]
     for name, trial, color in pair:
         if trial is not None and trial.state == "complete" and trial.value is not None:
-            dot = traces.dots([trial], name=name, color=color, symbol="circle")
+            dot = figures.dots([trial], name=name, color=color, symbol="circle")
             figure.add_trace(dot.update(x=[name], marker={"size": 14, "color": color}))
     return figure.update_layout(showlegend=False)
 
 
 def _bars(entries: Sequence[Entry]) -> go.Figure:
     y = "test top-1 / % (axis cut)"  # differences of a point must be seen
-    figure = traces.empty("Optimal against default, test images", x="", y=y)
+    figure = figures.empty("Optimal against default, test images", x="", y=y)
     measures: list[tuple[str, list[tuple[float | None, float | None]], str]] = [
         ("single crop", [(entry.single.mean, entry.single.std) for entry in entries], BLUE),
         ("ten crops", [(entry.ten_crop.mean, entry.ten_crop.std) for entry in entries], "#8fb8d8"),
@@ -137,7 +143,7 @@ def isolated(text: str) -> str:
 
 
 def _with_value(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return [trial for trial in trials if traces.value(trial) is not None]
+    return [trial for trial in trials if figures.value(trial) is not None]
 
 
 def _n_new(n_new: int) -> str:
@@ -158,14 +164,14 @@ def _tops(group: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _rate_axis(figure: go.Figure) -> None:
-    rates = [traces.significant(rate) for rate in traces.RATES]
+    rates = [figures.significant(rate) for rate in figures.RATES]
     figure.update_xaxes(type="log", tickvals=rates, ticktext=[f"{rate:g}" for rate in rates])
 
 
 def _dots(trials: Sequence[TrialRecord], dial: str, *, name: str, color: str) -> go.Scatter:
     return go.Scatter(
         x=[getattr(trial.dials, dial) for trial in trials],
-        y=[traces.value(trial) for trial in trials],
+        y=[figures.value(trial) for trial in trials],
         text=[_hover(trial) for trial in trials],
         mode="markers",
         name=name,
@@ -229,7 +235,7 @@ def _keys(
     colors = (FAINT, "#3b8a8a") if symbols[0] == symbols[1] else ("#666666", "#666666")
     for group, name, symbol, color in zip(groups, names, symbols, colors, strict=True):
         if group:
-            yield traces.key(name, symbol, color=color)
+            yield figures.key(name, symbol, color=color)
 
 
 def _rings(shown: Sequence[TrialRecord], dial: str) -> Iterator[go.Scatter]:
@@ -237,5 +243,5 @@ def _rings(shown: Sequence[TrialRecord], dial: str) -> Iterator[go.Scatter]:
     pair = (("default", default_of(complete), ORANGE), ("best", best_of(complete), GREEN))
     for name, trial, color in pair:
         if trial is not None:
-            ring = traces.ring(trial, name, color)
+            ring = figures.ring(trial, name, color)
             yield ring.update(x=[getattr(trial.dials, dial)])

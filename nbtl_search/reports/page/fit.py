@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from nbtl_search.advice import conclude
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.page.markup import paragraph, table, text
-from nbtl_search.reports.page.sheet import Row, Sheet, number, remark, words
+from nbtl_search.reports.page.table import (
+    Row,
+    Sheet,
+    number,
+    remark,
+    words,
+)
 from nbtl_search.spec import TITLES, Diagnosis
 
 

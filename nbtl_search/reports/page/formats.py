@@ -1,4 +1,7 @@
-"""The tables of a report as Markdown, CSV or JSON."""
+"""The tables of a report as Markdown, CSV or JSON.
+
+All tables of a report as plain rows, the same for every format.
+"""
 
 import csv
 import io
@@ -8,9 +11,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from nbtl_search.reports.content import Content
-from nbtl_search.reports.page.sheet import Cell, Sheet
-from nbtl_search.reports.page.tables import tables
-from nbtl_search.reports.words import sentences
+from nbtl_search.reports.page import sections_tables
+from nbtl_search.reports.page.fit import measures
+from nbtl_search.reports.page.table import Cell, Sheet
+from nbtl_search.reports.prose import sentences
 
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~&#!$])")
 _FORMULA: Final = ("=", "+", "-", "@", "\t")
@@ -83,3 +87,20 @@ def _plain(text: str) -> str:
 
 def _safe(value: Cell) -> Cell:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def tables(content: Content) -> tuple[Sheet, ...]:
+    """Return every table of the report, in its order; those without rows are left out."""
+    made = (
+        sections_tables.final(content),
+        sections_tables.contenders(content),
+        sections_tables.searched(content),
+        sections_tables.trials(content),
+        sections_tables.importance(content),
+        sections_tables.cost(content),
+        sections_tables.runs(content),
+        sections_tables.readings(content),
+        sections_tables.paper(content),
+        measures(content),
+    )
+    return tuple(sheet for sheet in made if sheet.rows)

@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nbtl_search.advice import conclude
+from nbtl_search.paper.tables import paper_tables
 from nbtl_search.reports.terminal.tables import clean, span
+from nbtl_search.space.survey import survey_regime
 from nbtl_search.spec import TITLES, Diagnosis, Measured
-from nbtl_search.spec.paper import paper_tables
-from nbtl_search.spec.survey import survey_regime
 
 MEANINGS: Final[Mapping[str, str]] = {
     "fixed_accuracy": "a linear classifier on frozen features",

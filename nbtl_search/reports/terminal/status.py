@@ -7,11 +7,18 @@ from typing import Any, Final, TypedDict
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from nbtl_search.reports.standing import Gain, best_of, default_of, gain_of, time_left_s
+from nbtl_search.ledger import records
+from nbtl_search.ledger.records import TrialRecord, WorkerRecord
+from nbtl_search.reports.comparison import (
+    Gain,
+    best_of,
+    default_of,
+    gain_of,
+    time_left_s,
+)
 from nbtl_search.reports.terminal import tables
 from nbtl_search.reports.terminal.tables import clean, span, state_text
-from nbtl_search.study import records, rounds
-from nbtl_search.study.records import TrialRecord, WorkerRecord
+from nbtl_search.study import finals
 from nbtl_search.study.store import Study, StudySummary
 
 _BAR: Final = 60
@@ -206,11 +213,11 @@ def _comparison(report: StatusReport) -> list[RenderableType]:
 
 
 def _final(study: Study) -> FinalRuns | None:
-    row = rounds.latest(study)
+    row = finals.latest_round(study)
     if row is None:
         return None
-    stage = rounds.stage_of(study, row)
-    n_done, n_runs = rounds.counts(stage)
+    stage = finals.stage_of(study, row)
+    n_done, n_runs = finals.counts(stage)
     return {"stage": stage.stage or "", "n_done": n_done, "n_runs": n_runs}
 
 

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nbtl_search.study.records import TrialRecord, WorkerRecord
+from nbtl_search.ledger.records import TrialRecord, WorkerRecord
 from nbtl_search.study.store import StudySummary
 
 MAX_TRIALS: Final = 30

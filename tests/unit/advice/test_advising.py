@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 
 from nbtl_search import space
 from nbtl_search.advice import WARNING, Remembered, RememberedRecipe, advise, prior, table7
-from nbtl_search.advice.portfolio import effective
+from nbtl_search.advice.remembered import effective
 from nbtl_search.spec import Advised, Dials, KnownRecipe, Prior, Row, SearchSettings, StudySpec
-from nbtl_search.spec.shipped import shipped_study
+from nbtl_search.spec.study import shipped_study
 
 SUITED = {"random_accuracy": 40.0, "fixed_accuracy": 80.0}
 UNSUITED = {"random_accuracy": 80.0, "fixed_accuracy": 40.0}

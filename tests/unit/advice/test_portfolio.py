@@ -5,7 +5,7 @@ import math
 import pytest
 
 from nbtl_search.advice import Remembered, RememberedRecipe, closeness, ranked
-from nbtl_search.advice.portfolio import effective
+from nbtl_search.advice.remembered import effective
 from nbtl_search.spec import Dials, Measured
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from nbtl_search import space
 from nbtl_search.advice import prior, table7
+from nbtl_search.paper.tables import paper_rows
 from nbtl_search.spec import Dials, Regime, SearchSettings
-from nbtl_search.spec.paper import paper_rows
 
 REGIMES: tuple[Regime, ...] = ("suited", "unsuited", "borderline", "unknown")
 KEYS = {"dtd": "dtd", "caltech": "caltech256", "cars": "cars", "aircraft": "aircraft"}

@@ -7,8 +7,8 @@ from hypothesis import given
 from nbtl_search.advice import WARNING, conclude
 from nbtl_search.advice.regime import standard_error
 from nbtl_search.errors import SpecError
+from nbtl_search.paper.tables import paper_tables
 from nbtl_search.spec import Diagnosis, Measured
-from nbtl_search.spec.paper import paper_tables
 
 N_TEST = {"caltech": 16980, "cars": 8041, "aircraft": 3333, "dtd": 1880}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbtl_search.data.archives import Archive, fetch
+from nbtl_search.data.official import Archive, fetch
 from nbtl_search.errors import DataError
 
 

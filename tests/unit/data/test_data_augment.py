@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.mixup import FastCollateMixup
 
-from nbtl_search.data import seeding
+from nbtl_search.data import loader
 from nbtl_search.data.augment import BatchAugment, ImageAugment
 from nbtl_search.data.images import ImageFormat
 from nbtl_search.errors import SpecError
@@ -24,8 +24,8 @@ def batch(n: int, image_format: ImageFormat) -> tuple[torch.Tensor, torch.Tensor
 
 
 def seeded(augment, *arguments, seed: int = 0):
-    with seeding.global_state_kept():
-        seeding.reseed_global(seed, seeding.BATCH)
+    with loader.global_state_kept():
+        loader.reseed_global(seed, loader.BATCH)
         return augment(*arguments)
 
 

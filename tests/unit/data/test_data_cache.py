@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from nbtl_search.data import survey
-from nbtl_search.data.cache import open_prepared, prepare
 from nbtl_search.data.images import decode
+from nbtl_search.data.prepared import open_prepared, prepare
 from nbtl_search.errors import DataError
 from nbtl_search.spec import DataSettings
 
@@ -202,7 +202,7 @@ def test_home_that_cannot_be_written(settings, tmp_path):
 FORKS = """
 import json, os, signal, sys
 from pathlib import Path
-from nbtl_search.data.cache import prepare
+from nbtl_search.data.prepared import prepare
 from nbtl_search.spec import DataSettings
 
 def child(order):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from timm.data import ImageDataset, create_transform
 
-from nbtl_search.data.cache import prepare
 from nbtl_search.data.images import ImageFormat, ten_crop
+from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import DataError
 from nbtl_search.spec import DataSettings
 

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from nbtl_search.data.cache import Prepared, prepare
 from nbtl_search.data.images import ImageFormat, ten_crop
-from nbtl_search.data.loader import Batch, EvalBatches, TenCropBatches, TrainBatches
+from nbtl_search.data.loader import (
+    Batch,
+    EvalBatches,
+    TenCropBatches,
+    TrainBatches,
+)
+from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.errors import DataError
 from nbtl_search.spec import AugmentSettings, DataSettings
 
@@ -136,7 +141,7 @@ import random, sys
 from pathlib import Path
 import numpy as np
 import torch
-from nbtl_search.data.cache import prepare
+from nbtl_search.data.prepared import prepare
 from nbtl_search.data.images import ImageFormat
 from nbtl_search.data.loader import TrainBatches
 from nbtl_search.spec import AugmentSettings, DataSettings

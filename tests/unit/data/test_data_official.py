@@ -7,10 +7,16 @@ import pytest
 import scipy.io
 
 from nbtl_search.data import datasets
-from nbtl_search.data.aircraft import read_aircraft, read_list
-from nbtl_search.data.caltech256 import read_caltech256
-from nbtl_search.data.cars import read_annotations, read_cars, read_classes, split_train
-from nbtl_search.data.dtd import read_dtd
+from nbtl_search.data.official import (
+    read_aircraft,
+    read_annotations,
+    read_caltech256,
+    read_cars,
+    read_classes,
+    read_dtd,
+    read_list,
+    split_train,
+)
 from nbtl_search.data.splits import SPLITS, Sizes
 from nbtl_search.errors import DataError
 from nbtl_search.spec import DataSettings

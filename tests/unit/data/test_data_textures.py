@@ -4,9 +4,9 @@ import inspect
 import numpy as np
 import pytest
 
-from nbtl_search.data import texture_sources, texture_targets
-from nbtl_search.data.textures import SOURCE_FAMILIES, TARGET_FAMILIES, render
 from nbtl_search.errors import DataError
+from nbtl_search.textures import source_families, target_families
+from nbtl_search.textures.images import SOURCE_FAMILIES, TARGET_FAMILIES, render
 
 ALL = (*TARGET_FAMILIES, *SOURCE_FAMILIES)
 
@@ -15,7 +15,7 @@ def test_families_are_many_and_disjoint():
     assert len(TARGET_FAMILIES) >= 12
     assert len(SOURCE_FAMILIES) >= 24
     assert not set(TARGET_FAMILIES) & set(SOURCE_FAMILIES)
-    processes = [*texture_targets.FAMILIES.values(), *texture_sources.FAMILIES.values()]
+    processes = [*target_families.FAMILIES.values(), *source_families.FAMILIES.values()]
     assert len({inspect.getsource(inspect.unwrap(process)) for process in processes}) == len(
         processes
     )

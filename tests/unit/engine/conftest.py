@@ -11,8 +11,7 @@ import timm
 import torch
 from PIL import Image
 
-from nbtl_search.data.cache import prepare
-from nbtl_search.data.prepared import Prepared
+from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.spec import DataSettings, Recipe
 
 MODEL = "test_resnet"

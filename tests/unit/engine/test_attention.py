@@ -13,20 +13,19 @@ import timm
 import torch
 from torch.nn import functional
 
-from nbtl_search.data.cache import prepare
-from nbtl_search.engine import attention as engine
-from nbtl_search.engine import attention_plan, parts
-from nbtl_search.engine.attention import channel_attention
-from nbtl_search.engine.attention_head import linear_head, trained_head
-from nbtl_search.engine.device import place
-from nbtl_search.engine.features import extract
-from nbtl_search.engine.model import build
-from nbtl_search.engine.randomness import derive_seed
+from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import DivergedError, OutOfMemoryError, SpecError
+from nbtl_search.files import atomic
+from nbtl_search.network.device import derive_seed, place
+from nbtl_search.network.model import build
+from nbtl_search.source import attention
+from nbtl_search.source import attention as engine
+from nbtl_search.source.attention import channel_attention, linear_head, trained_head
+from nbtl_search.source.features import extract
 from nbtl_search.spec import DataSettings, Dials
+from nbtl_search.transfer.feature_hooks import taps_of
 from nbtl_search.transfer.importance import Importance, channel_importance
 from nbtl_search.transfer.source import frozen_copy
-from nbtl_search.transfer.taps import taps_of
 
 N_TAPS, N_CHANNELS = 2, 192 + 96
 METHODS = {"delta_taps": N_TAPS, "delta_batches": 2}
@@ -81,7 +80,7 @@ def part_files(home):
 
 def kept_head(home):
     (path,) = (home / "attention").rglob("head.part")
-    rows = parts.read(path, n=3)
+    rows = atomic.read(path, n=3)
     assert rows is not None
     return rows
 
@@ -193,8 +192,8 @@ def importances(weights, prepared, head, image_format, n_images):
 def test_it_is_the_softmax_of_standardised_rises_of_the_loss(
     measure, tiny_recipe, tiny_prepared, tiny_weights, home, monkeypatch, batch, piece
 ):
-    monkeypatch.setattr(attention_plan, "BATCH", batch)
-    monkeypatch.setattr(attention_plan, "PIECE", piece)
+    monkeypatch.setattr(attention, "BATCH", batch)
+    monkeypatch.setattr(attention, "PIECE", piece)
     found = measure()
     head = linear_head(kept_head(home))
     image_format = build(tiny_recipe(), n_classes=3, home=home).image_format
@@ -290,13 +289,13 @@ import sys
 from pathlib import Path
 import torch
 from nbtl_search.data import publish
-from nbtl_search.data.cache import prepare
+from nbtl_search.data.prepared import prepare
 from nbtl_search.engine import attention
-from nbtl_search.engine.device import place
-from nbtl_search.engine.model import build
+from nbtl_search.network.device import place
+from nbtl_search.network.model import build
 from nbtl_search.spec import Recipe
 from nbtl_search.transfer.source import frozen_copy
-from nbtl_search.transfer.taps import taps_of
+from nbtl_search.transfer.feature_hooks import taps_of
 
 publish.WAIT_S = 0.02
 recipe, home = Recipe.model_validate_json(sys.argv[1]), Path(sys.argv[2])

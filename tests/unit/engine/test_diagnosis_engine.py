@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nbtl_search.engine import diagnosis as engine
-from nbtl_search.engine import measuring
-from nbtl_search.engine.features import extract
-from nbtl_search.engine.prototypes import Source
+from nbtl_search.diagnosis import diagnosis as engine
+from nbtl_search.diagnosis import measures
 from nbtl_search.errors import DataError, SpecError, WeightsError
 from nbtl_search.measures.emd import prototypes_of
+from nbtl_search.source.features import extract
+from nbtl_search.source.prototypes import Source
 from nbtl_search.spec import TITLES, Diagnosis
 
 
@@ -113,7 +113,7 @@ def test_without_a_source_emd_says_how_to_give_one(tiny_recipe, home):
 
 def test_the_source_probabilities_are_the_softmax_of_the_source_network(tiny_recipe, home):
     features = extract(tiny_recipe(), home=home, n_threads=1)
-    probabilities = measuring.Evidence(features=features).source_probabilities
+    probabilities = measures.Evidence(features=features).source_probabilities
     assert probabilities is not None
     assert probabilities.dtype == np.float64
     assert probabilities.shape == (24, 11)

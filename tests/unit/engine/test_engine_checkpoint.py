@@ -12,10 +12,10 @@ import time
 import pytest
 import torch
 
-from nbtl_search.engine import checkpoint
-from nbtl_search.engine.checkpoint import load_latest, save
-from nbtl_search.engine.train import Run, Step, train
 from nbtl_search.errors import SpecError
+from nbtl_search.training import checkpoint
+from nbtl_search.training.checkpoint import load_latest, save
+from nbtl_search.training.run import Run, Step, train
 
 
 class Stub:
@@ -137,7 +137,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from nbtl_search.engine.checkpoint import save
+from nbtl_search.training.checkpoint import save
 
 class Stub:
     position = (2, 0)
@@ -185,7 +185,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from nbtl_search.engine.checkpoint import save
+from nbtl_search.training.checkpoint import save
 
 class Stub:
     position = (0, 0)

@@ -5,15 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from nbtl_search.engine import device
-from nbtl_search.engine.device import Placement, deterministic, place, threads
-from nbtl_search.engine.randomness import (
+from nbtl_search.errors import SpecError
+from nbtl_search.network import device
+from nbtl_search.network.device import (
+    Placement,
     derive_seed,
+    deterministic,
+    place,
     random_state,
     restore_random_state,
     seeded,
+    threads,
 )
-from nbtl_search.errors import SpecError
 from nbtl_search.spec import TrainSettings
 
 

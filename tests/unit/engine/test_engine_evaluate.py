@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nbtl_search.engine.device import Placement
-from nbtl_search.engine.evaluate import evaluate, score
+from nbtl_search.network.device import Placement
+from nbtl_search.training.evaluation import evaluate, score
 
 CPU = Placement(device=torch.device("cpu"), bf16=False)
 

@@ -19,15 +19,21 @@ from PIL import Image
 from torch import nn
 
 from nbtl_search.cli.single import train_command
-from nbtl_search.data.cache import prepare
 from nbtl_search.data.loader import EvalBatches, TenCropBatches
-from nbtl_search.engine.device import Placement
-from nbtl_search.engine.durable import write_durably
-from nbtl_search.engine.evaluate import evaluate, running_ten_crop
-from nbtl_search.engine.final import Reading, TestResult, keep, score_test, scored
-from nbtl_search.engine.train import Run, Step, train
+from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import DataError, DivergedError
+from nbtl_search.files.atomic import write_durably
+from nbtl_search.network.device import Placement
 from nbtl_search.spec import Epoch, Recipe, write_toml
+from nbtl_search.training.evaluation import evaluate, running_ten_crop
+from nbtl_search.training.final_run import (
+    Reading,
+    TestResult,
+    keep,
+    score_test,
+    scored,
+)
+from nbtl_search.training.run import Run, Step, train
 
 CPU = Placement(device=torch.device("cpu"), bf16=False)
 N_TRAIN, N_VAL, N_TEST = 24, 9, 9
@@ -347,7 +353,7 @@ class TestKeep:
             written.append(path)
             write_durably(path, *parts)
 
-        monkeypatch.setattr("nbtl_search.engine.folders.write_durably", write_until_full)
+        monkeypatch.setattr("nbtl_search.files.atomic.write_durably", write_until_full)
         with pytest.raises(OSError, match="No space left"):
             keep(ended, folder, result)
         assert len(written) == n_written

@@ -6,11 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from nbtl_search.engine.device import Placement
-from nbtl_search.engine.model import Network, build
-from nbtl_search.engine.probe import probe
 from nbtl_search.errors import SpecError, WeightsError
+from nbtl_search.network.device import Placement
+from nbtl_search.network.model import Network, build
 from nbtl_search.spec import MethodSettings, Row, SearchSettings, StudySpec
+from nbtl_search.training.probe import probe
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

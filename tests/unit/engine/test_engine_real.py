@@ -9,15 +9,15 @@ import safetensors.torch
 import timm
 import torch
 
-from nbtl_search.data.cache import prepare
 from nbtl_search.data.loader import EvalBatches
-from nbtl_search.engine.checkpoint import load_latest, save
-from nbtl_search.engine.device import Placement
-from nbtl_search.engine.evaluate import evaluate
-from nbtl_search.engine.model import build
-from nbtl_search.engine.train import Run, train
-from nbtl_search.engine.weights import load_weights, read_weights
+from nbtl_search.data.prepared import prepare
+from nbtl_search.network.device import Placement
+from nbtl_search.network.model import build
+from nbtl_search.network.weights import load_weights, read_weights
 from nbtl_search.spec import ModelSettings, Recipe
+from nbtl_search.training.checkpoint import load_latest, save
+from nbtl_search.training.evaluation import evaluate
+from nbtl_search.training.run import Run, train
 from nbtl_search.transfer.penalties import L2SP
 
 pytestmark = pytest.mark.data

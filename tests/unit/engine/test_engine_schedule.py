@@ -6,9 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 
-from nbtl_search.engine.optim import set_rates, sgd, weight_decay
-from nbtl_search.engine.schedule import learning_rate, warmup_length
 from nbtl_search.spec import TrainSettings
+from nbtl_search.training.optimiser import (
+    learning_rate,
+    set_rates,
+    sgd,
+    warmup_length,
+    weight_decay,
+)
 from nbtl_search.transfer.layers import layers_of
 
 BASES = (0.025, 0.0025, 1e-5)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nbtl_search.engine.gradients import soft_cross_entropy
-from nbtl_search.engine.train import Run, Step, train
 from nbtl_search.errors import DataError, DivergedError, OutOfMemoryError, SpecError, WeightsError
 from nbtl_search.spec import Epoch
+from nbtl_search.training.gradients import soft_cross_entropy
+from nbtl_search.training.run import Run, Step, train
 
 
 @pytest.fixture

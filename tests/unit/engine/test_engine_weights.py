@@ -8,8 +8,8 @@ import safetensors.torch
 import timm
 import torch
 
-from nbtl_search.engine.weights import load_weights, read_weights
 from nbtl_search.errors import WeightsError
+from nbtl_search.network.weights import load_weights, read_weights
 from nbtl_search.spec import ModelSettings
 from nbtl_search.transfer.kept_architecture import config_entries
 from nbtl_search.transfer.source_classifier import append_layers

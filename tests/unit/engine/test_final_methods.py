@@ -11,15 +11,15 @@ import safetensors.torch
 import timm
 import torch
 
-from nbtl_search.api import exporting
-from nbtl_search.api.predicting import predict
-from nbtl_search.engine.final import TestResult, keep, score_test
-from nbtl_search.engine.train import Run, train
-from nbtl_search.engine.weights import read_weights
 from nbtl_search.errors import WeightsError
+from nbtl_search.network.weights import read_weights
 from nbtl_search.spec import ModelSettings
-from nbtl_search.study.verdict import FinalWeights
+from nbtl_search.spec.verdict import FinalWeights
+from nbtl_search.training.final_run import TestResult, keep, score_test
+from nbtl_search.training.run import Run, train
 from nbtl_search.transfer import stochnorm
+from nbtl_search.workspace import models
+from nbtl_search.workspace.models import predict
 from tests.exportable import HOST, make_verdict
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -50,7 +50,7 @@ def export(run, result, tmp_path):
     first = next(r for r in verdict.runs if (r.candidate, r.seed) == (7, 101))
     weights = FinalWeights(host=HOST, folder=str(tmp_path / "final"), digest=digest)
     verdict = replace(verdict, runs=(replace(first, weights=weights),))
-    exporting.write(verdict, tmp_path / "out", study="x")
+    models.write(verdict, tmp_path / "out", study="x")
     return tmp_path / "out"
 
 

@@ -19,10 +19,10 @@ import timm
 import torch
 from PIL import Image
 
-from nbtl_search.data.cache import prepare
-from nbtl_search.engine.final import WEIGHTS_FILE, keep
-from nbtl_search.engine.train import Run, Step, train
+from nbtl_search.data.prepared import prepare
 from nbtl_search.spec import Epoch, Recipe
+from nbtl_search.training.final_run import WEIGHTS_FILE, keep
+from nbtl_search.training.run import Run, Step, train
 from nbtl_search.transfer.source_classifier import rebuilt
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]

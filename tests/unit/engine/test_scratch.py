@@ -2,12 +2,12 @@
 
 import pytest
 
-from nbtl_search.data.cache import prepare
-from nbtl_search.engine import scratch
-from nbtl_search.engine.scratch import random_accuracy, scratch_recipe
-from nbtl_search.engine.train import Run, train
+from nbtl_search.data.prepared import prepare
+from nbtl_search.diagnosis import random_weights
+from nbtl_search.diagnosis.random_weights import random_accuracy, scratch_recipe
 from nbtl_search.errors import DivergedError
 from nbtl_search.spec import Epoch
+from nbtl_search.training.run import Run, train
 
 
 def left(home):
@@ -34,7 +34,7 @@ def test_nothing_of_the_weights_or_the_dials_gets_in(tiny_recipe):
     recipe = scratch_recipe(tiny_recipe(), epochs=4)
     assert recipe.model.weights == "random"
     assert (recipe.dials.n_l2sp, recipe.dials.alpha, recipe.dials.n_low) == (0, 0.0, 0)
-    assert recipe.dials.lr_high == scratch.SCRATCH_LR
+    assert recipe.dials.lr_high == random_weights.SCRATCH_LR
     assert recipe.train.epochs == 4
     assert recipe.data == tiny_recipe().data
     assert recipe.augment == tiny_recipe().augment
@@ -71,13 +71,13 @@ def test_an_interrupted_training_goes_on_to_the_same_value(tiny_recipe, home, tm
 
 def test_a_second_time_costs_nothing(tiny_recipe, home, monkeypatch):
     first = random_accuracy(tiny_recipe(), home=home, epochs=1)
-    monkeypatch.setattr(scratch, "Run", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(random_weights, "Run", lambda *_, **__: pytest.fail("trained again"))
     assert random_accuracy(tiny_recipe(), home=home, epochs=1) == first
 
 
 def test_the_dials_do_not_make_it_another_training(tiny_recipe, home, monkeypatch):
     first = random_accuracy(tiny_recipe(), home=home, epochs=1)
-    monkeypatch.setattr(scratch, "Run", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(random_weights, "Run", lambda *_, **__: pytest.fail("trained again"))
     other = tiny_recipe(dials={"reinit_layers": 1, "lr_high": 0.2})
     assert random_accuracy(other, home=home, epochs=1) == first
 
@@ -108,7 +108,7 @@ def test_a_divergence_is_a_reason_and_no_number(tiny_recipe, home, monkeypatch):
         message = "loss must be finite, got nan; lower the rate"
         raise DivergedError(message)
 
-    monkeypatch.setattr(scratch, "train", diverge)
+    monkeypatch.setattr(random_weights, "train", diverge)
     measured = random_accuracy(tiny_recipe(), home=home, epochs=1, lr=3.0)
     assert measured.value is None
     assert "must stay finite" in measured.reason

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 from nbtl_search.data.images import decode, evaluation_transform
-from nbtl_search.engine import source
-from nbtl_search.engine.model import build
-from nbtl_search.engine.prototypes import read_prototypes
-from nbtl_search.engine.source import prototypes_of_folder
 from nbtl_search.errors import DataError, SpecError
+from nbtl_search.network.model import build
+from nbtl_search.source import prototypes
+from nbtl_search.source.prototypes import prototypes_of_folder, read_prototypes
 from nbtl_search.spec import Dials
 
 from .test_diagnosis_engine import diagnose, no_work
@@ -62,7 +61,7 @@ def test_nothing_is_decoded_to_disk_and_a_second_time_costs_nothing(
     kept = [path for path in home.rglob("*") if path.is_file() and "features" in path.parts]
     assert len(kept) == 4
     assert sum(path.stat().st_size for path in kept) < 4 * 1000
-    monkeypatch.setattr(source, "decode", lambda _file: pytest.fail("decoded again"))
+    monkeypatch.setattr(prototypes, "decode", lambda _file: pytest.fail("decoded again"))
     again = prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
     assert np.array_equal(again.prototypes, made.prototypes)
 
@@ -84,7 +83,7 @@ def test_what_is_interrupted_goes_on_with_the_next_class(tiny_recipe, home, fold
         return decode(file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "decode", noted)
+        patch.setattr(prototypes, "decode", noted)
         found = prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
     assert {file.parent.name for file in decoded} == {"class 2", "class 3"}
     whole = prototypes_of_folder(folder, tiny_recipe(), home=home / "other", n_threads=1)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from nbtl_search.engine import checkpoint
-from nbtl_search.engine.speed import measure, throughput
-from nbtl_search.engine.train import Run, train
+from nbtl_search.training import checkpoint
+from nbtl_search.training.run import Run, train
+from nbtl_search.training.speed import measure, throughput
 
 
 @pytest.fixture

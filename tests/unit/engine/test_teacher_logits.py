@@ -8,9 +8,9 @@ import timm
 import torch
 
 from nbtl_search.data.loader import EvalBatches, TrainBatches
-from nbtl_search.engine.model import build
-from nbtl_search.engine.teacher_logits import teacher_logits
 from nbtl_search.errors import DataError, SpecError, WeightsError
+from nbtl_search.network.model import build
+from nbtl_search.source.logits import teacher_logits
 
 PLAIN = {
     "crop_scale": (1.0, 1.0),

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nbtl_search.engine.teacher import compared_taps
-from nbtl_search.engine.train import Run, train
 from nbtl_search.errors import OutOfMemoryError, SpecError
+from nbtl_search.source.teacher import compared_taps
+from nbtl_search.training.run import Run, train
+from nbtl_search.transfer.feature_hooks import taps_of
 from nbtl_search.transfer.layers import layers_of
-from nbtl_search.transfer.taps import taps_of
 
 PLAIN = {"randaugment": "", "mixup": 0.0, "erasing": 0.0, "crop_scale": (1.0, 1.0)}
 USUAL = {"reinit_layers": 1, "n_low": 0, "n_l2sp": 0, "alpha": 0.0, "beta": 0.0}

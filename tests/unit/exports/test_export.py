@@ -17,13 +17,13 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from nbtl_search.api import exporting
 from nbtl_search.data import images
 from nbtl_search.data.images import ImageFormat
-from nbtl_search.engine import folders
 from nbtl_search.errors import WeightsError
 from nbtl_search.exports import export as export_module
-from nbtl_search.study.verdict import FinalWeights
+from nbtl_search.files import atomic
+from nbtl_search.spec.verdict import FinalWeights
+from nbtl_search.workspace import models
 from tests.exportable import CLASSES, HOST, MODEL, alone, make_run, make_verdict
 
 # A process that knows nothing of us: timm's loader, its data configuration and its label names.
@@ -49,7 +49,7 @@ def verdict(tmp_path_factory):
 def exported(verdict, tmp_path_factory):
     """An export in a folder whose name is no help."""
     folder = tmp_path_factory.mktemp("export") / "my model: 'ü'"
-    exporting.write(verdict, folder, study="pets *1*")
+    models.write(verdict, folder, study="pets *1*")
     return folder
 
 
@@ -125,7 +125,7 @@ class TestTimm:
             verdict = _one_run(tmp_path, model=model, image_px=size_px)
         else:
             verdict = make_verdict(tmp_path / "runs", model=model, image_px=size_px)
-        exporting.write(verdict, tmp_path / "out", study="x")
+        models.write(verdict, tmp_path / "out", study="x")
         loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).state_dict()
         source = source_of(verdict, candidate=7, seed=101)
         stored = safetensors.torch.load_file(source / "model.safetensors")
@@ -151,20 +151,20 @@ class TestChoice:
         assert config["results"]["gain"]["low"] == 1.5
 
     def test_the_default_on_request(self, verdict, tmp_path):
-        exporting.write(verdict, tmp_path / "out", study="x", which="default")
+        models.write(verdict, tmp_path / "out", study="x", which="default")
         config = json.loads((tmp_path / "out/config.json").read_text("utf-8"))["nbtl_search"]
         expected = source_of(verdict, candidate=0, seed=101) / "about.json"
         assert config["weights_digest"] == json.loads(expected.read_text())["weights_digest"]
         assert "the default recipe of" in (tmp_path / "out/README.md").read_text("utf-8")
 
     def test_where_the_default_won(self, verdict, tmp_path):
-        exporting.write(alone(verdict), tmp_path / "out", study="x")
+        models.write(alone(verdict), tmp_path / "out", study="x")
         card = (tmp_path / "out/README.md").read_text("utf-8")
         assert "the winning recipe of" in card
         assert "gain over the default" not in card
 
     def test_seed_ensemble(self, verdict, tmp_path):
-        done = exporting.write(verdict, tmp_path / "out", study="x", seed_ensemble=True)
+        done = models.write(verdict, tmp_path / "out", study="x", seed_ensemble=True)
         assert done.members == ("seed-1", "seed-2", "seed-3", "seed-4")
         listed = json.loads((tmp_path / "out/ensemble.json").read_text("utf-8"))["members"]
         assert [m["seed"] for m in listed] == [101, 102, 103, 104]
@@ -223,7 +223,7 @@ class TestCard:
         )
         runs = tuple(replace(run, test=None) for run in verdict.runs)
         bare = replace(verdict, entries=entries, runs=runs, gain=None, ten_crop_gain=None)
-        exporting.write(bare, tmp_path / "out", study="x")
+        models.write(bare, tmp_path / "out", study="x")
         card = (tmp_path / "out/README.md").read_text("utf-8")
         assert "no test images" in card
         assert "model-index" not in card
@@ -233,39 +233,39 @@ class TestRefusals:
     def test_weights_on_another_host(self, verdict, tmp_path):
         elsewhere = broken_run(verdict, folder="/nowhere/9")
         with pytest.raises(WeightsError, match=rf"'/nowhere/9'.*{HOST}"):
-            exporting.write(elsewhere, tmp_path / "a/out", study="x")
+            models.write(elsewhere, tmp_path / "a/out", study="x")
         assert list(tmp_path.iterdir()) == []
 
     def test_weights_of_another_digest(self, verdict, tmp_path):
         with pytest.raises(WeightsError, match=r"sha256 .*dead.*another one"):
-            exporting.write(broken_run(verdict, digest="dead" * 16), tmp_path / "a/out", study="x")
+            models.write(broken_run(verdict, digest="dead" * 16), tmp_path / "a/out", study="x")
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("force", [False, True])
     def test_a_folder_that_is_not_ours_is_never_replaced(self, verdict, tmp_path, force):
         (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
         with pytest.raises(WeightsError, match="no export made"):
-            exporting.write(verdict, tmp_path, study="x", force=force)
+            models.write(verdict, tmp_path, study="x", force=force)
         assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
     def test_a_file_in_its_place(self, verdict, tmp_path):
         (tmp_path / "out").write_text("")
         with pytest.raises(WeightsError, match="a file is there"):
-            exporting.write(verdict, tmp_path / "out", study="x", force=True)
+            models.write(verdict, tmp_path / "out", study="x", force=True)
 
     @pytest.mark.parametrize("seed_ensemble", [False, True])
     def test_an_earlier_export_is_replaced_on_request_only(self, verdict, tmp_path, seed_ensemble):
-        exporting.write(verdict, tmp_path / "out", study="x", seed_ensemble=seed_ensemble)
+        models.write(verdict, tmp_path / "out", study="x", seed_ensemble=seed_ensemble)
         with pytest.raises(WeightsError, match="--force"):
-            exporting.write(verdict, tmp_path / "out", study="x")
-        exporting.write(verdict, tmp_path / "out", study="y", force=True)
+            models.write(verdict, tmp_path / "out", study="x")
+        models.write(verdict, tmp_path / "out", study="y", force=True)
         files = {path.name for path in (tmp_path / "out").iterdir()}
         assert files == {"config.json", "model.safetensors", "README.md"}
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_an_empty_folder_is_taken(self, verdict, tmp_path):
         (tmp_path / "out").mkdir()
-        exporting.write(verdict, tmp_path / "out", study="x")
+        models.write(verdict, tmp_path / "out", study="x")
         assert (tmp_path / "out/config.json").is_file()
 
 
@@ -274,7 +274,7 @@ class TestInterruption:
     @pytest.mark.parametrize("there", [False, True])
     def test_it_leaves_what_was_there(self, verdict, tmp_path, monkeypatch, error, there):
         if there:
-            exporting.write(verdict, tmp_path / "out", study="before")
+            models.write(verdict, tmp_path / "out", study="before")
         before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
         def stop(*_arguments, **_settings):
@@ -282,7 +282,7 @@ class TestInterruption:
 
         monkeypatch.setattr(export_module, "write_card", stop)
         with pytest.raises((KeyboardInterrupt, WeightsError)):
-            exporting.write(verdict, tmp_path / "out", study="x", force=there)
+            models.write(verdict, tmp_path / "out", study="x", force=there)
         after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
         assert after == before
         assert [p.name for p in tmp_path.iterdir()] == (["out"] if there else [])
@@ -292,6 +292,6 @@ class TestInterruption:
         for folder in (old, new):
             folder.mkdir()
         os.utime(old, (0, 0))
-        with folders.whole_folder(tmp_path / "out", force=False):
+        with atomic.whole_folder(tmp_path / "out", force=False):
             pass
         assert {path.name for path in tmp_path.iterdir()} == {"out", ".out-tmp-2"}

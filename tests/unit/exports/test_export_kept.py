@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from PIL import Image
 from scipy.special import softmax
 
-from nbtl_search.api import exporting
-from nbtl_search.api.predicting import predict
 from nbtl_search.cli.predict import predict_command
 from nbtl_search.errors import WeightsError
 from nbtl_search.exports.predict import open_classifier
 from nbtl_search.transfer import stochnorm
 from nbtl_search.transfer.source_classifier import rebuilt, shape_of
+from nbtl_search.workspace import models
+from nbtl_search.workspace.models import predict
 from tests.exportable import CLASSES, MODEL, N_SOURCE, make_verdict
 
 # What the model card says, in a process that has imported nothing else of us.
@@ -60,7 +60,7 @@ def verdict(tmp_path_factory, hidden):
 @pytest.fixture(scope="module")
 def exported(verdict, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "kept"
-    exporting.write(verdict, folder, study="pets")
+    models.write(verdict, folder, study="pets")
     return folder
 
 
@@ -109,7 +109,7 @@ class TestTimm:
     @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet.r160_in1k"])
     def test_other_networks(self, name, tmp_path):
         verdict = make_verdict(tmp_path / "runs", model=name, image_px=160, hidden=(4,))
-        exporting.write(verdict, tmp_path / "out", study="x")
+        models.write(verdict, tmp_path / "out", study="x")
         loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).state_dict()
         stored = weights_of(verdict, seed=101)
         assert loaded.keys() == stored.keys()
@@ -171,7 +171,7 @@ class TestUse:
         assert first == {"label": CLASSES[label], "probability": pytest.approx(probability)}
 
     def test_a_seed_ensemble_is_averaged(self, verdict, tmp_path):
-        exporting.write(verdict, tmp_path / "out", study="x", seed_ensemble=True)
+        models.write(verdict, tmp_path / "out", study="x", seed_ensemble=True)
         classifier = open_classifier(tmp_path / "out", device="cpu")
         for model, seed in zip(classifier.models, (101, 102, 103, 104), strict=True):
             with torch.inference_mode():
@@ -181,7 +181,7 @@ class TestUse:
 
     @pytest.mark.slow
     def test_onnx_needs_neither_us_nor_torch(self, verdict, tmp_path):
-        done = exporting.write(verdict, tmp_path / "out", study="x", onnx=True)
+        done = models.write(verdict, tmp_path / "out", study="x", onnx=True)
         assert done.onnx_difference is not None
         assert done.onnx_difference <= 1e-4
         for n in (1, 4):
@@ -198,7 +198,7 @@ class TestCard:
         card = (exported / "README.md").read_text("utf-8")
         assert "import nbtl_search.transfer.kept_architecture" in card
         assert "refuses it as an unknown model elsewhere" in card
-        exporting.write(make_verdict(tmp_path / "runs"), tmp_path / "out", study="x")
+        models.write(make_verdict(tmp_path / "runs"), tmp_path / "out", study="x")
         plain = (tmp_path / "out/README.md").read_text("utf-8")
         assert "`timm` alone loads it" in plain
         assert "kept_architecture" not in plain
@@ -216,7 +216,7 @@ class TestCard:
     def test_methods_stand_beside_the_recipe(self, tmp_path, hidden):
         dials = {"frozen_layers": 2, "stochnorm_p": 0.5, "bss": 0.001}
         verdict = make_verdict(tmp_path / "runs", hidden=hidden, dials=dials)
-        exporting.write(verdict, tmp_path / "out", study="x")
+        models.write(verdict, tmp_path / "out", study="x")
         card = (tmp_path / "out/README.md").read_text("utf-8")
         recipe = card.split("## Recipe")[1].split("## Classes")[0]
         listed = [line for line in recipe.splitlines() if line.startswith("* ")]
@@ -229,7 +229,7 @@ class TestCard:
 def test_weights_that_the_recipe_does_not_describe_are_refused(tmp_path):
     verdict = make_verdict(tmp_path / "runs", hidden=(), dials={"source_head": "replace"})
     with pytest.raises(WeightsError, match="got 'replace' and weights with them"):
-        exporting.write(verdict, tmp_path / "out", study="x")
+        models.write(verdict, tmp_path / "out", study="x")
     assert not (tmp_path / "out").exists()
 
 

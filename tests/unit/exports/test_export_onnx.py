@@ -10,9 +10,9 @@ import timm
 import torch
 from torch import nn
 
-from nbtl_search.api import exporting
 from nbtl_search.errors import WeightsError
 from nbtl_search.exports import onnx
+from nbtl_search.workspace import models
 from tests.exportable import make_verdict
 
 RUN = """
@@ -27,7 +27,7 @@ assert "torch" not in sys.modules and "nbtl_search" not in sys.modules
 @pytest.mark.slow
 def test_it_agrees_with_timm_for_any_batch(tmp_path):
     verdict = make_verdict(tmp_path / "runs")
-    done = exporting.write(verdict, tmp_path / "out", study="x", onnx=True)
+    done = models.write(verdict, tmp_path / "out", study="x", onnx=True)
     assert done.onnx_difference is not None
     assert done.onnx_difference <= 1e-4
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
@@ -52,7 +52,7 @@ def test_without_the_packages_it_says_what_to_install(tmp_path, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
     with pytest.raises(WeightsError, match=r"no onnxruntime.*pip install 'nbtl-search\[onnx\]'"):
-        exporting.write(verdict, tmp_path / "out", study="x", onnx=True)
+        models.write(verdict, tmp_path / "out", study="x", onnx=True)
     assert not (tmp_path / "out").exists()
 
 

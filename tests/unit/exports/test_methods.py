@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from nbtl_search.exports.methods import methods_in_words
-from nbtl_search.exports.story import recipe_in_words
+from nbtl_search.exports.card import methods_in_words, recipe_in_words
 from nbtl_search.spec import Dials, Recipe
-from nbtl_search.spec.dials import MethodSettings
+from nbtl_search.spec.recipe import MethodSettings
 
 # Dials that are strengths of a method, with the dials that switch it on.
 STRENGTHS: dict[str, dict[str, Any]] = {

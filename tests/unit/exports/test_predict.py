@@ -20,12 +20,11 @@ from scipy.special import softmax
 from scipy.stats import norm
 from torchvision.transforms import functional
 
-from nbtl_search.api import exporting
-from nbtl_search.api.predicting import predict
-from nbtl_search.cli.predict import predict_command
-from nbtl_search.cli.predictions import shown
+from nbtl_search.cli.predict import predict_command, shown
 from nbtl_search.errors import DataError, NbtlError, SpecError, WeightsError
-from nbtl_search.exports.pictures import find_pictures, true_labels
+from nbtl_search.exports.predict import find_pictures, true_labels
+from nbtl_search.workspace import models
+from nbtl_search.workspace.models import predict
 from tests.exportable import CLASSES, make_verdict
 
 # What folders can be called: the class names without the separator of paths.
@@ -40,14 +39,14 @@ def verdict(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(verdict, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "model"
-    exporting.write(verdict, folder, study="x")
+    models.write(verdict, folder, study="x")
     return folder
 
 
 @pytest.fixture(scope="module")
 def ensemble(verdict, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "ensemble"
-    exporting.write(verdict, folder, study="x", seed_ensemble=True)
+    models.write(verdict, folder, study="x", seed_ensemble=True)
     return folder
 
 

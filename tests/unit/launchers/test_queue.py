@@ -8,9 +8,8 @@ import time
 import pytest
 
 from nbtl_search.errors import NbtlError, SpecError
-from nbtl_search.launchers import queue
-from nbtl_search.launchers.queue import Task
-from nbtl_search.launchers.slurm import SlurmArray, SlurmSettings
+from nbtl_search.launchers import slurm
+from nbtl_search.launchers.slurm import SlurmArray, SlurmSettings, Task
 from nbtl_search.launchers.task import WorkerTask
 
 
@@ -53,7 +52,7 @@ def test_tasks_are_read_with_their_states(cluster):
     cluster(
         "squeue", 'echo "7_0|RUNNING|n1|None"; echo "7_[1-2]|PENDING||Resources|more"; echo odd'
     )
-    found = queue.tasks("nbtl-x")
+    found = slurm.tasks("nbtl-x")
     assert [(one.id, one.state, one.node, one.reason) for one in found] == [
         ("7_0", "RUNNING", "n1", "None"),
         ("7_[1-2]", "PENDING", "", "Resources|more"),
@@ -63,37 +62,37 @@ def test_tasks_are_read_with_their_states(cluster):
 
 
 def test_a_task_that_ends_is_waited_for_as_it_may_be_queued_again(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(queue, "_LOOK_S", 0.01)
+    monkeypatch.setattr(slurm, "_LOOK_S", 0.01)
     once = f'test -e {tmp_path}/asked && echo "7_0|PENDING||BeginTime"'
     cluster("squeue", f'{once} || {{ touch {tmp_path}/asked; echo "7_0|COMPLETING|n1|None"; }}')
-    assert [found.state for found in queue.settled("x")] == ["PENDING"]
+    assert [found.state for found in slurm.settled("x")] == ["PENDING"]
 
 
 def test_a_task_that_never_ends_is_not_waited_for_for_ever(cluster, monkeypatch):
-    monkeypatch.setattr(queue, "_SETTLING_S", 0.05)
-    monkeypatch.setattr(queue, "_LOOK_S", 0.01)
+    monkeypatch.setattr(slurm, "_SETTLING_S", 0.05)
+    monkeypatch.setattr(slurm, "_LOOK_S", 0.01)
     cluster("squeue", 'echo "7_0|COMPLETING|n1|None"; echo "7_1|RUNNING|n1|None"')
-    assert [found.state for found in queue.settled("x")] == ["COMPLETING", "RUNNING"]
+    assert [found.state for found in slurm.settled("x")] == ["COMPLETING", "RUNNING"]
 
 
 def test_a_queue_that_fails_is_one_line(cluster):
     cluster("squeue", 'echo "slurm_load_jobs error: cannot contact controller" >&2; exit 1')
     with pytest.raises(NbtlError, match="cannot contact controller"):
-        queue.tasks("x")
+        slurm.tasks("x")
 
 
 def test_a_queue_that_hangs_is_not_waited_for(cluster, monkeypatch):
-    monkeypatch.setattr(queue, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(slurm, "_PATIENCE_S", 0.2)
     cluster("squeue", "exec sleep 60")
     started = time.monotonic()
     with pytest.raises(NbtlError, match="must answer within"):
-        queue.tasks("x")
+        slurm.tasks("x")
     assert time.monotonic() - started < 5
 
 
 @pytest.mark.usefixtures("nothing")
 def test_without_slurm_it_is_one_line(tmp_path):
-    assert not queue.is_here()
+    assert not slurm.is_here()
     with pytest.raises(NbtlError, match="'sbatch' must be on PATH"):
         array(tmp_path).script(1)
 
@@ -103,17 +102,17 @@ def test_waiting_tasks_end_first_and_then_the_youngest():
         task("9_0", "RUNNING"), task("9_1", "RUNNING"), task("10_0", "RUNNING"),
         task("10_1", "PENDING"), task("3_0", "COMPLETED"),
     ]  # fmt: skip
-    assert queue.surplus(found, n=4) == []
-    assert queue.surplus(found, n=3) == ["10_1"]
-    assert queue.surplus(found, n=1) == ["9_1", "10_0", "10_1"]
-    assert queue.surplus(found, n=0) == ["9_0", "9_1", "10_0", "10_1"]
+    assert slurm.surplus(found, n=4) == []
+    assert slurm.surplus(found, n=3) == ["10_1"]
+    assert slurm.surplus(found, n=1) == ["9_1", "10_0", "10_1"]
+    assert slurm.surplus(found, n=0) == ["9_0", "9_1", "10_0", "10_1"]
 
 
 def test_cancelling_nothing_asks_nothing(cluster, tmp_path):
     cluster("scancel", f'echo "$@" >> {tmp_path}/asked')
-    queue.cancel([])
+    slurm.cancel([])
     assert not (tmp_path / "asked").exists()
-    queue.cancel(["1_0", "1_1"])
+    slurm.cancel(["1_0", "1_1"])
     assert (tmp_path / "asked").read_text() == "1_0 1_1\n"
 
 
@@ -164,7 +163,7 @@ def test_settings_that_cannot_be_meant_are_refused(settings, says):
 
 
 def test_a_name_tells_studies_of_one_name_apart():
-    assert queue.job_name("x", "a" * 32) != queue.job_name("x", "b" * 32)
+    assert slurm.job_name("x", "a" * 32) != slurm.job_name("x", "b" * 32)
 
 
 def test_a_signal_between_two_starts_starts_no_third(monkeypatch):

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.spec import Dials, Epoch
-from nbtl_search.study.records import TrialRecord
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

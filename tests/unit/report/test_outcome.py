@@ -3,7 +3,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from nbtl_search.reports.terminal.outcome import render
+from nbtl_search.reports.terminal.finals import render
 from tests.plausible_verdict import make_verdict
 
 DEFAULT_TESTS = [77.0, 78.0, 76.5, 77.5]

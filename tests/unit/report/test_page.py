@@ -12,21 +12,20 @@ from html.parser import HTMLParser
 import pytest
 
 from nbtl_search import space
-from nbtl_search.reports.content import Content
-from nbtl_search.reports.drawing import paper_figures, plates
+from nbtl_search.ledger.records import Totals
+from nbtl_search.paper.tables import paper_rows
+from nbtl_search.reports.content import Content, Device, Provenance, commit
+from nbtl_search.reports.cost import spending
+from nbtl_search.reports.drawing import paper_figures, static_figures
 from nbtl_search.reports.drawing.importance import FEW_TRIALS, MIN_TRIALS, importances
-from nbtl_search.reports.drawing.pictures import pictures
+from nbtl_search.reports.drawing.static_figures import pictures
 from nbtl_search.reports.page import formats
-from nbtl_search.reports.page.html import page
+from nbtl_search.reports.page.formats import tables
 from nbtl_search.reports.page.markup import script_json
-from nbtl_search.reports.page.tables import tables
-from nbtl_search.reports.provenance import Device, Provenance, commit
-from nbtl_search.reports.spending import spending
-from nbtl_search.reports.words import sentences
+from nbtl_search.reports.page.page import page
+from nbtl_search.reports.prose import sentences
 from nbtl_search.spec import DataSettings
-from nbtl_search.spec.paper import paper_rows
-from nbtl_search.study.contest import Interval
-from nbtl_search.study.records import Totals
+from nbtl_search.spec.verdict import Interval
 from tests.plausible_study import make_spec
 from tests.plausible_verdict import make_verdict
 
@@ -367,7 +366,7 @@ class TestFigures:
     def test_files_are_drawn_whatever_the_names_are(self, make_content, make_trial):
         trials = [make_trial(n + 1, value=70.0 + n, name=name) for n, name in enumerate(NAMES)]
         content = make_content([make_trial(0, value=60.0, name="default"), *trials])
-        made = dict(plates.files_of(pictures(content)[:3]))
+        made = dict(static_figures.files_of(pictures(content)[:3]))
         assert {name.rpartition(".")[2] for name in made} == {"svg", "png", "csv"}
         assert made["history.png"].startswith(b"\x89PNG")
         assert b"<svg" in made["history.svg"]

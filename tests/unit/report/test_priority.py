@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from nbtl_search.reports.dashboard.priority import Priority
+from nbtl_search.reports.dashboard.pages import Priority
 
 
 @pytest.fixture

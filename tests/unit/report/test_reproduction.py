@@ -7,13 +7,12 @@ import json
 import pytest
 from rich.console import Console
 
+from nbtl_search.paper.study import paper_study
+from nbtl_search.paper.tables import KEYS, paper_rows
+from nbtl_search.reports import reproduction as reproduction_text
 from nbtl_search.reports.reproduction import reproduction_of
-from nbtl_search.reports.terminal import reproduction_text
 from nbtl_search.spec import Dials, Facts, StudySpec
-from nbtl_search.spec.paper import KEYS, paper_rows
-from nbtl_search.spec.paper_study import paper_study
-from nbtl_search.study.contest import Summary
-from nbtl_search.study.verdict import Entry, Verdict
+from nbtl_search.spec.verdict import Entry, Summary, Verdict
 
 
 def make_spec(dataset="dtd", **changes):

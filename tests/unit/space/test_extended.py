@@ -7,8 +7,8 @@ from hypothesis import given, settings
 
 from nbtl_search import space
 from nbtl_search.errors import SpecError
+from nbtl_search.space.survey import SURVEY, effective_rate, starting_recipe
 from nbtl_search.spec import Dials, Facts, KnownRecipe, Row, SearchSettings
-from nbtl_search.spec.survey import SURVEY, effective_rate, starting_recipe
 
 BLOCKS = st.integers(1, 30)
 USUAL = dict(Dials())

@@ -7,10 +7,16 @@ import pytest
 
 from nbtl_search import space
 from nbtl_search.errors import SpecError
+from nbtl_search.paper.study import paper_recipes, paper_study
+from nbtl_search.paper.tables import (
+    KEYS,
+    figure,
+    paper_rows,
+    paper_tables,
+    table_notes,
+)
 from nbtl_search.spec import Dials, StudySpec
-from nbtl_search.spec.paper import KEYS, figure, paper_rows, paper_tables, table_notes
-from nbtl_search.spec.paper_study import paper_recipes, paper_study
-from nbtl_search.spec.shipped import shipped_study
+from nbtl_search.spec.study import shipped_study
 
 NAMES = tuple(KEYS)
 WD = 5e-4  # the authors' released command; the paper prints none

@@ -5,7 +5,7 @@ import pytest
 from nbtl_search import space
 from nbtl_search.errors import SpecError
 from nbtl_search.spec import Dials, StudySpec
-from nbtl_search.spec.shipped import shipped_studies, shipped_study
+from nbtl_search.spec.study import shipped_studies, shipped_study
 
 NAMES = ("aircraft", "caltech256", "cars", "dtd", "folder", "textures")
 PAPER = {

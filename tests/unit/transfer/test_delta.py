@@ -13,9 +13,14 @@ from torch.nn import functional
 
 from nbtl_search.errors import DivergedError, SpecError
 from nbtl_search.transfer.delta import attention, delta, feature_map_distance
+from nbtl_search.transfer.feature_hooks import (
+    INCEPTION_V4_TAPS,
+    Tap,
+    Taps,
+    taps_of,
+)
 from nbtl_search.transfer.importance import channel_importance
 from nbtl_search.transfer.source import frozen_copy
-from nbtl_search.transfer.taps import INCEPTION_V4_TAPS, Tap, Taps, taps_of
 
 LAWS = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -17,8 +17,8 @@ from nbtl_search.transfer.freezing import (
     trainable_groups,
     trainable_penalty,
 )
-from nbtl_search.transfer.groups import learning_rate_groups
 from nbtl_search.transfer.layers import Block, Layers, layers_of
+from nbtl_search.transfer.learning_rates import learning_rate_groups
 from nbtl_search.transfer.penalties import l2sp
 
 LAWS = settings(max_examples=60, deadline=None, derandomize=True)

@@ -4,10 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbtl_search.engine.schedule import learning_rate
 from nbtl_search.errors import SpecError
-from nbtl_search.spec import Dials, TrainSettings
-from nbtl_search.spec.survey import (
+from nbtl_search.space.survey import (
     SURVEY,
     SurveyRegime,
     decay_updates,
@@ -16,7 +14,9 @@ from nbtl_search.spec.survey import (
     starting_recipe,
     survey_regime,
 )
-from nbtl_search.transfer.decay import decay_in_updates
+from nbtl_search.spec import Dials, TrainSettings
+from nbtl_search.training.optimiser import learning_rate
+from nbtl_search.transfer.learning_rates import decay_in_updates
 
 LAWS = settings(max_examples=60, deadline=None, derandomize=True)
 SIMILAR = {"larger-similar": "larger-dissimilar", "smaller-similar": "smaller-dissimilar"}

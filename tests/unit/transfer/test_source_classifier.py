@@ -15,9 +15,9 @@ from torch import nn
 
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.spec import Dials
-from nbtl_search.transfer.groups import learning_rate_groups
 from nbtl_search.transfer.kept_architecture import config_entries
 from nbtl_search.transfer.layers import layers_of
+from nbtl_search.transfer.learning_rates import learning_rate_groups
 from nbtl_search.transfer.norm_scale import NormScale
 from nbtl_search.transfer.penalties import l2sp
 from nbtl_search.transfer.source_classifier import (

@@ -11,8 +11,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nbtl_search.engine.randomness import seeded
 from nbtl_search.errors import SpecError
+from nbtl_search.network.device import seeded
 from nbtl_search.transfer.layers import layers_of
 from nbtl_search.transfer.stochnorm import convert, restore, stochastic_normalisation
 

@@ -10,8 +10,8 @@ import torch
 
 from nbtl_search.errors import SpecError
 from nbtl_search.spec import Dials
-from nbtl_search.transfer.groups import learning_rate_groups
 from nbtl_search.transfer.layers import Layers, layers_of
+from nbtl_search.transfer.learning_rates import learning_rate_groups
 from nbtl_search.transfer.penalties import l2sp
 from nbtl_search.transfer.reinit import reinitialise
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from nbtl_search.errors import SpecError
 from nbtl_search.spec import Dials
-from nbtl_search.transfer.groups import learning_rate_groups
 from nbtl_search.transfer.layers import kind_of, layers_of
+from nbtl_search.transfer.learning_rates import learning_rate_groups
 from nbtl_search.transfer.penalties import l2sp
 from nbtl_search.transfer.reinit import reinitialise, reset_layers
 

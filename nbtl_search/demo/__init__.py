@@ -1,0 +1,1 @@
+"""The search that runs anywhere, and the weights it starts from."""

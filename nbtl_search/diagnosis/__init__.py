@@ -1,0 +1,1 @@
+"""How well pre-trained weights fit a dataset, measured."""

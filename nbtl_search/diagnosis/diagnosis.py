@@ -1,0 +1,231 @@
+"""Diagnose how well a recipe's pre-trained weights fit its images: every measure, once."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from nbtl_search.diagnosis import random_weights
+from nbtl_search.diagnosis.measures import MEASURES, Evidence
+from nbtl_search.errors import SpecError
+from nbtl_search.network.device import threads
+from nbtl_search.network.weights import read_weights
+from nbtl_search.source.features import (
+    Features,
+    check_pretrained,
+    cpu_threads,
+    extract,
+)
+from nbtl_search.source.prototypes import (
+    Prototypes,
+    Source,
+    check_matches,
+    check_width,
+    prototypes_of_folder,
+    read_prototypes,
+    save_prototypes,
+)
+from nbtl_search.spec import POOLED, TITLES, Diagnosis, Measured, Recipe
+
+OnStage = Callable[[str, int, int], None]
+
+DECODING: Final = "decoding images"
+FEATURES: Final = "extracting features"
+SOURCE: Final = "extracting source features"
+MEASURING: Final = "measuring"
+SCRATCH: Final = "training from random weights"
+
+MIN_UPDATES: Final = 600  # fewer leave a network from random weights at chance
+_VERSIONS_OF: Final = ("nbtl-search", "torch", "timm", "numpy", "scipy", "scikit-learn", "POT")
+
+
+def diagnose(
+    recipe: Recipe,
+    *,
+    home: Path,
+    layer: str = POOLED,
+    source: Source | None = None,
+    random_epochs: int | None = None,
+    random_lr: float = random_weights.SCRATCH_LR,
+    seed: int = 0,
+    on_stage: OnStage | None = None,
+    n_threads: int | None = None,
+) -> Diagnosis:
+    """Measure how well the weights of a recipe fit its images, in the order of `TITLES`.
+
+    Features and the training from random weights are kept below home, so that a second diagnosis
+    costs little; what is interrupted goes on where it was.
+
+    Args:
+        recipe: the images, the network, and how the training from random weights trains.
+        home: below it everything is kept.
+        layer: 'pooled' (what enters the classifier), or a block's number from the input.
+        source: of the prototypes that EMD needs.
+        random_epochs: of the training from random weights; 0 for none, None for as many as a
+            trial has, and at least `MIN_UPDATES` updates.
+        random_lr: its rate.
+        seed: of the linear classifier and of the training from random weights.
+        on_stage: called with (stage, done, in all).
+        n_threads: CPU threads of features and measures; by default all cores'. The training from
+            random weights has the recipe's.
+
+    Raises:
+        SpecError: the weights are random, or the network has no such layer.
+        DataError: images or source prototypes cannot be had, or do not fit.
+        WeightsError: the weights cannot be had, or are not those of the source prototypes.
+        OutOfMemoryError: not even one image at a time fits.
+    """
+    started_s = time.perf_counter()
+    look = _Look(recipe=recipe, home=home, layer=layer, on_stage=on_stage, n_threads=n_threads)
+    _check(look, source, random_epochs=random_epochs)
+    features = look.features()
+    given = None if source is None else look.prototypes(source)
+    measured = {row.name: row for row in look.measured(features, given, source, seed=seed)}
+    recipe = recipe.replace(train=recipe.train.replace(seed=seed))
+    epochs = _epochs(recipe, len(features.train)) if random_epochs is None else random_epochs
+    measured[random_weights.NAME] = _random(recipe, home, epochs, random_lr, look.on(SCRATCH))
+    measures = tuple(measured[name] for name in TITLES if name in measured)
+    seconds = time.perf_counter() - started_s
+    return _diagnosis(recipe, features, measures, seconds=seconds, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What is looked at, with what, and who is told how far it is."""
+
+    recipe: Recipe
+    home: Path
+    layer: str
+    on_stage: OnStage | None
+    n_threads: int | None
+
+    def features(self) -> Features:
+        """Return the features of the recipe's images."""
+        return extract(
+            self.recipe,
+            home=self.home,
+            layer=self.layer,
+            progress=self.on(FEATURES),
+            decoding=self.on(DECODING),
+            n_threads=self.n_threads,
+        )
+
+    def prototypes(self, source: Source) -> Prototypes:
+        """Return the source's prototypes, and save those of a folder where that is wanted."""
+        if not source.place.is_dir():
+            return read_prototypes(source.place)
+        made = prototypes_of_folder(
+            source.place,
+            self.recipe,
+            home=self.home,
+            layer=self.layer,
+            progress=self.on(SOURCE),
+            n_threads=self.n_threads,
+        )
+        if source.save is not None:
+            save_prototypes(made, source.save)
+        return made
+
+    def measured(
+        self,
+        features: Features,
+        given: Prototypes | None,
+        source: Source | None,
+        *,
+        seed: int,
+    ) -> Iterator[Measured]:
+        """Yield every measure of the features."""
+        if given is not None:
+            check_width(given, n_features=features.train.shape[1])
+        least = 0 if source is None else source.min_images
+        evidence = Evidence(features=features, source=given, min_source_images=least, seed=seed)
+        progress = self.on(MEASURING) or (lambda _done, _total: None)
+        with threads(self.n_threads or cpu_threads()):
+            for n_done, measure in enumerate(MEASURES.values()):
+                progress(n_done, len(MEASURES))
+                yield from measure(evidence)
+        progress(len(MEASURES), len(MEASURES))
+
+    def on(self, stage: str) -> Callable[[int, int], None] | None:
+        """Return what is told how far a stage is."""
+        on_stage = self.on_stage
+        return None if on_stage is None else lambda done, total: on_stage(stage, done, total)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the figures of a diagnosis depend on."""
+    found = {}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _check(look: _Look, source: Source | None, *, random_epochs: int | None) -> None:
+    """Refuse at once what would only be found after minutes of work."""
+    check_pretrained(look.recipe)
+    if (random_epochs or 0) < 0:
+        message = f"random_epochs >= 0 must hold, got {random_epochs}; 0 is none"
+        raise SpecError(message)
+    if source is None:
+        return
+    source.check()
+    if not source.place.is_dir():
+        digest = read_weights(look.recipe.model, home=look.home).digest
+        check_matches(read_prototypes(source.place), weights_digest=digest, layer=look.layer)
+
+
+def _epochs(recipe: Recipe, n_train: int) -> int:
+    """Return as many epochs as a trial has, or more where there are few images."""
+    n_updates = recipe.train.updates_per_epoch(n_train)
+    return max(recipe.train.epochs, -(-MIN_UPDATES // n_updates))
+
+
+def _random(
+    recipe: Recipe,
+    home: Path,
+    epochs: int,
+    lr: float,
+    progress: Callable[[int, int], None] | None,
+) -> Measured:
+    if epochs == 0:
+        return random_weights.not_trained(
+            "not asked for (give --random-epochs, or leave --no-random out)"
+        )
+    return random_weights.random_accuracy(
+        recipe, home=home, epochs=epochs, lr=lr, progress=progress
+    )
+
+
+def _diagnosis(
+    recipe: Recipe,
+    features: Features,
+    measures: tuple[Measured, ...],
+    *,
+    seconds: float,
+    seed: int,
+) -> Diagnosis:
+    n, d = features.train.shape
+    return Diagnosis(
+        dataset=recipe.data.dataset,
+        model=recipe.model.name,
+        image_px=recipe.data.image_px,
+        normalisation=recipe.data.normalisation,
+        layer=features.layer,
+        split="train",
+        n_images=n,
+        n_val=len(features.val_labels),
+        n_features=d,
+        n_classes=len(set(features.train_labels.tolist())),
+        data_digest=features.data_digest,
+        weights_digest=features.weights_digest,
+        device=features.device,
+        seconds=seconds,
+        seed=seed,
+        versions=versions(),
+        measures=measures,
+    )

@@ -1,1 +1,0 @@
-"""A recipe in, epochs out: the network, its training loop, its checkpoints."""

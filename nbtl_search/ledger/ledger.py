@@ -1,0 +1,175 @@
+"""A study's ledger: what is wanted, what the budget allows, and what has been trained so far.
+
+The database's clock decides (`clock_timestamp()`), never a worker's.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, final
+
+from sqlalchemy import ColumnElement, Engine, exists, func, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
+
+from nbtl_search.ledger import schema
+from nbtl_search.ledger.database import storage_errors
+from nbtl_search.spec import Epoch, StudySpec
+
+TERMINAL: Final = ("complete", "pruned", "failed")
+NOW: Final = func.clock_timestamp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A trial that ended, as Optuna must be told."""
+
+    trial_id: int
+    state: str
+    value: float | None
+    cause: str | None
+
+
+@final
+class Ledger:
+    """The ledger of one study."""
+
+    def __init__(self, engine: Engine, study_id: int) -> None:
+        self._engine = engine
+        self._study_id = study_id
+
+    def trial_ids(self) -> set[int]:
+        """Return Optuna's ids of the trials that the ledger knows."""
+        query = select(schema.trial.c.trial_id).where(schema.trial.c.study_id == self._study_id)
+        with storage_errors(), self._engine.connect() as connection:
+            return set(connection.execute(query).scalars())
+
+    def epochs(self, trial_id: int) -> list[Epoch]:
+        """Return the epochs of a trial that are recorded, in order."""
+        names = list(Epoch.model_fields)
+        query = (
+            select(*(schema.epoch.c[name] for name in names))
+            .where(schema.epoch.c.trial_id == trial_id)
+            .order_by(schema.epoch.c.epoch)
+        )
+        with storage_errors(), self._engine.connect() as connection:
+            return [Epoch.parse(dict(row)) for row in connection.execute(query).mappings()]
+
+    def best_at(self, epoch: int) -> dict[int, float]:
+        """Return, for each trial that has reached this epoch, its best accuracy until then."""
+        table = schema.epoch
+        query = (
+            select(table.c.trial_id, func.max(table.c.val_top1))
+            .select_from(table.join(schema.trial))
+            .where(schema.trial.c.study_id == self._study_id, table.c.epoch <= epoch)
+            .group_by(table.c.trial_id)
+            .having(func.max(table.c.epoch) == epoch)
+        )
+        with storage_errors(), self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def untold(self) -> list[Ended]:
+        """Return the trials that ended and of which Optuna may not have been told."""
+        trial = schema.trial
+        query = select(trial.c.trial_id, trial.c.state, trial.c.value, trial.c.cause).where(
+            trial.c.study_id == self._study_id, trial.c.state.in_(TERMINAL), ~trial.c.told
+        )
+        with storage_errors(), self._engine.connect() as connection:
+            return [Ended(**row) for row in connection.execute(query).mappings()]
+
+    def mark_told(self, trial_id: int) -> None:
+        """Note that Optuna knows how the trial ended."""
+        query = update(schema.trial).where(schema.trial.c.trial_id == trial_id).values(told=True)
+        with storage_errors(), self._engine.begin() as connection:
+            connection.execute(query)
+
+    def want(self, desired: str) -> None:
+        """Say what is wanted of the study; its workers hear it with their next heartbeat."""
+        query = update(schema.study).where(schema.study.c.study_id == self._study_id)
+        with storage_errors(), self._engine.begin() as connection:
+            connection.execute(query.values(desired=desired))
+
+    def desired(self) -> str:
+        """Return what is wanted of the study; a deleted study wants its workers to stop."""
+        query = select(schema.study.c.desired).where(schema.study.c.study_id == self._study_id)
+        with storage_errors(), self._engine.connect() as connection:
+            return connection.execute(query).scalar() or "stop"
+
+    def is_over(self) -> bool:
+        """Tell whether no trial is open and the budget allows no new one."""
+        trial = schema.trial
+        is_open = exists().where(trial.c.study_id == self._study_id, trial.c.state.not_in(TERMINAL))
+        has_slot = exists().where(*budget_is_open(self._study_id))
+        query = select(or_(is_open, has_slot, ~wants_to_run(self._study_id)))
+        with storage_errors(), self._engine.connect() as connection:
+            return not connection.execute(query).scalar_one()
+
+    def beat(
+        self, worker: str, *, host: str, pid: int, device: str, state: str, trial_number: int | None
+    ) -> None:
+        """Show that the worker is alive, and what it does; of a deleted study nobody asks."""
+        row = {
+            "worker": worker,
+            "study_id": self._study_id,
+            "host": host,
+            "pid": pid,
+            "device": device,
+            "state": state,
+            "trial_number": trial_number,
+        }
+        query = upsert(schema.worker).values(row)
+        query = query.on_conflict_do_update(
+            index_elements=["worker"],
+            set_={
+                "study_id": self._study_id,
+                "state": state,
+                "trial_number": trial_number,
+                "device": device,
+                "seen_at": NOW,
+            },
+        )
+        with suppress(IntegrityError), storage_errors(), self._engine.begin() as connection:
+            connection.execute(query)
+
+
+def wants_to_run(study_id: int) -> ColumnElement[bool]:
+    """Return the condition that the study is neither paused nor stopped."""
+    study = schema.study
+    query = select(study.c.desired).where(study.c.study_id == study_id)
+    return query.scalar_subquery() == "run"
+
+
+def budget_is_open(study_id: int) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions on the study's row under which a new trial may start."""
+    study, trial, epoch = schema.study, schema.trial, schema.epoch
+    of_study = epoch.join(trial)
+    n_epochs = select(func.count()).select_from(of_study).where(trial.c.study_id == study_id)
+    seconds = (
+        select(func.coalesce(func.sum(epoch.c.seconds), 0.0))
+        .select_from(of_study)
+        .where(trial.c.study_id == study_id)
+    )
+    elapsed_s = func.extract("epoch", NOW - study.c.created_at)
+    return (
+        study.c.study_id == study_id,
+        study.c.desired == "run",
+        study.c.started < study.c.n_trials,
+        or_(study.c.budget_epochs.is_(None), n_epochs.scalar_subquery() < study.c.budget_epochs),
+        or_(study.c.budget_slot_s.is_(None), seconds.scalar_subquery() < study.c.budget_slot_s),
+        or_(study.c.budget_wall_s.is_(None), elapsed_s < study.c.budget_wall_s),
+    )
+
+
+def register(engine: Engine, study_id: int, spec: StudySpec) -> None:
+    """Insert the study's row: from here on the study exists."""
+    budget = spec.budget
+    row = {
+        "study_id": study_id,
+        "name": spec.name,
+        "fingerprint": spec.fingerprint(),
+        "n_trials": budget.n_trials,
+        "budget_epochs": budget.epochs,
+        "budget_slot_s": None if budget.gpu_h is None else budget.gpu_h * 3600,
+        "budget_wall_s": None if budget.wall_clock_h is None else budget.wall_clock_h * 3600,
+    }
+    with storage_errors(), engine.begin() as connection:
+        connection.execute(insert(schema.study).values(row))

@@ -1,0 +1,376 @@
+"""The values of the lifecycle of a trial: what was asked, who holds it, and how it ended.
+
+The attempts at a trial: who trained it, when, and why that ended.
+
+Who trains which trial: leases, and the writes that only the holder of a lease may do.
+
+A trial is *leased*: its row names the worker, an expiry by the database's clock, and a fencing
+token that grows with every attempt. Whoever holds the token may write; whoever lost it is told so
+(`FencedError`) and stops. Each change of state is one transaction. The terminal row here is the
+truth; Optuna is told afterwards.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal, final
+
+from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from nbtl_search.errors import FencedError
+from nbtl_search.ledger import ledger, schema
+from nbtl_search.ledger.database import storage_errors
+from nbtl_search.spec import Epoch
+
+Desired = Literal["run", "pause", "stop"]
+Terminal = Literal["complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A trial that the sampler has proposed."""
+
+    trial_id: int
+    number: int
+    name: str
+    protected: bool
+    recipe_json: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right to train one trial, and all that is needed for it."""
+
+    trial_id: int
+    number: int
+    name: str
+    protected: bool
+    recipe_json: str
+    token: int
+    attempt: int
+    worker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended."""
+
+    state: Terminal
+    value: float | None = None
+    best_epoch: int | None = None
+    cause: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalResult:
+    """What a final run gave on the test images, and where it left its weights."""
+
+    n_images: int
+    top1: float
+    top5: float
+    ten_crop_top1: float
+    ten_crop_top5: float
+    predictions: bytes
+    """The content of predictions.npz."""
+    host: str
+    folder: str
+    digest: str
+    """sha256 of model.safetensors."""
+
+
+def open_attempt(connection: Connection, row: Any) -> Lease:
+    """Note the attempt that begins with this row of a trial; return its lease."""
+    connection.execute(
+        insert(schema.attempt).values(
+            trial_id=row.trial_id, attempt=row.attempt, token=row.token, worker=row.worker
+        )
+    )
+    return Lease(
+        trial_id=row.trial_id,
+        number=row.number,
+        name=row.name,
+        protected=row.protected,
+        recipe_json=row.recipe,
+        token=row.token,
+        attempt=row.attempt,
+        worker=row.worker,
+    )
+
+
+def close_attempts(connection: Connection, trial_id: int, cause: str, message: str) -> None:
+    """Note why the open attempts at a trial ended."""
+    attempt = schema.attempt
+    connection.execute(
+        update(attempt)
+        .where(attempt.c.trial_id == trial_id, attempt.c.ended_at.is_(None))
+        .values(ended_at=ledger.NOW, cause=cause, message=message)
+    )
+
+
+MAX_FAILURES: Final = 3
+MAX_LOST: Final = 10
+_RESERVE_S: Final = 30
+_QUEUE_S: Final = 20
+_RESERVE_LOCK: Final = 6031771  # any number, the same for all who reserve
+
+
+@final
+class Leases:
+    """The leases of one study's trials."""
+
+    def __init__(self, engine: Engine, study_id: int, *, lease_s: float = 60.0) -> None:
+        self._engine = engine
+        self._study_id = study_id
+        self._lease = timedelta(seconds=lease_s)
+
+    def take_over(self, worker: str) -> Lease | None:
+        """Take a trial that was released, or whose worker has not renewed its lease in time.
+
+        When the database comes back after an outage, all leases have expired and their workers
+        are well: they get as long as a lease from its start to renew them.
+
+        A trial that has lost `MAX_LOST` workers in a row without an epoch fails at the next: it
+        may be what takes them down.
+        """
+        trial = schema.trial
+        is_abandoned = and_(
+            trial.c.state == "running",
+            trial.c.lease_expires < ledger.NOW,
+            func.pg_postmaster_start_time() < ledger.NOW - self._lease,
+        )
+        free = (
+            select(trial.c.trial_id)
+            .where(
+                trial.c.study_id == self._study_id,
+                or_(trial.c.state == "waiting", is_abandoned),
+                ledger.wants_to_run(self._study_id),
+            )
+            .order_by(trial.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True, of=trial)
+            .scalar_subquery()
+        )
+        with storage_errors(), self._engine.begin() as connection:
+            row = connection.execute(
+                update(trial)
+                .where(trial.c.trial_id == free)
+                .values(
+                    state="running",
+                    worker=worker,
+                    attempt=trial.c.attempt + 1,
+                    n_lost=trial.c.n_lost + case((trial.c.state == "running", 1), else_=0),
+                    token=schema.tokens.next_value(),
+                    lease_expires=ledger.NOW + self._lease,
+                )
+                .returning(trial)
+            ).one_or_none()
+            if row is None:
+                return None
+            close_attempts(connection, row.trial_id, "infra", "its lease expired")
+            lease = open_attempt(connection, row)
+            if row.n_lost <= MAX_LOST:
+                return lease
+            message = f"{row.n_lost} workers in a row were lost with it before an epoch was done"
+            self._end_trial(
+                connection, lease, Outcome(state="failed", cause="infra", message=message)
+            )
+            return None
+
+    def reserve(self, worker: str, ask: Callable[[int], Asked]) -> Lease | None:
+        """Take one slot of the budget and the trial that `ask(slot)` proposes for it.
+
+        Asks of one study come one after the other, and a worker that dies or hangs in between
+        gives its slot back by the rollback. They queue at a lock of their own: at the row they
+        would wait twice, for the row and for whoever changes it, each with a limit of its own.
+
+        Returns:
+            None where the budget is spent or the study is not to run.
+        """
+        with storage_errors(), self._engine.begin() as connection:
+            connection.execute(
+                text(f"SET LOCAL idle_in_transaction_session_timeout = '{_RESERVE_S}s'")
+            )
+            connection.execute(text(f"SET LOCAL lock_timeout = '{1000 * _QUEUE_S:.0f}ms'"))
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:key, :study)"),
+                {"key": _RESERVE_LOCK, "study": self._study_id},
+            )
+            study = schema.study
+            slot = connection.execute(
+                update(study)
+                .where(*ledger.budget_is_open(self._study_id))
+                .values(started=study.c.started + 1)
+                .returning(study.c.started)
+            ).scalar()
+            if slot is None:
+                return None
+            asked = ask(slot)
+            row = connection.execute(
+                insert(schema.trial)
+                .values(
+                    trial_id=asked.trial_id,
+                    study_id=self._study_id,
+                    number=asked.number,
+                    slot=slot,
+                    name=asked.name,
+                    protected=asked.protected,
+                    recipe=asked.recipe_json,
+                    state="running",
+                    worker=worker,
+                    lease_expires=ledger.NOW + self._lease,
+                )
+                .returning(schema.trial)
+            ).one()
+            return open_attempt(connection, row)
+
+    def renew(self, lease: Lease) -> Desired:
+        """Renew the lease; return what is wanted of the trial (of it or of its whole study).
+
+        A lease that expired and that nobody took over is renewed all the same.
+
+        Raises:
+            FencedError: another worker holds the trial.
+        """
+        trial, study = schema.trial, schema.study
+        with storage_errors(), self._engine.begin() as connection:
+            row = connection.execute(
+                update(trial)
+                .where(*_held(lease), study.c.study_id == trial.c.study_id)
+                .values(lease_expires=ledger.NOW + self._lease)
+                .returning(trial.c.desired, study.c.desired.label("study_desired"))
+            ).one_or_none()
+        if row is None:
+            raise FencedError(_fenced(lease))
+        wanted: Desired = row.study_desired if row.desired == "run" else row.desired
+        return wanted
+
+    def record(self, lease: Lease, epochs: Sequence[Epoch]) -> None:
+        """Append epochs; those already there stay as they are.
+
+        Raises:
+            FencedError: another worker holds the trial.
+        """
+        rows = [
+            epoch.model_dump() | {"trial_id": lease.trial_id, "attempt": lease.attempt}
+            for epoch in epochs
+        ]
+        with storage_errors(), self._engine.begin() as connection:
+            _lock(connection, lease)
+            if rows:
+                added = connection.execute(
+                    upsert(schema.epoch).values(rows).on_conflict_do_nothing()
+                )
+                if added.rowcount:  # a resumed trial sends again what it has, and is no further
+                    _forgive_failures(connection, lease)
+
+    def finish(self, lease: Lease, outcome: Outcome, *, result: FinalResult | None = None) -> None:
+        """End the trial; a final run of the test stage has a result.
+
+        Raises:
+            FencedError: another worker holds the trial.
+        """
+        with storage_errors(), self._engine.begin() as connection:
+            _lock(connection, lease)
+            if result is not None:
+                row = vars(result) | {"trial_id": lease.trial_id}
+                connection.execute(insert(schema.final_result).values(row))
+            self._end_trial(connection, lease, outcome)
+
+    def release(self, lease: Lease, *, cause: str, message: str = "") -> None:
+        """Give the trial back for any worker to go on with; this is no failure of it.
+
+        Raises:
+            FencedError: another worker holds the trial.
+        """
+        with storage_errors(), self._engine.begin() as connection:
+            _lock(connection, lease)
+            _set_waiting(connection, lease)
+            close_attempts(connection, lease.trial_id, cause, message)
+
+    def fail_attempt(self, lease: Lease, *, cause: str, message: str) -> bool:
+        """Count a failure; the trial waits for another attempt, or fails after too many.
+
+        Returns:
+            Whether there will be another attempt.
+
+        Raises:
+            FencedError: another worker holds the trial.
+        """
+        trial = schema.trial
+        with storage_errors(), self._engine.begin() as connection:
+            _lock(connection, lease)
+            n_failures = connection.execute(
+                update(trial)
+                .where(trial.c.trial_id == lease.trial_id)
+                .values(n_failures=trial.c.n_failures + 1)
+                .returning(trial.c.n_failures)
+            ).scalar_one()
+            if n_failures > MAX_FAILURES:
+                self._end_trial(
+                    connection, lease, Outcome(state="failed", cause=cause, message=message)
+                )
+                return False
+            _set_waiting(connection, lease)
+            close_attempts(connection, lease.trial_id, cause, message)
+            return True
+
+    def _end_trial(self, connection: Connection, lease: Lease, outcome: Outcome) -> None:
+        connection.execute(
+            update(schema.trial)
+            .where(schema.trial.c.trial_id == lease.trial_id)
+            .values(
+                state=outcome.state,
+                value=outcome.value,
+                best_epoch=outcome.best_epoch,
+                cause=outcome.cause,
+                message=outcome.message,
+                lease_expires=None,
+                finished_at=ledger.NOW,
+            )
+        )
+        close_attempts(
+            connection, lease.trial_id, outcome.cause or outcome.state, outcome.message or ""
+        )
+
+
+def _held(lease: Lease) -> tuple[Any, ...]:
+    trial = schema.trial
+    return (
+        trial.c.trial_id == lease.trial_id,
+        trial.c.token == lease.token,
+        trial.c.state == "running",
+    )
+
+
+def _lock(connection: Connection, lease: Lease) -> None:
+    """Lock the trial's row for this transaction, if the lease still holds it."""
+    query = select(schema.trial.c.trial_id).where(*_held(lease)).with_for_update()
+    if connection.execute(query).scalar() is None:
+        raise FencedError(_fenced(lease))
+
+
+def _fenced(lease: Lease) -> str:
+    return (
+        f"trial {lease.number} belongs to a newer attempt than {lease.attempt} "
+        f"(token {lease.token}); this one stops"
+    )
+
+
+def _set_waiting(connection: Connection, lease: Lease) -> None:
+    connection.execute(
+        update(schema.trial)
+        .where(schema.trial.c.trial_id == lease.trial_id)
+        .values(state="waiting", lease_expires=None, worker=None)
+    )
+
+
+def _forgive_failures(connection: Connection, lease: Lease) -> None:
+    """Forget the failures of a trial that gets on: only those in a row count against it."""
+    trial = schema.trial
+    connection.execute(
+        update(trial)
+        .where(trial.c.trial_id == lease.trial_id, or_(trial.c.n_failures > 0, trial.c.n_lost > 0))
+        .values(n_failures=0, n_lost=0)
+    )

@@ -1,0 +1,281 @@
+"""Our tables, which stand beside Optuna's in the same Postgres database."""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Sequence,
+    Table,
+    Text,
+    false,
+    func,
+    insert,
+    inspect,
+    select,
+    text,
+)
+
+from nbtl_search.errors import SchemaError
+from nbtl_search.postgres.connection import UPGRADE_COMMAND
+
+VERSION: Final = 3  # 2: diagnoses; 3: lost attempts, jobs, notices
+_UPGRADE_LOCK: Final = 6031769  # any number, the same for all who create or upgrade tables
+# What a version changes in tables that exist; new tables are made where they are missing.
+_STEPS: Final = {
+    3: ("ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS n_lost integer NOT NULL DEFAULT 0",),
+}
+
+metadata = MetaData()
+tokens = Sequence("nbtl_token", metadata=metadata)
+
+
+def _time(name: str, *, now: bool = False) -> Column[object]:
+    default = func.clock_timestamp() if now else None
+    return Column(name, DateTime(timezone=True), nullable=not now, server_default=default)
+
+
+meta = Table("nbtl_meta", metadata, Column("version", Integer, nullable=False))
+
+study = Table(
+    "nbtl_study",
+    metadata,
+    Column("study_id", Integer, primary_key=True, autoincrement=False),
+    Column("uid", Text, nullable=False, server_default=text("gen_random_uuid()::text")),
+    Column("name", Text, nullable=False, unique=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("n_trials", Integer, nullable=False),
+    Column("budget_epochs", Integer),
+    Column("budget_slot_s", Float),
+    Column("budget_wall_s", Float),
+    Column("started", Integer, nullable=False, server_default="0"),
+    Column("desired", Text, nullable=False, server_default="run"),
+    _time("created_at", now=True),
+    CheckConstraint("started <= n_trials", name="nbtl_budget"),
+    CheckConstraint("desired IN ('run', 'pause', 'stop')", name="nbtl_study_desired"),
+)
+
+trial = Table(
+    "nbtl_trial",
+    metadata,
+    Column("trial_id", Integer, primary_key=True, autoincrement=False),
+    Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("protected", Boolean, nullable=False),
+    Column("recipe", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("desired", Text, nullable=False, server_default="run"),
+    Column("token", BigInteger, nullable=False, server_default=tokens.next_value()),
+    Column("attempt", Integer, nullable=False, server_default="1"),
+    Column("n_failures", Integer, nullable=False, server_default="0"),
+    Column("n_lost", Integer, nullable=False, server_default="0"),
+    Column("worker", Text),
+    _time("lease_expires"),
+    Column("value", Float),
+    Column("best_epoch", Integer),
+    Column("cause", Text),
+    Column("message", Text),
+    Column("told", Boolean, nullable=False, server_default=false()),
+    _time("started_at", now=True),
+    _time("finished_at"),
+    CheckConstraint(
+        "state IN ('waiting', 'running', 'paused', 'complete', 'pruned', 'failed')",
+        name="nbtl_trial_state",
+    ),
+    CheckConstraint(
+        "(state = 'running') = (lease_expires IS NOT NULL)", name="nbtl_no_running_without_lease"
+    ),
+    Index("nbtl_trial_of_study", "study_id", "state"),
+)
+
+
+attempt = Table(
+    "nbtl_attempt",
+    metadata,
+    Column("trial_id", ForeignKey(trial.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("token", BigInteger, nullable=False),
+    Column("worker", Text, nullable=False),
+    _time("started_at", now=True),
+    _time("ended_at"),
+    Column("cause", Text),
+    Column("message", Text),
+)
+
+epoch = Table(
+    "nbtl_epoch",
+    metadata,
+    Column("trial_id", ForeignKey(trial.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("train_loss", Float, nullable=False),
+    Column("val_loss", Float),
+    Column("val_top1", Float),
+    Column("val_top5", Float),
+    Column("lr", Float, nullable=False),
+    Column("n_images", Integer, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("micro_batch", Integer, nullable=False),
+    _time("recorded_at", now=True),
+)
+
+worker = Table(
+    "nbtl_worker",
+    metadata,
+    Column("worker", Text, primary_key=True),
+    Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("trial_number", Integer),
+    _time("started_at", now=True),
+    _time("seen_at", now=True),
+)
+
+# A finalisation of a study: two studies of their own, whose trials are its final runs.
+final = Table(
+    "nbtl_final",
+    metadata,
+    Column("parent_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("plan", Text, nullable=False),
+    Column("confirm_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), unique=True),
+    Column("test_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), unique=True),
+    Column("winner", Integer),
+    Column("reason", Text, nullable=False),
+    _time("created_at", now=True),
+    _time("test_opened_at"),
+    CheckConstraint(
+        "(test_id IS NULL) = (test_opened_at IS NULL)", name="nbtl_final_readings_are_recorded"
+    ),
+)
+
+# What the slots of such a study train; the ledger's trial has the same slot.
+final_run = Table(
+    "nbtl_final_run",
+    metadata,
+    Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("candidate", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("recipe", Text, nullable=False),
+)
+
+final_result = Table(
+    "nbtl_final_result",
+    metadata,
+    Column("trial_id", ForeignKey(trial.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("n_images", Integer, nullable=False),
+    Column("top1", Float, nullable=False),
+    Column("top5", Float, nullable=False),
+    Column("ten_crop_top1", Float, nullable=False),
+    Column("ten_crop_top5", Float, nullable=False),
+    Column("predictions", LargeBinary, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+)
+
+# Measures of a dataset under one network's weights: no study owns them. The latest counts.
+diagnosis = Table(
+    "nbtl_diagnosis",
+    metadata,
+    Column("diagnosis_id", Integer, primary_key=True),
+    Column("data_digest", Text, nullable=False),
+    Column("weights_digest", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("image_px", Integer, nullable=False),
+    Column("layer", Text, nullable=False),
+    Column("diagnosis", Text, nullable=False),
+    _time("created_at", now=True),
+    Index("nbtl_diagnosis_of_data", "data_digest", "weights_digest"),
+)
+
+# Jobs of a cluster's queue that run workers of a study.
+job = Table(
+    "nbtl_job",
+    metadata,
+    Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("job_id", Text, primary_key=True),
+    Column("cluster", Text, primary_key=True),
+    Column("n_tasks", Integer, nullable=False),
+    Column("folder", Text, nullable=False),
+    _time("submitted_at", now=True),
+)
+
+# What people are told of a study, each thing once: a row is claimed, sent, and marked as sent.
+notice = Table(
+    "nbtl_notice",
+    metadata,
+    Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("event", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("n_tries", Integer, nullable=False, server_default="0"),
+    _time("claimed_at", now=True),
+    _time("sent_at"),
+)
+
+
+def create_or_upgrade(engine: Engine) -> int:
+    """Make our tables, or bring them to this code's version; return the version they had.
+
+    Raises:
+        SchemaError: they are newer than this code.
+    """
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+        found = _version(engine)
+        if found > VERSION:
+            raise SchemaError(_newer(found))
+        metadata.create_all(connection)
+        if 0 < found < VERSION:
+            for version in range(found + 1, VERSION + 1):
+                for step in _STEPS.get(version, ()):
+                    connection.execute(text(step))
+        if found < VERSION:
+            connection.execute(insert(meta).values(version=VERSION))
+    return found
+
+
+def check(engine: Engine) -> None:
+    """Make sure that our tables are of this code's version, and change nothing.
+
+    Raises:
+        SchemaError: they are missing, older or newer; the message has the command to run.
+    """
+    found = _version(engine)
+    if found > VERSION:
+        raise SchemaError(_newer(found))
+    if found < VERSION:
+        state = "has no nbtl-search tables" if found == 0 else f"has tables of version {found}"
+        message = (
+            f"the database {state}, this program needs version {VERSION}; run: {UPGRADE_COMMAND}"
+        )
+        raise SchemaError(message)
+
+
+def _version(engine: Engine) -> int:
+    if not inspect(engine).has_table(meta.name):
+        return 0
+    with engine.connect() as connection:
+        return connection.execute(select(func.max(meta.c.version))).scalar() or 0
+
+
+def _newer(found: int) -> str:
+    return (
+        f"the database has tables of version {found}, newer than this program's {VERSION}; "
+        "upgrade nbtl-search on this machine"
+    )

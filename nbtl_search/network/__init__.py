@@ -1,0 +1,1 @@
+"""The network of a recipe: its weights, its build, and where it computes."""

@@ -1,0 +1,285 @@
+"""The tables of the search: what was searched, its trials, what mattered and what it cost.
+
+The tables of the final runs, and the paper's figures beside ours.
+"""
+
+from collections.abc import Sequence
+
+from nbtl_search import space
+from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.reports.content import Content
+from nbtl_search.reports.cost import spending
+from nbtl_search.reports.drawing.importance import NAMES
+from nbtl_search.reports.page.table import (
+    Row,
+    Sheet,
+    count,
+    interval,
+    number,
+    remark,
+    spread,
+    words,
+)
+from nbtl_search.reports.prose import recipe_in_words
+from nbtl_search.spec import Dials
+from nbtl_search.spec.verdict import Interval
+
+
+def searched(content: Content) -> Sheet:
+    """Return the rows of the search space, and what is held fixed."""
+    rows: list[Row] = [
+        {
+            "dial": row.name,
+            "meaning": NAMES.get(row.name, row.name),
+            "values": space.in_words(row.domain),
+            "only_if": str(row.when or ""),
+        }
+        for row in content.searched.rows
+    ]
+    rows += [
+        {
+            "dial": name,
+            "meaning": NAMES.get(name, name),
+            "values": f"fixed: {value}",
+            "only_if": "",
+        }
+        for name, value in content.searched.fixed.items()
+    ]
+    columns = (
+        words("dial", "dial"),
+        words("meaning", "meaning"),
+        words("values", "values"),
+        words("only if", "only_if"),
+    )
+    return Sheet(name="space", title="The search space", rows=tuple(rows), columns=columns)
+
+
+def trials(content: Content, only: Sequence[TrialRecord] | None = None) -> Sheet:
+    """Return the trials of the search, all of them or these."""
+    written = {name for trial in content.trials for name in trial.dials.model_dump()}
+    dials = [name for name in Dials.model_fields if name in written]
+    rows: list[Row] = [
+        {
+            "trial": trial.number,
+            "name": trial.name,
+            "state": trial.state,
+            "top1": trial.value,
+            "best_epoch": trial.best_epoch,
+            "n_epochs": trial.n_epochs,
+            "seconds": round(trial.seconds, 1),
+            "attempts": trial.n_attempts,
+            "cause": trial.cause,
+            "message": trial.message,
+            **{name: getattr(trial.dials, name) for name in dials},
+            "settings": recipe_in_words(trial.dials, n_blocks=content.facts.n_blocks),
+        }
+        for trial in (content.trials if only is None else only)
+    ]
+    columns = (
+        count("trial", "trial"),
+        words("name", "name"),
+        words("state", "state"),
+        number("validation top-1", "top1"),
+        count("epochs", "n_epochs"),
+        remark("settings", "settings"),
+    )
+    return Sheet(name="trials", title="Trials of the search", rows=tuple(rows), columns=columns)
+
+
+def importance(content: Content) -> Sheet:
+    """Return the shares of the dials."""
+    rows: tuple[Row, ...] = tuple(
+        {"dial": name, "meaning": NAMES.get(name, name), "share": share}
+        for name, share in content.importances.shares.items()
+    )
+    columns = (words("dial", "dial"), words("meaning", "meaning"), number("share", "share", ".1%"))
+    return Sheet(name="importances", title="Importance of the dials", rows=rows, columns=columns)
+
+
+def cost(content: Content) -> Sheet:
+    """Return what the search and the final runs have cost."""
+    rows: tuple[Row, ...] = tuple(
+        {
+            "part": part.name,
+            "runs": part.n_runs,
+            "epochs": part.epochs,
+            "slot_seconds": round(part.seconds, 1),
+            "retried": part.n_retried,
+        }
+        for part in spending(content)
+    )
+    columns = (
+        words("part", "part"),
+        count("runs", "runs"),
+        count("epochs", "epochs"),
+        number("slot-seconds", "slot_seconds", ",.0f"),
+        count("of them retried", "retried"),
+    )
+    return Sheet(name="cost", title="Cost", rows=rows, columns=columns)
+
+
+def final(content: Content) -> Sheet:
+    """Return the default and the winner on the test images."""
+    verdict = content.verdict
+    entries = () if verdict is None else verdict.entries
+    rows: list[Row] = []
+    for entry in entries:
+        is_winner = verdict is not None and entry.trial == verdict.winner
+        gain = verdict.gain if verdict and is_winner and len(entries) > 1 else None
+        rows.append(
+            {
+                "recipe": entry.name,
+                "trial": entry.trial,
+                "settings": recipe_in_words(entry.dials, n_blocks=content.facts.n_blocks),
+                "n_seeds": entry.single.n,
+                "single_mean": entry.single.mean,
+                "single_std": entry.single.std,
+                "ten_crop_mean": entry.ten_crop.mean,
+                "ten_crop_std": entry.ten_crop.std,
+                "ensemble": entry.ensemble_top1,
+                **_gain(gain),
+                "is_winner": is_winner,
+            }
+        )
+    columns = (
+        words("recipe", "recipe"),
+        count("runs", "n_seeds"),
+        spread("test top-1, single crop", "single"),
+        spread("ten crops", "ten_crop"),
+        number("ensemble, ten crops", "ensemble"),
+        interval("gain (95 % interval)"),
+        remark("settings", "settings"),
+    )
+    title = "Test images: top-1 in percent, mean ± standard deviation over seeds"
+    return Sheet(name="final", title=title, rows=tuple(rows), columns=columns)
+
+
+def contenders(content: Content) -> Sheet:
+    """Return the candidates of the confirm stage, the default first."""
+    verdict = content.verdict
+    rows: list[Row] = []
+    for one in () if verdict is None else verdict.contenders:
+        is_winner = verdict is not None and one.trial == verdict.winner
+        is_tied = one.is_tied_with_winner and verdict is not None and verdict.winner is not None
+        rows.append(
+            {
+                "recipe": one.name,
+                "trial": one.trial,
+                "settings": recipe_in_words(one.dials, n_blocks=content.facts.n_blocks),
+                "search_top1": one.search_top1,
+                "n_seeds": one.confirmed.n,
+                "confirmed_mean": one.confirmed.mean,
+                "confirmed_std": one.confirmed.std,
+                "lower_bound": one.lower_bound,
+                **_gain(one.gain),
+                "mark": "winner" if is_winner else "tie with the winner" if is_tied else "",
+            }
+        )
+    columns = (
+        words("recipe", "recipe"),
+        number("in the search", "search_top1"),
+        count("runs", "n_seeds"),
+        spread("confirmed", "confirmed"),
+        number("lower bound", "lower_bound"),
+        interval("gain (95 % interval)"),
+        words("", "mark"),
+        remark("settings", "settings"),
+    )
+    title = "Candidates on the validation images, after the last epoch, over new seeds"
+    return Sheet(name="contenders", title=title, rows=tuple(rows), columns=columns)
+
+
+def runs(content: Content) -> Sheet:
+    """Return every final run."""
+    rows: list[Row] = [
+        {
+            "run": run.number,
+            "stage": run.stage,
+            "trial": run.candidate,
+            "seed": run.seed,
+            "state": run.state,
+            "n_epochs": run.n_epochs,
+            "seconds": round(run.seconds, 1),
+            "attempts": run.n_attempts,
+            "val_top1": run.val_top1,
+            "test_top1": None if run.test is None else run.test.top1,
+            "test_top5": None if run.test is None else run.test.top5,
+            "ten_crop_top1": None if run.test is None else run.test.ten_crop_top1,
+            "ten_crop_top5": None if run.test is None else run.test.ten_crop_top5,
+            "weights_sha256": None if run.weights is None else run.weights.digest,
+        }
+        for run in (() if content.verdict is None else content.verdict.runs)
+    ]
+    columns = (
+        count("run", "run"),
+        words("stage", "stage"),
+        count("trial", "trial"),
+        count("seed", "seed"),
+        words("state", "state"),
+        number("validation top-1", "val_top1"),
+        number("test top-1", "test_top1"),
+        number("ten crops", "ten_crop_top1"),
+        number("seconds", "seconds", ",.0f"),
+    )
+    return Sheet(name="runs", title="Final runs", rows=tuple(rows), columns=columns)
+
+
+def readings(content: Content) -> Sheet:
+    """Return the times the test images were opened."""
+    rows: tuple[Row, ...] = tuple(
+        {"round": one.round, "opened_at": one.opened_at.isoformat(), "reason": one.reason}
+        for one in (() if content.verdict is None else content.verdict.readings)
+    )
+    columns = (count("round", "round"), words("opened", "opened_at"), words("reason", "reason"))
+    title = "Readings of the test images"
+    return Sheet(name="readings", title=title, rows=rows, columns=columns)
+
+
+def paper(content: Content, *, whole: bool = True) -> Sheet:
+    """Return the paper's figures for this dataset, and ours where we have the same.
+
+    Args:
+        content: of the report.
+        whole: all of tables 2-6; else what the final runs compare with, tables 2 and 6.
+    """
+    rows: list[Row] = [
+        {
+            "table": row.table,
+            "row": row.label,
+            "setting": row.setting,
+            "paper_mean": row.top1,
+            "paper_std": row.std,
+            **_ours(content, row.label if row.table in {2, 6} else ""),
+            "note": "; ".join(row.suspect),
+        }
+        for row in content.paper
+        if whole or row.table in {2, 6}
+    ]
+    columns = (
+        count("table", "table"),
+        words("row", "row"),
+        spread("paper", "paper"),
+        spread("this study", "ours"),
+        words("setting of the paper", "setting"),
+        remark("doubt", "note"),
+    )
+    title = "Test top-1 in percent: the paper, and this study"
+    return Sheet(name="paper", title=title, rows=tuple(rows), columns=columns)
+
+
+def _ours(content: Content, label: str) -> Row:
+    """Return our figure that answers to a row of the paper's table 2 or 6."""
+    by_role = {row["is_winner"]: row for row in final(content).rows}
+    winner = by_role.get(True)
+    found = {"default": by_role.get(False, winner), "optimal": winner}.get(label)
+    if label == "ensemble" and winner is not None:
+        return {"ours_mean": winner["ensemble"], "ours_std": None}
+    if found is None:
+        return {"ours_mean": None, "ours_std": None}
+    return {"ours_mean": found["single_mean"], "ours_std": found["single_std"]}
+
+
+def _gain(gain: Interval | None) -> Row:
+    if gain is None:
+        return {"gain": None, "gain_low": None, "gain_high": None}
+    return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}

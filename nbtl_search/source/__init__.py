@@ -1,0 +1,1 @@
+"""What the source network says of the images: features, logits, attention, prototypes."""

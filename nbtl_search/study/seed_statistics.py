@@ -1,0 +1,132 @@
+"""Comparisons of recipes over several seeds: mean, spread, confidence bounds, ties."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbtl_search.spec.verdict import Interval, Summary
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Return how many values there are, their mean and their sample standard deviation (n - 1).
+
+    Both are computed from exact fractions, so that the order of the seeds leaves no trace and
+    equal values have no spread.
+    """
+    plain = [float(value) for value in values]
+    return Summary(
+        n=len(plain),
+        mean=statistics.mean(plain) if plain else None,
+        std=statistics.stdev(plain) if len(plain) > 1 else None,
+    )
+
+
+def lower_bound(values: Sequence[float], *, confidence: float = 0.9) -> float | None:
+    """Return the one-sided lower confidence bound of the mean; None for fewer than two values.
+
+    The bound is mean - t_{confidence, n-1} * s / sqrt(n) (Student, 1908).
+
+    Raises:
+        ValueError: the confidence is not between 0 and 1.
+    """
+    found = summary(values)
+    quantile = _quantile(confidence, n=found.n, sides=1)
+    if found.mean is None or found.std is None:
+        return None
+    return found.mean - quantile * found.std / math.sqrt(found.n)
+
+
+def paired_gain(
+    ours: Mapping[int, float], theirs: Mapping[int, float], *, confidence: float = 0.95
+) -> Interval | None:
+    """Return the two-sided paired t interval of the mean of ours - theirs; None without a pair.
+
+    Args:
+        ours: accuracy in percent by seed.
+        theirs: likewise; only seeds that both have count.
+        confidence: that the interval holds the mean difference.
+
+    Raises:
+        ValueError: the confidence is not between 0 and 1.
+    """
+    found = summary([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
+    quantile = _quantile(confidence, n=found.n, sides=2)
+    if found.mean is None:
+        return None
+    half = None if found.std is None else quantile * found.std / math.sqrt(found.n)
+    return Interval(
+        n=found.n,
+        mean=found.mean,
+        low=None if half is None else found.mean - half,
+        high=None if half is None else found.mean + half,
+        confidence=confidence,
+    )
+
+
+def choose(groups: Mapping[int, Sequence[float]], *, default: int, confidence: float = 0.9) -> int:
+    """Return the number of the winning trial: that with the highest lower confidence bound.
+
+    On equal bounds the higher mean wins, then the default, then the lowest number. Where any trial
+    has two values, those with fewer cannot win; where none has, the means are compared.
+
+    Args:
+        groups: accuracies over the seeds, by the trial's number.
+        default: number of the default recipe's trial.
+        confidence: of the bound.
+
+    Raises:
+        ValueError: no trial has a value.
+    """
+    repeated = [trial for trial, values in groups.items() if len(values) > 1]
+    eligible = repeated or [trial for trial, values in groups.items() if len(values) == 1]
+    if not eligible:
+        message = f"a winner must have a value, got none from trials {sorted(groups)}; run them"
+        raise ValueError(message)
+
+    def merit(trial: int) -> tuple[float, float, bool, int]:
+        mean = statistics.mean(map(float, groups[trial]))
+        bound = lower_bound(groups[trial], confidence=confidence)
+        return mean if bound is None else bound, mean, trial == default, -trial
+
+    return max(eligible, key=merit)
+
+
+def ensemble_top1(probabilities: Sequence[NDArray[np.float32]], labels: NDArray[np.int64]) -> float:
+    """Return the percentage of images whose class has the highest mean probability.
+
+    The mean is taken in float64; of classes that share the highest, the lowest number counts.
+
+    Args:
+        probabilities: of shape (n, n_classes), one array per seed.
+        labels: the classes, of shape (n,).
+
+    Raises:
+        ValueError: there is no array or no image, or the shapes differ.
+    """
+    shapes = [array.shape for array in probabilities]
+    if not shapes or len(labels) == 0 or set(shapes) != {(len(labels), shapes[0][-1])}:
+        message = (
+            f"an ensemble must have arrays of one shape (n, classes) and n > 0 labels, got "
+            f"{shapes} and {labels.shape}; read the predictions of the same test images"
+        )
+        raise ValueError(message)
+    total = np.zeros(shapes[0], dtype=np.float64)  # its order is the mean's, without its rounding
+    for array in probabilities:
+        total += array
+    return 100.0 * float(np.mean(total.argmax(axis=1) == labels))
+
+
+def _quantile(confidence: float, *, n: int, sides: Literal[1, 2]) -> float:
+    """Return how many standard errors a bound lies from the mean (Student's t, n - 1)."""
+    if not 0 < confidence < 1:
+        message = f"0 < confidence < 1 must hold, got {confidence}; use 0.9 or 0.95"
+        raise ValueError(message)
+    if n < 2:
+        return math.nan
+    from scipy.special import stdtrit  # noqa: PLC0415  (most commands compare nothing)
+
+    return float(stdtrit(n - 1, 1 - (1 - confidence) / sides))

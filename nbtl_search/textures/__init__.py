@@ -1,0 +1,1 @@
+"""Procedural textures: a small task to transfer to, and a large one to learn from."""

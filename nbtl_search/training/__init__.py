@@ -1,0 +1,1 @@
+"""A recipe in, epochs out: the training loop, its checkpoints, its evaluation."""

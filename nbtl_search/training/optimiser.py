@@ -1,0 +1,115 @@
+"""Learning rates: by epoch the step schedule with timm's meaning and cosine, or by updates.
+
+By epoch, a rate is set once per epoch; epochs count from 0 here.
+
+    warm-up, e < W:  lr(e) = warmup_lr + e (base - warmup_lr) / W
+    step:            lr(e) = base * decay_rate ^ floor(e / decay_epochs)
+    cosine:          lr(e) = base / 2 * (1 + cos(pi e / epochs))
+
+The warm-up has no prefix: it covers the first epochs and shifts nothing. timm's StepLRScheduler
+class does shift by default; its factory and the authors' version do not (warmup_prefix=False).
+With `decay_updates` the steps, and the warm-up, are counted in updates instead.
+
+SGD over the three learning-rate groups, and their rates.
+"""
+
+import math
+
+import torch
+
+from nbtl_search.spec import Recipe, TrainSettings
+from nbtl_search.transfer.freezing import trainable_groups
+from nbtl_search.transfer.layers import Layers
+from nbtl_search.transfer.learning_rates import decay_in_updates, learning_rate_groups
+
+
+def warmup_length(train: TrainSettings) -> int:
+    """Return W: the warm-up asked for, but at most half of the epochs.
+
+    Otherwise a short run would end before its learning rates were ever reached: 3 epochs of
+    warm-up are kept from 6 epochs on, 2 epochs have 1, and a single epoch has none.
+    """
+    return min(train.warmup_epochs, train.epochs // 2)
+
+
+def learning_rate(base: float, *, epoch: int, train: TrainSettings) -> float:
+    """Return the rate of a group with this base rate during this epoch (from 0)."""
+    warmup = warmup_length(train)
+    if epoch < warmup:
+        return train.warmup_lr + epoch * ((base - train.warmup_lr) / warmup)
+    if train.schedule == "cosine":
+        return 0.5 * base * (1 + math.cos(math.pi * epoch / train.epochs))
+    return base * float(train.decay_rate ** (epoch // train.decay_epochs))
+
+
+def rate_at(base: float, recipe: Recipe, *, epoch: int, update: int, n_updates: int) -> float:
+    """Return the rate of a group with this base rate for one update.
+
+    Args:
+        base: the group's own rate.
+        recipe: with decay_updates > 0, steps are counted in updates; else in epochs.
+        epoch: from 0.
+        update: of this epoch, from 0.
+        n_updates: in an epoch.
+    """
+    train, dials = recipe.train, recipe.dials
+    if not dials.decay_updates:
+        return learning_rate(base, epoch=epoch, train=train)
+    return decay_in_updates(
+        base,
+        update=epoch * n_updates + update,
+        decay_updates=dials.decay_updates,
+        decay_rate=dials.decay_factor,
+        warmup_updates=warmup_length(train) * n_updates,
+        warmup_lr=train.warmup_lr,
+    )
+
+
+AUTHORS_WEIGHT_DECAY = 5e-4
+
+
+def sgd(recipe: Recipe, layers: Layers) -> torch.optim.SGD:
+    """Build the optimiser of a recipe; each group keeps its base rate as `base_lr`.
+
+    Frozen parameters are in no group.
+
+    Weight decay is on every parameter, batch norm and biases included, as in the released code.
+    It is 0 unless set, because the penalty carries all decay; with compat = "authors" it is 5e-4
+    on top of the penalty, as there.
+    """
+    groups = [
+        {
+            "params": [parameter for _, parameter in group.parameters],
+            "name": group.name,
+            "lr": group.lr,
+            "base_lr": group.lr,
+        }
+        for group in trainable_groups(learning_rate_groups(layers, recipe.dials))
+    ]
+    momentum = recipe.dials.momentum
+    return torch.optim.SGD(
+        groups,
+        lr=recipe.dials.lr_high,
+        momentum=momentum,
+        # torch refuses Nesterov's form without momentum, where it would change nothing.
+        nesterov=recipe.train.nesterov and momentum > 0,
+        weight_decay=weight_decay(recipe),
+        foreach=True,
+    )
+
+
+def weight_decay(recipe: Recipe) -> float:
+    """Return the optimiser's own weight decay: what is set, or what the compat mode has."""
+    if recipe.train.weight_decay is not None:
+        return recipe.train.weight_decay
+    return AUTHORS_WEIGHT_DECAY if recipe.compat == "authors" else 0.0
+
+
+def set_rates(
+    optimiser: torch.optim.Optimizer, recipe: Recipe, *, epoch: int, update: int, n_updates: int
+) -> None:
+    """Give every group its rate for this update of this epoch (both from 0)."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate_at(
+            group["base_lr"], recipe, epoch=epoch, update=update, n_updates=n_updates
+        )

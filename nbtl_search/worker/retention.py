@@ -1,0 +1,182 @@
+"""Which checkpoints stay on the disk, and whether it has room for another trial.
+
+A trial that runs, waits or is paused keeps its checkpoints (the last two). One that ended keeps
+none, but for the last one of the best complete trials, as many as the slot says. The weights of
+final runs are kept elsewhere and never touched here.
+
+What is left on the disk of studies, and what of it nobody needs any more.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from nbtl_search.ledger import records
+from nbtl_search.study.store import Study
+from nbtl_search.worker.child import Slot
+
+logger = logging.getLogger(__name__)
+
+_GB: Final = 1e9
+
+
+def checkpoints_of(study: Study, home: Path) -> Path:
+    """Return the folder of a study's checkpoints: a study of the same name has another."""
+    return home / "checkpoints" / folder_name(study)
+
+
+def folder_name(study: Study) -> str:
+    """Return the name of a study's folders below `checkpoints` and `finals`."""
+    return f"{study.name}-{study.uid[:8]}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Upkeep:
+    """The checkpoints of one study on the disk of one slot."""
+
+    study: Study
+    slot: Slot
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return checkpoints_of(self.study, self.slot.home)
+
+    def sweep(self) -> None:
+        """Remove what the rules do not keep; any number of workers may do so at once.
+
+        What has ended is asked first and the disk looked at afterwards: a trial never begins
+        again once it has ended, so nothing that lives can be met.
+        """
+        ended = records.ended(self.study.storage.engine, self.study.id)
+        complete = [trial for trial in ended if trial.state == "complete"]
+        complete.sort(key=lambda trial: -1.0 if trial.value is None else trial.value, reverse=True)
+        kept = {str(trial.number) for trial in complete[: self.slot.keep_best]}
+        over = {str(trial.number) for trial in ended}
+        for folder in self.folder.glob("[0-9]*"):
+            if folder.name in kept:
+                for older in sorted(folder.glob("[0-9]*.ckpt"))[:-1]:
+                    older.unlink(missing_ok=True)
+            elif folder.name in over:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def lack(self) -> str | None:
+        """Return why no trial should begin here now, or None where there is room."""
+        reason = self._lack()
+        if reason is not None:
+            self.sweep()
+            reason = self._lack()
+        return reason
+
+    def _lack(self) -> str | None:
+        home, slot = self.slot.home, self.slot
+        free_gb = shutil.disk_usage(home).free / _GB
+        if free_gb < slot.free_gb:
+            return f"{free_gb:.1f} GB are free in {home}, at least {slot.free_gb:g} are wanted"
+        if slot.quota_gb is not None:
+            used_gb = size_bytes(self.folder) / _GB
+            if used_gb > slot.quota_gb:
+                return f"checkpoints take {used_gb:.1f} GB, at most {slot.quota_gb:g} are allowed"
+        return None
+
+
+def size_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder, which others may change meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            size += path.lstat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return size
+
+
+DAY_S: Final = 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """Something that can go."""
+
+    path: Path
+    why: str
+    n_bytes: int
+
+
+def leftovers(
+    home: Path,
+    studies: Sequence[Study],
+    *,
+    all_studies: bool,
+    logs_older_than_s: float,
+    now_s: float,
+) -> list[Leftover]:
+    """Return what can be removed below a home.
+
+    Only the ledger decides what has ended; what it says is read before the disk is looked at.
+
+    Args:
+        home: the folder.
+        studies: whose leftovers are wanted, final runs included.
+        all_studies: they are all there are, so that folders of others belong to deleted ones.
+        logs_older_than_s: age from which logs of studies without live workers can go.
+        now_s: seconds since 1970.
+
+    Raises:
+        StorageError: the database refuses.
+    """
+    ended = {folder_name(study): _ended(study) for study in studies}
+    idle = [study.name for study in studies if not _workers(study)]
+    found = [*_of_ended(home, ended)]
+    if all_studies:
+        found += _of_nobody(home, known=set(ended))
+    for name in idle:
+        found += _old(home / "logs" / name, "**/*", "an old log", now_s - logs_older_than_s)
+    found += _old(home, "checkpoints/*/*/.*.tmp", "never finished", now_s - DAY_S)
+    return [item for item in found if item.path.exists()]
+
+
+def remove(items: Sequence[Leftover]) -> None:
+    """Remove them; what is gone already is fine."""
+    for item in items:
+        if item.path.is_dir():
+            shutil.rmtree(item.path, ignore_errors=True)
+        else:
+            item.path.unlink(missing_ok=True)
+
+
+def _ended(study: Study) -> set[str]:
+    ended = records.ended(study.storage.engine, study.id)
+    return {str(trial.number) for trial in ended}
+
+
+def _workers(study: Study) -> bool:
+    return bool(records.workers(study.storage.engine, study.id))
+
+
+def _of_ended(home: Path, ended: dict[str, set[str]]) -> Iterator[Leftover]:
+    for study, numbers in ended.items():
+        for folder in sorted((home / "checkpoints" / study).glob("[0-9]*")):
+            if folder.name in numbers:
+                yield _leftover(folder, "checkpoints of a trial that ended")
+
+
+def _of_nobody(home: Path, *, known: set[str]) -> Iterator[Leftover]:
+    for folder in sorted((home / "checkpoints").glob("*-*")):
+        if folder.name not in known:
+            yield _leftover(folder, "checkpoints of a study that is not in the database")
+
+
+def _old(folder: Path, pattern: str, why: str, before: float) -> Iterator[Leftover]:
+    for path in sorted(folder.glob(pattern)):
+        if path.is_file() and path.stat().st_mtime < before:
+            yield _leftover(path, why)
+
+
+def _leftover(path: Path, why: str) -> Leftover:
+    n_bytes = size_bytes(path) if path.is_dir() else path.stat().st_size
+    return Leftover(path=path, why=why, n_bytes=n_bytes)

@@ -1,0 +1,1 @@
+"""The verbs of the program, on a home folder and a database."""
