@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 
 # One thread per process: results do not depend on the machine, and tests leave room for others.
 # Set before anything imports torch or numpy; processes that tests start inherit it.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

@@ -16,7 +16,7 @@ from nbtl_search.errors import SpecError
 from nbtl_search.launchers import kubernetes
 from nbtl_search.launchers.slurm import SlurmSettings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = (ROOT / "workers" / "Dockerfile").read_text("utf-8")
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)

@@ -1,30 +1,21 @@
 """A tiny task, made once: 3 classes of 32-px pictures, a network, and a weights file for it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
-import timm
-import torch
 from PIL import Image
 
-from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.spec import DataSettings, Recipe
+
+# torch is imported by the fixtures that need it: half of the unit tests do without, and importing
+# it takes longer than they do.
 
 MODEL = "test_resnet"
 N_PER_CLASS = 14
 COLOURS = {"amber": (255, 190, 0), "blue": (20, 40, 220), "grey": (128, 128, 128)}
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +42,19 @@ def tiny_data(tiny_folder: Path) -> DataSettings:
 
 
 @pytest.fixture(scope="session")
-def tiny_prepared(tiny_data: DataSettings, tiny_home: Path) -> Prepared:
+def tiny_prepared(tiny_data: DataSettings, tiny_home: Path) -> Any:
+    from nbtl_search.data.prepared import prepare
+
     return prepare(tiny_data, home=tiny_home)
 
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-trained network as far as these tests can tell: with a classifier of 11 classes."""
+    import safetensors.torch
+    import timm
+    import torch
+
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(42)
@@ -100,7 +97,7 @@ def tiny_recipe(tiny_data: DataSettings, tiny_weights: Path) -> Callable[..., Re
 
 
 @pytest.fixture
-def home(tmp_path: Path, tiny_home: Path, tiny_prepared: Prepared) -> Path:
+def home(tmp_path: Path, tiny_home: Path, tiny_prepared: Any) -> Path:
     """A home of its own; the decoded images are shared."""
     home = tmp_path / "home"
     home.mkdir()

@@ -13,8 +13,7 @@ from nbtl_search.network.model import build
 from nbtl_search.source import prototypes
 from nbtl_search.source.prototypes import prototypes_of_folder, read_prototypes
 from nbtl_search.spec import Dials
-
-from .test_diagnosis_engine import diagnose, no_work
+from tests.unit.diagnosis.test_diagnosis import diagnose, no_work
 
 
 @pytest.fixture
