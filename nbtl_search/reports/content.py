@@ -23,7 +23,7 @@ from nbtl_search.ledger.names import FINAL_MARK
 from nbtl_search.ledger.records import Totals, TrialRecord
 from nbtl_search.paper.tables import KEYS, PaperRow, paper_rows
 from nbtl_search.reports.comparison import best_of, default_of
-from nbtl_search.reports.drawing.importance import Importances, importances
+from nbtl_search.reports.importance import Importances, importances
 from nbtl_search.space import Space
 from nbtl_search.spec import Diagnosis, Epoch, Facts, StudySpec
 from nbtl_search.spec.verdict import Verdict

@@ -3,7 +3,7 @@
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.comparison import gain_of
 from nbtl_search.reports.content import Content
-from nbtl_search.reports.page.table import NONE
+from nbtl_search.reports.table import NONE
 from nbtl_search.spec import Dials
 from nbtl_search.spec.verdict import Entry, Interval, Summary, Verdict
 

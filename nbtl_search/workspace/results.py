@@ -170,8 +170,8 @@ def _gathered(study: Study) -> "Content":
 
 
 def _text(content: "Content", kind: Format) -> str:
-    from nbtl_search.reports.page import formats
-    from nbtl_search.reports.page.page import page
+    from nbtl_search.reports import formats
+    from nbtl_search.reports.page import page
 
     makers: dict[Format, Callable[[Content], str]] = {
         "html": page,
@@ -183,12 +183,13 @@ def _text(content: "Content", kind: Format) -> str:
 
 
 def _write(content: "Content", text: str, output: Path | None, figures: Path | None) -> None:
-    from nbtl_search.reports.drawing.static_figures import files_of, pictures
+    from nbtl_search.reports.figures import figures_of
+    from nbtl_search.reports.static_figures import files_of
 
     try:
         if figures is not None:
             figures.mkdir(exist_ok=True)
-            for name, data in files_of(pictures(content)):
+            for name, data in files_of(figures_of(content)):
                 write_durably(figures / name, data)
         if output is not None:
             write_durably(output, text.encode())

@@ -14,7 +14,7 @@ from nbtl_search.cli.results import report_command
 from nbtl_search.ledger import database
 from nbtl_search.reports.comparison import default_of
 from nbtl_search.reports.content import gather
-from nbtl_search.reports.page.page import page
+from nbtl_search.reports.page import page
 from nbtl_search.study import store
 from tests.acceptance.chromium import chromium
 from tests.plausible_study import fill, make_spec

@@ -30,9 +30,10 @@ from nbtl_search.errors import NbtlError, StudyNotFoundError
 from nbtl_search.ledger import names, records, schema
 from nbtl_search.ledger.database import Storage, storage_errors
 from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.reports import figures, paper_figures
 from nbtl_search.reports.comparison import best_of, default_of, gain_of
-from nbtl_search.reports.drawing import curve, figures, paper_figures
-from nbtl_search.reports.drawing.figures import TOP1
+from nbtl_search.reports.dashboard import curve
+from nbtl_search.reports.traces import TOP1
 from nbtl_search.spec import Epoch
 from nbtl_search.study import store
 from nbtl_search.study.store import Study

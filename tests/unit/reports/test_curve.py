@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbtl_search.reports.drawing.curve import HEIGHT_PX, WIDTH_PX, draw
+from nbtl_search.reports.dashboard.curve import HEIGHT_PX, WIDTH_PX, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from nbtl_search import space
-from nbtl_search.reports.drawing import figures
-from nbtl_search.reports.drawing.importance import importances
-from nbtl_search.reports.page import sections_tables
+from nbtl_search.reports import figures, tables
+from nbtl_search.reports.importance import importances
 from nbtl_search.reports.prose import recipe_in_words
 from nbtl_search.spec import Dials, SearchSettings
 
@@ -99,9 +98,9 @@ def test_a_table_has_one_set_of_columns_and_the_new_dials_only_where_one_is_used
     plain = [make_trial(0, value=70.0), make_trial(1, value=71.0)]
     mixed = [*plain, make_trial(2, value=72.0, bss=0.001)]
     for trials, has_bss in ((plain, False), (mixed, True)):
-        rows = sections_tables.trials(content(trials)).rows
+        rows = tables.trials(content(trials)).rows
         assert len({tuple(row) for row in rows}) == 1
         assert ("bss" in rows[0]) is has_bss
         assert "delta" not in rows[0]
-    only = sections_tables.trials(content(mixed), plain).rows
+    only = tables.trials(content(mixed), plain).rows
     assert [row["bss"] for row in only] == [0.0, 0.0]

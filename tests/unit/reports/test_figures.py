@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nbtl_search.reports.drawing import figures
+from nbtl_search.reports import figures, traces
 
 HOSTILE = "<script>alert(1)</script><b>x</b>"
 
@@ -75,7 +75,7 @@ def test_non_binary_tells_layers_by_colour_and_l2sp_by_symbol(some_trials):
     figure = figures.non_binary(some_trials, n_blocks=22)
     assert figure.layout.xaxis.type == "log"
     clouds = [trace for trace in figure.data if trace.showlegend is False]
-    assert [trace.marker.color for trace in clouds] == list(figures.NEW_LAYERS[:2])
+    assert [trace.marker.color for trace in clouds] == list(traces.NEW_LAYERS[:2])
     assert list(clouds[0].marker.symbol) == ["circle", "circle", "square"]
     assert list(clouds[1].marker.symbol) == ["diamond"]
     assert clouds[0].marker.opacity[0] > clouds[0].marker.opacity[1]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from nbtl_search.reports.page import formats
-from nbtl_search.reports.page.page import page
+from nbtl_search.reports import formats
+from nbtl_search.reports.page import page
 from nbtl_search.spec import Advised, Diagnosis, KnownRecipe, Measured, Prior
 from tests.plausible_study import make_spec
 

@@ -14,15 +14,14 @@ import pytest
 from nbtl_search import space
 from nbtl_search.ledger.records import Totals
 from nbtl_search.paper.tables import paper_rows
+from nbtl_search.reports import formats, paper_figures, static_figures
 from nbtl_search.reports.content import Content, Device, Provenance, commit
 from nbtl_search.reports.cost import spending
-from nbtl_search.reports.drawing import paper_figures, static_figures
-from nbtl_search.reports.drawing.importance import FEW_TRIALS, MIN_TRIALS, importances
-from nbtl_search.reports.drawing.static_figures import pictures
-from nbtl_search.reports.page import formats
-from nbtl_search.reports.page.formats import tables
-from nbtl_search.reports.page.markup import script_json
-from nbtl_search.reports.page.page import page
+from nbtl_search.reports.figures import figures_of
+from nbtl_search.reports.formats import tables
+from nbtl_search.reports.importance import FEW_TRIALS, MIN_TRIALS, importances
+from nbtl_search.reports.markup import script_json
+from nbtl_search.reports.page import page
 from nbtl_search.reports.prose import sentences
 from nbtl_search.spec import DataSettings
 from nbtl_search.spec.verdict import Interval
@@ -219,7 +218,7 @@ class TestPage:
 
     def test_every_figure_has_its_data(self, finalised):
         figures = read(page(finalised)).json
-        assert len(figures) == len(pictures(finalised)) >= 6
+        assert len(figures) == len(figures_of(finalised)) >= 6
         assert all(figure["data"] for figure in figures)
 
     @pytest.mark.parametrize("name", NAMES)
@@ -352,10 +351,6 @@ class TestImportances:
 
 
 class TestFigures:
-    def test_text_for_plotly_keeps_entities_it_knows_only(self):
-        assert paper_figures.isolated("<b>\"&'") == "&lt;b&gt;\"&amp;'"
-        assert paper_figures.isolated("מגן") == "\u2068מגן\u2069"  # noqa: RUF001
-
     def test_optimal_against_default_has_whiskers_once_there_are_seeds(self, finalised):
         bars = paper_figures.optimal_against_default(finalised.trials, finalised.verdict)
         assert [round(std, 3) for std in bars.data[0].error_y.array] == [0.645, 0.913]
@@ -366,7 +361,7 @@ class TestFigures:
     def test_files_are_drawn_whatever_the_names_are(self, make_content, make_trial):
         trials = [make_trial(n + 1, value=70.0 + n, name=name) for n, name in enumerate(NAMES)]
         content = make_content([make_trial(0, value=60.0, name="default"), *trials])
-        made = dict(static_figures.files_of(pictures(content)[:3]))
+        made = dict(static_figures.files_of(figures_of(content)[:3]))
         assert {name.rpartition(".")[2] for name in made} == {"svg", "png", "csv"}
         assert made["history.png"].startswith(b"\x89PNG")
         assert b"<svg" in made["history.svg"]

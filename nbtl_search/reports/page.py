@@ -11,13 +11,19 @@ from typing import Final
 
 from plotly.offline import get_plotlyjs
 
+from nbtl_search.reports import fit, markup, tables
 from nbtl_search.reports.comparison import gain_of
 from nbtl_search.reports.content import Content
-from nbtl_search.reports.drawing.static_figures import Picture, pictures
-from nbtl_search.reports.page import fit, markup, sections_tables
-from nbtl_search.reports.page.markup import details, name, paragraph, table, text
-from nbtl_search.reports.page.table import Sheet
+from nbtl_search.reports.figures import Figure, figures_of
+from nbtl_search.reports.markup import (
+    details,
+    name,
+    paragraph,
+    table,
+    text,
+)
 from nbtl_search.reports.prose import mean_std, sentences
+from nbtl_search.reports.table import Sheet
 from nbtl_search.reports.terminal.tables import span
 from nbtl_search.spec import Pruning, write_toml
 from nbtl_search.spec.verdict import Verdict
@@ -52,14 +58,11 @@ def result(content: Content, drawn: Drawn) -> str:  # noqa: ARG001  (all section
             "several seeds and read the test images once; start them with "
             f"<code>{text(command)}</code>.</p>"
         )
-    final = sections_tables.final(content)
+    final = tables.final(content)
     parts = [table(final)] if final.rows else []
     parts += [_final_remarks(verdict)] if final.rows else [_under_way(verdict)]
-    parts += [table(sections_tables.contenders(content))] if verdict.contenders else []
-    runs = "".join(
-        table(sheet)
-        for sheet in _some(sections_tables.runs(content), sections_tables.readings(content))
-    )
+    parts += [table(tables.contenders(content))] if verdict.contenders else []
+    runs = "".join(table(sheet) for sheet in _some(tables.runs(content), tables.readings(content)))
     return "\n".join([*parts, details("every final run", runs) if runs else ""])
 
 
@@ -82,7 +85,7 @@ def searched(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
         ),
         "trials": text(_counts(content)),
     }
-    return _list(rows) + table(sections_tables.searched(content))
+    return _list(rows) + table(tables.searched(content))
 
 
 def history(content: Content, drawn: Drawn) -> str:
@@ -94,7 +97,7 @@ def history(content: Content, drawn: Drawn) -> str:
     if not shown:
         return drawn.get("history", "") or paragraph("No trial has any result yet.")
     title = "The best trials and the default: the best epoch of one run each"
-    chosen = sections_tables.trials(content, shown)
+    chosen = tables.trials(content, shown)
     listed = Sheet(name="best", title=title, rows=chosen.rows, columns=chosen.columns)
     return drawn.get("history", "") + table(listed) + _failures(content)
 
@@ -120,7 +123,7 @@ def cost(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
     seconds = content.totals.seconds_spent
     seconds += sum(run.seconds for run in content.verdict.runs) if content.verdict else 0.0
     said = f"{span(seconds)} of training and validation, summed over all slots."
-    return paragraph(said) + table(sections_tables.cost(content), caption=False)
+    return paragraph(said) + table(tables.cost(content), caption=False)
 
 
 def provenance(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
@@ -149,7 +152,7 @@ def provenance(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
 
 def beside_paper(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
     """Return the paper's numbers beside ours; '' for other datasets."""
-    sheet = sections_tables.paper(content, whole=False)
+    sheet = tables.paper(content, whole=False)
     if not sheet.rows:
         return ""
     remark = (
@@ -157,22 +160,20 @@ def beside_paper(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
         "Inception-v4 at 299 pixels, four runs each. Another network, another size of image or a "
         "part of the images is another experiment."
     )
-    whole = details(
-        "all rows of tables 2 to 6", table(sections_tables.paper(content), caption=False)
-    )
+    whole = details("all rows of tables 2 to 6", table(tables.paper(content), caption=False))
     return table(sheet) + paragraph(remark, kind="about") + whole
 
 
-def figure(picture: Picture, json: str) -> str:
+def figure(one: Figure, json: str) -> str:
     """Return a figure with the data it is drawn from."""
-    least = f"; min-width: {picture.least_width_px}px" if picture.least_width_px else ""
-    key = text(picture.name)
-    heading = f"<h3>{text(picture.title)}</h3>" if picture.has_heading else ""
+    least = f"; min-width: {one.least_width_px}px" if one.least_width_px else ""
+    key = text(one.name)
+    heading = f"<h3>{text(one.title)}</h3>" if one.has_heading else ""
     return (
         f'<figure id="figure-{key}">{heading}'
-        f"<figcaption>{text(picture.caption)}</figcaption>"
+        f"<figcaption>{text(one.caption)}</figcaption>"
         f'<div class="box"><div class="plot" data-figure="{key}" role="img" '
-        f'aria-label="{text(picture.title)}" style="height: {picture.height_px}px{least}"></div>'
+        f'aria-label="{text(one.title)}" style="height: {one.height_px}px{least}"></div>'
         f'</div><script type="application/json" id="data-{key}">{markup.script_json(json)}'
         "</script></figure>"
     )
@@ -297,7 +298,7 @@ def page(content: Content) -> str:
     Its policy lets the browser open no connection, and run no script but the two whose digests
     it names: text that slipped through unescaped could still do nothing.
     """
-    drawn = {one.name: figure(one, _json(one)) for one in pictures(content)}
+    drawn = {one.name: figure(one, _json(one)) for one in figures_of(content)}
     made = {key: (title, make(content, drawn)) for key, (title, make) in _SECTIONS.items()}
     made = {key: (title, inner) for key, (title, inner) in made.items() if inner}
     links = "".join(f'<a href="#{key}">{text(title)}</a> ' for key, (title, _) in made.items())
@@ -344,10 +345,10 @@ def _made(content: Content) -> str:
     )
 
 
-def _json(picture: Picture) -> str:
+def _json(one: Figure) -> str:
     """Return a figure without its title, which the page sets itself."""
-    picture.figure.update_layout(title=None, margin={"l": 56, "r": 12, "t": 16, "b": 48})
-    made: str = picture.figure.to_json(validate=False)
+    one.plot.update_layout(title=None, margin={"l": 56, "r": 12, "t": 16, "b": 48})
+    made: str = one.plot.to_json(validate=False)
     return made
 
 
@@ -356,4 +357,4 @@ def _digest(script: str) -> str:
 
 
 def _resource(name: str) -> str:
-    return files("nbtl_search.reports.page").joinpath(name).read_text("utf-8")
+    return files("nbtl_search.reports").joinpath("templates", name).read_text("utf-8")

@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Final
 
-from nbtl_search.reports.page.table import Column, Row, Sheet
+from nbtl_search.reports.table import Column, Row, Sheet
 
 _ENTITIES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "", "\u2029": ""}
 

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
+from nbtl_search import escaping
 from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.reports import traces
 from nbtl_search.reports.comparison import best_of, default_of
-from nbtl_search.reports.drawing import figures
-from nbtl_search.reports.drawing.figures import (
+from nbtl_search.reports.traces import (
     BLUE,
     FAINT,
     GREEN,
@@ -32,17 +33,17 @@ def rate_by_new_layers(trials: Sequence[TrialRecord]) -> go.Figure:
 
     The lines join the best trials of each third of a decade of the rate.
     """
-    figure = figures.empty("Learning rate, by number of new layers", x="learning rate", y=TOP1)
+    figure = traces.empty("Learning rate, by number of new layers", x="learning rate", y=TOP1)
     _rate_axis(figure)
     shown = _with_value(trials)
     for n_new in sorted({min(trial.dials.reinit_layers, len(NEW_LAYERS)) for trial in shown}):
         group = [t for t in shown if min(t.dials.reinit_layers, len(NEW_LAYERS)) == n_new]
         color, name = NEW_LAYERS[n_new - 1], _n_new(n_new)
-        cloud = figures.cloud(group, color=color, symbols=["circle"] * len(group))
+        cloud = traces.cloud(group, color=color, symbols=["circle"] * len(group))
         tops = _tops(group)
         line = go.Scatter(
-            x=[figures.significant(trial.dials.lr_high) for trial in tops],
-            y=[figures.value(trial) for trial in tops],
+            x=[traces.significant(trial.dials.lr_high) for trial in tops],
+            y=[traces.value(trial) for trial in tops],
             mode="lines",
             name=name,
             line={"color": color, "width": 1.5},
@@ -50,14 +51,14 @@ def rate_by_new_layers(trials: Sequence[TrialRecord]) -> go.Figure:
             legendgroup=name,
             showlegend=False,
         )
-        key = figures.key(name, "circle", color=color).update(legendgroup=name)
+        key = traces.key(name, "circle", color=color).update(legendgroup=name)
         figure.add_traces([cloud.update(legendgroup=name), line, key])
     return figure
 
 
 def low_layers(trials: Sequence[TrialRecord]) -> go.Figure:
     """Draw accuracy over the number of blocks, from the input, that learn at the low rate."""
-    figure = figures.empty("Blocks at the low rate", x="blocks at the low rate", y=TOP1)
+    figure = traces.empty("Blocks at the low rate", x="blocks at the low rate", y=TOP1)
     shown = _with_value(trials)
     none = [trial for trial in shown if trial.dials.n_low == 0]
     some = [trial for trial in shown if trial.dials.n_low > 0]
@@ -67,7 +68,7 @@ def low_layers(trials: Sequence[TrialRecord]) -> go.Figure:
     two_rates.update(marker=_coloured(some, ratios, title="low rate / high rate"))
     figure.add_traces([one_rate, two_rates, *_keys((none, some), ("one rate", "two rates"))])
     figure.add_traces([*_rings(shown, "n_low")])
-    return figures.without_empty(figure)
+    return traces.without_empty(figure)
 
 
 def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
@@ -75,7 +76,7 @@ def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
 
     Colour is the strength of the pull: alpha, or where no block has L2-SP, beta.
     """
-    figure = figures.empty("L2-SP against L2", x="blocks with L2-SP (0: plain L2)", y=TOP1)
+    figure = traces.empty("L2-SP against L2", x="blocks with L2-SP (0: plain L2)", y=TOP1)
     shown = _with_value(trials)
     plain = [trial for trial in shown if trial.dials.n_l2sp == 0]
     pulled = [trial for trial in shown if trial.dials.n_l2sp > 0]
@@ -89,7 +90,7 @@ def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
         figure.add_trace(dots.update(marker=marker | {"symbol": symbol, "showscale": has_scale}))
     figure.add_traces([*_keys((plain, pulled), ("plain L2", "L2-SP"), ("square", "circle"))])
     figure.add_traces([*_rings(shown, "n_l2sp")])
-    return figures.without_empty(figure)
+    return traces.without_empty(figure)
 
 
 def optimal_against_default(trials: Sequence[TrialRecord], verdict: Verdict | None) -> go.Figure:
@@ -99,24 +100,24 @@ def optimal_against_default(trials: Sequence[TrialRecord], verdict: Verdict | No
     """
     if verdict is not None and any(entry.single.mean is not None for entry in verdict.entries):
         return _bars(verdict.entries)
-    figure = figures.empty("Best found against default: one run each", x="", y=TOP1)
+    figure = traces.empty("Best found against default: one run each", x="", y=TOP1)
     pair = [("default", default_of(trials), ORANGE), ("best found", best_of(trials), GREEN)]
     for name, trial, color in pair:
         if trial is not None and trial.state == "complete" and trial.value is not None:
-            dot = figures.dots([trial], name=name, color=color, symbol="circle")
+            dot = traces.dots([trial], name=name, color=color, symbol="circle")
             figure.add_trace(dot.update(x=[name], marker={"size": 14, "color": color}))
     return figure.update_layout(showlegend=False)
 
 
 def _bars(entries: Sequence[Entry]) -> go.Figure:
     y = "test top-1 / % (axis cut)"  # differences of a point must be seen
-    figure = figures.empty("Optimal against default, test images", x="", y=y)
+    figure = traces.empty("Optimal against default, test images", x="", y=y)
     measures: list[tuple[str, list[tuple[float | None, float | None]], str]] = [
         ("single crop", [(entry.single.mean, entry.single.std) for entry in entries], BLUE),
         ("ten crops", [(entry.ten_crop.mean, entry.ten_crop.std) for entry in entries], "#8fb8d8"),
         ("ensemble, ten crops", [(entry.ensemble_top1, None) for entry in entries], GREEN),
     ]
-    x = [isolated(entry.name) for entry in entries]
+    x = [escaping.plotly(entry.name) for entry in entries]
     for name, values, color in measures:
         means = [None if mean is None else round(mean, 2) for mean, _ in values]
         if any(mean is not None for mean in means):
@@ -133,17 +134,8 @@ def _bars(entries: Sequence[Entry]) -> go.Figure:
     return figure.update_layout(barmode="group")
 
 
-def isolated(text: str) -> str:
-    """Escape a user's text for plotly, which draws a part of HTML, and keep its direction in it.
-
-    Only the three characters whose entities plotly knows are escaped.
-    """
-    safe = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return f"\u2068{safe}\u2069" if not text.isascii() else safe
-
-
 def _with_value(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return [trial for trial in trials if figures.value(trial) is not None]
+    return [trial for trial in trials if traces.value(trial) is not None]
 
 
 def _n_new(n_new: int) -> str:
@@ -164,14 +156,14 @@ def _tops(group: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _rate_axis(figure: go.Figure) -> None:
-    rates = [figures.significant(rate) for rate in figures.RATES]
+    rates = [traces.significant(rate) for rate in traces.RATES]
     figure.update_xaxes(type="log", tickvals=rates, ticktext=[f"{rate:g}" for rate in rates])
 
 
 def _dots(trials: Sequence[TrialRecord], dial: str, *, name: str, color: str) -> go.Scatter:
     return go.Scatter(
         x=[getattr(trial.dials, dial) for trial in trials],
-        y=[figures.value(trial) for trial in trials],
+        y=[traces.value(trial) for trial in trials],
         text=[_hover(trial) for trial in trials],
         mode="markers",
         name=name,
@@ -183,7 +175,7 @@ def _dots(trials: Sequence[TrialRecord], dial: str, *, name: str, color: str) ->
 
 def _hover(trial: TrialRecord) -> str:
     dials = trial.dials
-    parts = [f"trial {trial.number}", isolated(trial.name), f"rate {dials.lr_high:.2g}"]
+    parts = [f"trial {trial.number}", escaping.plotly(trial.name), f"rate {dials.lr_high:.2g}"]
     parts += [f"alpha {dials.alpha:.1g}" if dials.n_l2sp else "", f"beta {dials.beta:.1g}"]
     return ", ".join(part for part in parts if part)
 
@@ -235,7 +227,7 @@ def _keys(
     colors = (FAINT, "#3b8a8a") if symbols[0] == symbols[1] else ("#666666", "#666666")
     for group, name, symbol, color in zip(groups, names, symbols, colors, strict=True):
         if group:
-            yield figures.key(name, symbol, color=color)
+            yield traces.key(name, symbol, color=color)
 
 
 def _rings(shown: Sequence[TrialRecord], dial: str) -> Iterator[go.Scatter]:
@@ -243,5 +235,5 @@ def _rings(shown: Sequence[TrialRecord], dial: str) -> Iterator[go.Scatter]:
     pair = (("default", default_of(complete), ORANGE), ("best", best_of(complete), GREEN))
     for name, trial, color in pair:
         if trial is not None:
-            ring = figures.ring(trial, name, color)
+            ring = traces.ring(trial, name, color)
             yield ring.update(x=[getattr(trial.dials, dial)])

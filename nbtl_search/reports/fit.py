@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from nbtl_search.advice import conclude
 from nbtl_search.reports.content import Content
-from nbtl_search.reports.page.markup import paragraph, table, text
-from nbtl_search.reports.page.table import (
+from nbtl_search.reports.markup import paragraph, table, text
+from nbtl_search.reports.table import (
     Row,
     Sheet,
     number,

@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import optuna
-import plotly.graph_objects as go
 
 from nbtl_search import space
 from nbtl_search.ledger.records import TrialRecord
-from nbtl_search.reports.drawing import figures
-from nbtl_search.reports.drawing.figures import AXIS, BLUE
 from nbtl_search.space import Choice, Float, Int, Space
 
 MIN_TRIALS: Final = 10
@@ -79,24 +76,6 @@ def importances(trials: Sequence[TrialRecord], searched: Space) -> Importances:
     ranked = sorted(raw.items(), key=lambda item: (-item[1], item[0]))
     shares = {name: value / whole for name, value in ranked}
     return Importances(shares=shares, n_trials=n, reading=_reading(shares, n) + rare)
-
-
-def bars(found: Importances) -> go.Figure:
-    """Draw the shares as bars, the largest on top."""
-    figure = figures.empty("Importance of the dials", x="share of the importance / %", y="")
-    names = [NAMES.get(name, name) for name in found.shares]
-    shares = [round(100 * share, 1) for share in found.shares.values()]
-    bar = go.Bar(
-        x=shares,
-        y=names,
-        orientation="h",
-        marker={"color": BLUE},
-        hovertemplate="%{y}: %{x} %<extra></extra>",
-        name="share",
-    )
-    figure.add_trace(bar)
-    figure.update_yaxes(autorange="reversed", automargin=True, **AXIS, ticksuffix=" ")
-    return figure.update_layout(showlegend=False)
 
 
 def _rarely(names: Sequence[str]) -> str:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from nbtl_search.reports import tables as sections_tables
 from nbtl_search.reports.content import Content
-from nbtl_search.reports.page import sections_tables
-from nbtl_search.reports.page.fit import measures
-from nbtl_search.reports.page.table import Cell, Sheet
+from nbtl_search.reports.fit import measures
 from nbtl_search.reports.prose import sentences
+from nbtl_search.reports.table import Cell, Sheet
 
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~&#!$])")
 _FORMULA: Final = ("=", "+", "-", "@", "\t")

@@ -9,8 +9,9 @@ from nbtl_search import space
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.cost import spending
-from nbtl_search.reports.drawing.importance import NAMES
-from nbtl_search.reports.page.table import (
+from nbtl_search.reports.importance import NAMES
+from nbtl_search.reports.prose import recipe_in_words
+from nbtl_search.reports.table import (
     Row,
     Sheet,
     count,
@@ -20,7 +21,6 @@ from nbtl_search.reports.page.table import (
     spread,
     words,
 )
-from nbtl_search.reports.prose import recipe_in_words
 from nbtl_search.spec import Dials
 from nbtl_search.spec.verdict import Interval
 
