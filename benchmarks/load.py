@@ -38,7 +38,6 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import load_worker  # noqa: E402
 from load_worker import Job  # noqa: E402
 
-from nbtl_search.ledger import database as storage  # noqa: E402
 from nbtl_search.postgres import server  # noqa: E402
 from nbtl_search.spec import (  # noqa: E402  (from the checkout, tests included)
     Budget,
@@ -173,9 +172,9 @@ def _notes(home: Path) -> list[dict[str, Any]]:
 def _study(url: URL, database: str, *, n_trials: int, epochs: int) -> Iterator[Study]:
     """Make a study in a fresh database."""
     address = _database(url, database).render_as_string(hide_password=False)
-    opened = storage.connect(address, home=None)
+    opened = database.connect(address, home=None)
     try:
-        storage.create_or_upgrade(opened)
+        database.create_or_upgrade(opened)
         yield store.create(opened, _spec(n_trials=n_trials, epochs=epochs))
     finally:
         opened.close()

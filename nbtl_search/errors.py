@@ -19,7 +19,10 @@
 A message has three parts: the invariant, the values received, and what to do.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+UPGRADE_COMMAND: Final = "nbtl-search db upgrade"
+"""What mends a `SchemaError`."""
 
 
 class NbtlError(Exception):

@@ -18,8 +18,9 @@ from sqlalchemy import func, inspect, select, text
 
 from nbtl_search.errors import SchemaError, StorageError
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.database import Storage, create_or_upgrade, storage_errors
+from nbtl_search.ledger.database import Storage, create_or_upgrade
 from nbtl_search.postgres import data_folder
+from nbtl_search.postgres.connection import storage_errors
 
 _LOCKS_S: Final = 60
 # Tokens only have to differ from every one that was given out after the backup was taken. New uids

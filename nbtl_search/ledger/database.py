@@ -1,7 +1,4 @@
-"""The version of Optuna's tables, read without Optuna, whose import takes half a second.
-
-The database of the studies: from a URL, or the embedded one, to engines with few connections.
-"""
+"""The database of the studies: from a URL, or the embedded one, to engines with few connections."""
 
 import contextlib
 import logging
@@ -14,76 +11,22 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError
 
-from nbtl_search.errors import SchemaError, StorageError, StorageLostError
-from nbtl_search.ledger import schema
-from nbtl_search.postgres import connection as driver
+from nbtl_search.errors import UPGRADE_COMMAND, SchemaError, StorageError, StorageLostError
+from nbtl_search.ledger import locks, schema
 from nbtl_search.postgres import server
-from nbtl_search.postgres.connection import UPGRADE_COMMAND, storage_errors, wait_for
+from nbtl_search.postgres.connection import connections, storage_errors
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
     from nbtl_search.ledger.optuna_storage import CachedStorage, FastRDBStorage
 
-NEEDED: Final = "v3.2.0.a"  # by Optuna 5.0
-_TABLES: Final = ("studies", "version_info", "alembic_version")
-
-
-def version(engine: Engine) -> str:
-    """Return the version of Optuna's tables.
-
-    Raises:
-        SchemaError: there are none, or not all; the message has the command to run.
-    """
-    current: str | None = None
-    with engine.connect() as connection:
-        found = inspect(connection)
-        if all(found.has_table(table) for table in _TABLES):
-            current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    if current is None:
-        message = f"the database has no Optuna tables; run: {UPGRADE_COMMAND}"
-        raise SchemaError(message)
-    return current
-
-
-def refuse_other(opened: "RDBStorage", current: str) -> None:
-    """Refuse tables that are not of the version that the installed Optuna needs.
-
-    Raises:
-        SchemaError: they are older or newer; the message has the command to run.
-    """
-    needed = opened.get_head_version()
-    if current == needed:
-        return
-    refuse_newer(opened)
-    message = (
-        f"Optuna's tables must be of version {needed!r}, got {current!r}; run: {UPGRADE_COMMAND}"
-    )
-    raise SchemaError(message)
-
-
-def refuse_newer(opened: "RDBStorage") -> None:
-    """Refuse tables of a version that the installed Optuna does not know.
-
-    Raises:
-        SchemaError: they are.
-    """
-    current = opened.get_current_version()
-    if current not in opened.get_all_versions():
-        message = (
-            f"Optuna's tables must be of version {opened.get_head_version()!r} or older, got the "
-            f"unknown {current!r}; upgrade nbtl-search on this machine"
-        )
-        raise SchemaError(message)
-
-
-__all__ = ["Storage", "check", "connect", "create_or_upgrade", "storage_errors", "wait_for"]
-
 OLDEST_POSTGRES: Final = 13
+OPTUNA_TABLES: Final = "v3.2.0.a"  # by Optuna 5.0
 ANSWER_S: Final = 60.0
 PROGRAM: Final = "nbtl-search"
+_TABLES: Final = ("studies", "version_info", "alembic_version")
 _NAME_BYTES: Final = 63  # Postgres cuts longer ones, with a notice
-_OPTUNA_LOCK: Final = 6031770  # any number, the same for all who create or upgrade tables
 _SESSION: Final = "-c timezone=UTC -c idle_in_transaction_session_timeout=60s"
 _CONNECTION: Final[dict[str, Any]] = {
     "connect_timeout": 5,
@@ -188,16 +131,6 @@ def connect(
     return storage
 
 
-def _check_version(connection: Connection) -> None:
-    version = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
-    if version < OLDEST_POSTGRES:
-        message = (
-            f"the database must be PostgreSQL {OLDEST_POSTGRES} or newer, got version {version}; "
-            "upgrade the server or give another by --storage"
-        )
-        raise StorageError(message)
-
-
 def parse_url(url: str) -> URL:
     """Return the URL of a PostgreSQL database, with our driver and the password out of sight.
 
@@ -231,11 +164,11 @@ def create_or_upgrade(storage: Storage) -> None:
         StorageError: the database refuses.
     """
     with storage_errors(), storage.engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _OPTUNA_LOCK})
+        locks.take_optuna_tables(connection)
         opened = _rdb(storage, overflow=1)
         try:
             if opened.get_current_version() != opened.get_head_version():
-                refuse_newer(opened)
+                _refuse_newer(opened)
                 with _logging_left_alone():
                     opened.upgrade()
         finally:
@@ -257,23 +190,81 @@ def check(storage: Storage) -> None:
         _check_optuna(storage)
 
 
+def _check_version(connection: Connection) -> None:
+    version = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
+    if version < OLDEST_POSTGRES:
+        message = (
+            f"the database must be PostgreSQL {OLDEST_POSTGRES} or newer, got version {version}; "
+            "upgrade the server or give another by --storage"
+        )
+        raise StorageError(message)
+
+
 def _check_optuna(storage: Storage) -> None:
     """Do for Optuna's tables what `check` does; Optuna itself is asked only where it must be."""
-    current = version(storage.engine)
-    if current != NEEDED:
+    current = _optuna_version(storage.engine)
+    if current != OPTUNA_TABLES:
         opened = _rdb(storage, overflow=0, skip_table_creation=True)
         try:
-            refuse_other(opened, current)
+            _refuse_other(opened, current)
         finally:
             opened.remove_session()
             opened.engine.dispose()
 
 
 def _open_optuna(storage: Storage) -> "FastRDBStorage":
-    current = version(storage.engine)  # before Optuna fills in what is missing
+    current = _optuna_version(storage.engine)  # before Optuna fills in what is missing
     opened = _rdb(storage, overflow=0, skip_table_creation=True)
-    refuse_other(opened, current)
+    _refuse_other(opened, current)
     return opened
+
+
+def _optuna_version(engine: Engine) -> str:
+    """Return the version of Optuna's tables.
+
+    Raises:
+        SchemaError: there are none, or not all; the message has the command to run.
+    """
+    current: str | None = None
+    with engine.connect() as connection:
+        found = inspect(connection)
+        if all(found.has_table(table) for table in _TABLES):
+            current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if current is None:
+        message = f"the database has no Optuna tables; run: {UPGRADE_COMMAND}"
+        raise SchemaError(message)
+    return current
+
+
+def _refuse_other(opened: "RDBStorage", current: str) -> None:
+    """Refuse tables that are not of the version that the installed Optuna needs.
+
+    Raises:
+        SchemaError: they are older or newer; the message has the command to run.
+    """
+    needed = opened.get_head_version()
+    if current == needed:
+        return
+    _refuse_newer(opened)
+    message = (
+        f"Optuna's tables must be of version {needed!r}, got {current!r}; run: {UPGRADE_COMMAND}"
+    )
+    raise SchemaError(message)
+
+
+def _refuse_newer(opened: "RDBStorage") -> None:
+    """Refuse tables of a version that the installed Optuna does not know.
+
+    Raises:
+        SchemaError: they are.
+    """
+    current = opened.get_current_version()
+    if current not in opened.get_all_versions():
+        message = (
+            f"Optuna's tables must be of version {opened.get_head_version()!r} or older, got the "
+            f"unknown {current!r}; upgrade nbtl-search on this machine"
+        )
+        raise SchemaError(message)
 
 
 def _rdb(storage: Storage, *, overflow: int, **options: Any) -> "FastRDBStorage":
@@ -314,7 +305,7 @@ def _pool(
     if isinstance(given, str):
         ours["options"] = f"{_SESSION} {given}"
     arguments = {key: ours[key] for key in ours if key == "options" or key not in url.query}
-    arguments["connection_factory"] = driver.connections(answer_s)
+    arguments["connection_factory"] = connections(answer_s)
     return {
         "pool_size": size,
         "max_overflow": overflow,

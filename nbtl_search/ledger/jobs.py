@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.database import storage_errors
+from nbtl_search.postgres.connection import storage_errors
 
 
 @dataclass(frozen=True, kw_only=True)

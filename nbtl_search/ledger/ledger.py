@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.database import storage_errors
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, StudySpec
 
 TERMINAL: Final = ("complete", "pruned", "failed")

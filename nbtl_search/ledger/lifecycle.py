@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, final
 
-from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
-from nbtl_search.ledger import ledger, schema
-from nbtl_search.ledger.database import storage_errors
+from nbtl_search.ledger import ledger, locks, schema
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch
 
 Desired = Literal["run", "pause", "stop"]
@@ -111,9 +111,6 @@ def close_attempts(connection: Connection, trial_id: int, cause: str, message: s
 
 MAX_FAILURES: Final = 3
 MAX_LOST: Final = 10
-_RESERVE_S: Final = 30
-_QUEUE_S: Final = 20
-_RESERVE_LOCK: Final = 6031771  # any number, the same for all who reserve
 
 
 @final
@@ -189,14 +186,7 @@ class Leases:
             None where the budget is spent or the study is not to run.
         """
         with storage_errors(), self._engine.begin() as connection:
-            connection.execute(
-                text(f"SET LOCAL idle_in_transaction_session_timeout = '{_RESERVE_S}s'")
-            )
-            connection.execute(text(f"SET LOCAL lock_timeout = '{1000 * _QUEUE_S:.0f}ms'"))
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(:key, :study)"),
-                {"key": _RESERVE_LOCK, "study": self._study_id},
-            )
+            locks.take_reservations(connection, self._study_id)
             study = schema.study
             slot = connection.execute(
                 update(study)

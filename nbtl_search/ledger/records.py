@@ -7,8 +7,8 @@ from typing import Any, Final
 from sqlalchemy import Engine, and_, func, select
 
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.database import storage_errors
 from nbtl_search.ledger.ledger import NOW, TERMINAL, Ledger
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Dials, Epoch, Recipe
 
 DEFAULT: Final = "default"  # the name of the baseline among the known recipes

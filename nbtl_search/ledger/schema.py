@@ -26,11 +26,10 @@ from sqlalchemy import (
     text,
 )
 
-from nbtl_search.errors import SchemaError
-from nbtl_search.postgres.connection import UPGRADE_COMMAND
+from nbtl_search.errors import UPGRADE_COMMAND, SchemaError
+from nbtl_search.ledger import locks
 
 VERSION: Final = 3  # 2: diagnoses; 3: lost attempts, jobs, notices
-_UPGRADE_LOCK: Final = 6031769  # any number, the same for all who create or upgrade tables
 # What a version changes in tables that exist; new tables are made where they are missing.
 _STEPS: Final = {
     3: ("ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS n_lost integer NOT NULL DEFAULT 0",),
@@ -236,7 +235,7 @@ def create_or_upgrade(engine: Engine) -> int:
         SchemaError: they are newer than this code.
     """
     with engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+        locks.take_our_tables(connection)
         found = _version(engine)
         if found > VERSION:
             raise SchemaError(_newer(found))

@@ -20,43 +20,14 @@ from psycopg2 import extensions
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from nbtl_search.errors import SchemaError, StorageError, StorageLostError
-
-
-class Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has no types
-    """A connection that is closed when the server says nothing for `answer_s` seconds."""
-
-    answer_s: float = 60.0
-
-
-def connections(answer_s: float) -> type[Connection]:
-    """Return the class of connections with this limit, and make psycopg2 heed such limits."""
-    extensions.set_wait_callback(_wait)
-    return type("Connection", (Connection,), {"answer_s": answer_s})
-
-
-def _wait(connection: extensions.connection) -> None:
-    """Wait for the server; psycopg2 closes a connection whose wait raises."""
-    limit_s = getattr(connection, "answer_s", Connection.answer_s)
-    deadline = time.monotonic() + limit_s
-    while (state := connection.poll()) != extensions.POLL_OK:
-        wanted = select.POLLIN if state == extensions.POLL_READ else select.POLLOUT
-        poll = select.poll()
-        poll.register(connection.fileno(), wanted)
-        left_s = deadline - time.monotonic()
-        if left_s <= 0 or not poll.poll(1000 * left_s):
-            message = f"the server must answer within {limit_s:g} s, and said nothing"
-            raise psycopg2.OperationalError(message)
-
+from nbtl_search.errors import UPGRADE_COMMAND, SchemaError, StorageError, StorageLostError
 
 T = TypeVar("T")
-
 # Postgres's error codes (its appendix A) after which the same thing may succeed later: lost
 # connections, a server that restarts, lacks resources or is a standby, deadlocks, lost snapshots.
 _PASSING: Final = ("08", "53", "57P", "57014", "25P03", "25006", "40", "55P03", "58")
 _REFUSED: Final = ("28", "3D", "42501")
 _MISSING_TABLE: Final = ("42P01", "42703", "3F000")
-
 # A refused connection has no code, only libpq's text. What is not in this list may pass: a worker
 # had better wait for it than die of it.
 _REFUSING_TEXTS: Final = (
@@ -75,6 +46,18 @@ _REFUSING_TEXTS: Final = (
     "does not support ssl",
 )
 _PASSING_TEXTS: Final = ("temporary failure in name resolution", "no such file or directory")
+
+
+class Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has no types
+    """A connection that is closed when the server says nothing for `answer_s` seconds."""
+
+    answer_s: float = 60.0
+
+
+def connections(answer_s: float) -> type[Connection]:
+    """Return the class of connections with this limit, and make psycopg2 heed such limits."""
+    extensions.set_wait_callback(_wait)
+    return type("Connection", (Connection,), {"answer_s": answer_s})
 
 
 @contextlib.contextmanager
@@ -136,6 +119,20 @@ def wait_for(
         bound_s = min(longest_s, 2 * bound_s)
 
 
+def _wait(connection: extensions.connection) -> None:
+    """Wait for the server; psycopg2 closes a connection whose wait raises."""
+    limit_s = getattr(connection, "answer_s", Connection.answer_s)
+    deadline = time.monotonic() + limit_s
+    while (state := connection.poll()) != extensions.POLL_OK:
+        wanted = select.POLLIN if state == extensions.POLL_READ else select.POLLOUT
+        poll = select.poll()
+        poll.register(connection.fileno(), wanted)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poll.poll(1000 * left_s):
+            message = f"the server must answer within {limit_s:g} s, and said nothing"
+            raise psycopg2.OperationalError(message)
+
+
 def _translated(error: BaseException) -> StorageError | None:
     """Return our error for one that comes from the database, also through `raise ... from`."""
     found: BaseException | None = error
@@ -176,6 +173,3 @@ def _of_connection(error: DBAPIError, line: str) -> StorageError | None:
 
 def _one_line(error: DBAPIError) -> str:
     return " ".join(str(error.orig).split())[:400]
-
-
-UPGRADE_COMMAND: Final = "nbtl-search db upgrade"

@@ -1,6 +1,4 @@
-"""The process of the embedded Postgres: launch it detached, find it, see that it answers.
-
-The embedded Postgres: a server of our own below NBTL_HOME, on a Unix socket only.
+"""The embedded Postgres: a server of our own below NBTL_HOME, on a Unix socket only.
 
 Whoever needs the database starts it; it outlives them, until `stop`. Every client needs the random
 password below home, and the socket lies in a folder that only the server's account can enter.
@@ -29,6 +27,7 @@ from nbtl_search.postgres.data_folder import Files
 from nbtl_search.postgres.network import Serving
 from nbtl_search.postgres.os_user import Account
 
+logger = logging.getLogger(__name__)
 WAIT_S: Final = 60.0
 POLL_S: Final = 0.02
 _LAUNCHES: Final = 5
@@ -36,7 +35,232 @@ _LAUNCHES: Final = 5
 _DETACH: Final = '"$@" >&2 & echo $!'
 
 
-def running(files: Files) -> psutil.Process | None:
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """The state of an embedded server."""
+
+    running: bool
+    pid: int | None
+    version: int | None
+    socket: Path
+    data_mb: float
+    serves: str | None = None
+    """The network address it listens on, and the network it answers to."""
+
+
+def start(home: Path) -> URL:
+    """Make the server run, and return the URL of its database; its repr hides the password.
+
+    Any number of processes may do this at once. The first makes the database if there is none.
+
+    Raises:
+        StorageError: it cannot be made or started; the message says why.
+        StorageLostError: it is not ready after a minute, which a later call may find otherwise.
+    """
+    with _one_line(home):
+        home.mkdir(parents=True, exist_ok=True)
+        files, owner = Files.below(home), os_user.of_server()
+        data_folder.private_folder(files.root, owner, shared=not owner.is_ours)
+        with _locked(files):
+            server = _running(files)
+            if server is None or not _becomes_ready(files, server.pid):
+                _prepare(files, owner)
+                _keep_the_sockets_name(files)
+                _launch_until_ready(files, owner)
+                logger.info("embedded Postgres started", extra={"action": "db_start"})
+            data_folder.private_folder(files.socket, owner)
+        return _url(files, owner)
+
+
+def revive(home: Path) -> None:
+    """Start the server again if it died; one that was stopped on purpose stays so.
+
+    A server that stops removes its pid file, one that is killed leaves it.
+
+    Raises:
+        StorageError: it cannot be started.
+        StorageLostError: it is not ready after a minute.
+    """
+    with _one_line(home):
+        files = Files.below(home)
+        died = files.pid.exists() and _running(files) is None
+    if died:
+        logger.warning("embedded Postgres died; starting it", extra={"action": "db_revive"})
+        start(home)
+
+
+def stop(home: Path) -> bool:
+    """Stop the server, ending its clients' connections; tell whether it was running.
+
+    Raises:
+        StorageError: it runs on another machine, or belongs to someone else.
+        StorageLostError: it does not stop.
+    """
+    with _one_line(home):
+        files = Files.below(home)
+        if not files.data.exists():
+            return False
+        with _locked(files):
+            server = _running(files)
+            if server is None:
+                return False
+            _end(files, server)
+            if files.socket.parent != files.root:  # leave nothing in the temporary folder
+                with contextlib.suppress(OSError):
+                    files.socket.rmdir()
+    logger.info("embedded Postgres stopped", extra={"action": "db_stop"})
+    return True
+
+
+def serve(home: Path, wanted: Serving | None) -> Path | None:
+    """Listen on a network address as well, or (None) on the socket only again.
+
+    Where that changes anything the server is restarted; workers wait and go on.
+
+    Returns:
+        The file, readable by us only, that holds the URL for other machines; None without one.
+
+    Raises:
+        StorageError: it cannot listen there; all is as before then.
+    """
+    start(home)
+    with _one_line(home):
+        files = Files.below(home)
+        before = network.kept(files)
+        if wanted != before:
+            if wanted is not None and _endpoint(wanted) != _endpoint(before):
+                network.check_free(wanted)
+            _set(files, wanted)
+            stop(home)
+            try:
+                start(home)
+            except StorageError:
+                _set(files, before)
+                start(home)
+                raise
+            logger.info("embedded Postgres serves %s", wanted, extra={"action": "db_serve"})
+        return served(home)
+
+
+def served(home: Path) -> Path | None:
+    """Return the file with the URL for other machines, while the server listens for them."""
+    files = Files.below(home)
+    return network.address(files) if network.kept(files) is not None else None
+
+
+def status(home: Path) -> Status:
+    """Return what is known of the server, without starting it.
+
+    Raises:
+        StorageError: it runs on another machine, or belongs to someone else.
+    """
+    with _one_line(home):
+        files = Files.below(home)
+        server = _running(files)
+        listens = network.kept(files)
+        return Status(
+            running=server is not None,
+            pid=None if server is None else server.pid,
+            version=data_folder.version_of(files),
+            socket=files.socket,
+            data_mb=round(_size_bytes(files.data) / 1e6, 1),
+            serves=None if listens is None else _in_short(listens),
+        )
+
+
+def _prepare(files: Files, owner: Account) -> None:
+    if not owner.is_ours:
+        os_user.let_through(owner, files.root)
+    data_folder.initialise(files, owner)
+    listens = network.kept(files)
+    if listens is None:
+        data_folder.configure(files, owner)
+    else:
+        data_folder.configure(files, owner, more=listens.settings, access=listens.access)
+    data_folder.private_folder(files.data, owner)
+    data_folder.private_folder(files.socket, owner)
+
+
+def _url(files: Files, owner: Account) -> URL:
+    where = {"host": str(files.socket), "port": str(data_folder.PORT), "requirepeer": owner.name}
+    return URL.create(
+        "postgresql+psycopg2",
+        username=data_folder.USER,
+        password=data_folder.read_password(files),
+        database="postgres",
+        query=where,
+    )
+
+
+def _keep_the_sockets_name(files: Files) -> None:
+    """Let the socket be found under its usual name where the server's port is another."""
+    listens = network.kept(files)
+    usual = files.socket / f".s.PGSQL.{data_folder.PORT}"
+    if listens is not None and listens.port != data_folder.PORT:
+        usual.unlink(missing_ok=True)
+        usual.symlink_to(f".s.PGSQL.{listens.port}")
+
+
+def _set(files: Files, wanted: Serving | None) -> None:
+    if wanted is None:
+        network.forget(files)
+    else:
+        network.keep(files, wanted)
+
+
+def _endpoint(chosen: Serving | None) -> tuple[str, int] | None:
+    return None if chosen is None else (chosen.host, chosen.port)
+
+
+def _in_short(listens: Serving) -> str:
+    return f"{listens.host}:{listens.port} to {listens.allow}"
+
+
+def _size_bytes(folder: Path) -> int:
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the server makes and removes files
+                size += Path(place, name).lstat().st_size
+    return size
+
+
+@contextlib.contextmanager
+def _locked(files: Files) -> Iterator[None]:
+    """Hold the lock of this server; the system gives it back whatever becomes of us."""
+    deadline = time.monotonic() + 2 * WAIT_S
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with os.fdopen(os.open(files.lock, flags, 0o600), "r+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    message = (
+                        f"another process has held {str(files.lock)!r} for "
+                        f"{2 * WAIT_S:.0f} s; end it, or try again later"
+                    )
+                    raise StorageLostError(message) from error
+                time.sleep(POLL_S)
+        yield
+
+
+@contextlib.contextmanager
+def _one_line(home: Path) -> Iterator[None]:
+    """Turn what the system refuses into one line of ours."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
+        message = (
+            f"the embedded database must be able to use the folder {str(home)!r}, got {what}; "
+            "mend it, set another NBTL_HOME, or give a database by --storage"
+        )
+        raise StorageError(message) from error
+
+
+def _running(files: Files) -> psutil.Process | None:
     """Return the server that runs on these files, if there is one.
 
     Raises:
@@ -56,7 +280,7 @@ def running(files: Files) -> psutil.Process | None:
     return _holder(files.pid, files)
 
 
-def start_process(files: Files, owner: Account) -> None:
+def _launch_until_ready(files: Files, owner: Account) -> None:
     """Launch the server and wait until it answers.
 
     Raises:
@@ -70,13 +294,13 @@ def start_process(files: Files, owner: Account) -> None:
         time.sleep(0.5 * (launch > 0))
         for lock in (files.pid, *files.socket.glob(".s.PGSQL.*.lock")):
             _clear_stale(lock, files)
-        if becomes_ready(files, _launch(files, owner)):
+        if _becomes_ready(files, _launch(files, owner)):
             return
     message = f"the embedded Postgres must start, got: {_last_line(files)}; see {str(files.log)!r}"
     raise StorageError(message)
 
 
-def becomes_ready(files: Files, pid: int) -> bool:
+def _becomes_ready(files: Files, pid: int) -> bool:
     """Wait until the server answers; tell if it does, or is gone.
 
     It need not be the process `pid`: whoever started before us may have been killed in between.
@@ -86,7 +310,7 @@ def becomes_ready(files: Files, pid: int) -> bool:
     """
     deadline = time.monotonic() + WAIT_S
     while True:
-        server = running(files)
+        server = _running(files)
         if server is not None and _answers(files):
             return True
         if server is None and not _is_alive(pid):
@@ -100,7 +324,7 @@ def becomes_ready(files: Files, pid: int) -> bool:
         time.sleep(POLL_S)
 
 
-def end(files: Files, server: psutil.Process) -> None:
+def _end(files: Files, server: psutil.Process) -> None:
     """End the server and its clients' connections.
 
     Raises:
@@ -205,231 +429,3 @@ def _last_line(files: Files) -> str:
     lines = files.log.read_text("utf-8", errors="replace").splitlines()[-20:]
     fatal = [line for line in lines if "FATAL" in line or "PANIC" in line] or lines
     return fatal[-1].strip() if fatal else "an empty log"
-
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """The state of an embedded server."""
-
-    running: bool
-    pid: int | None
-    version: int | None
-    socket: Path
-    data_mb: float
-    serves: str | None = None
-    """The network address it listens on, and the network it answers to."""
-
-
-def start(home: Path) -> URL:
-    """Make the server run, and return the URL of its database; its repr hides the password.
-
-    Any number of processes may do this at once. The first makes the database if there is none.
-
-    Raises:
-        StorageError: it cannot be made or started; the message says why.
-        StorageLostError: it is not ready after a minute, which a later call may find otherwise.
-    """
-    with _one_line(home):
-        home.mkdir(parents=True, exist_ok=True)
-        files, owner = Files.below(home), os_user.of_server()
-        data_folder.private_folder(files.root, owner, shared=not owner.is_ours)
-        with _locked(files):
-            server = running(files)
-            if server is None or not becomes_ready(files, server.pid):
-                _prepare(files, owner)
-                _keep_the_sockets_name(files)
-                start_process(files, owner)
-                logger.info("embedded Postgres started", extra={"action": "db_start"})
-            data_folder.private_folder(files.socket, owner)
-        return _url(files, owner)
-
-
-def revive(home: Path) -> None:
-    """Start the server again if it died; one that was stopped on purpose stays so.
-
-    A server that stops removes its pid file, one that is killed leaves it.
-
-    Raises:
-        StorageError: it cannot be started.
-        StorageLostError: it is not ready after a minute.
-    """
-    with _one_line(home):
-        files = Files.below(home)
-        died = files.pid.exists() and running(files) is None
-    if died:
-        logger.warning("embedded Postgres died; starting it", extra={"action": "db_revive"})
-        start(home)
-
-
-def stop(home: Path) -> bool:
-    """Stop the server, ending its clients' connections; tell whether it was running.
-
-    Raises:
-        StorageError: it runs on another machine, or belongs to someone else.
-        StorageLostError: it does not stop.
-    """
-    with _one_line(home):
-        files = Files.below(home)
-        if not files.data.exists():
-            return False
-        with _locked(files):
-            server = running(files)
-            if server is None:
-                return False
-            end(files, server)
-            if files.socket.parent != files.root:  # leave nothing in the temporary folder
-                with contextlib.suppress(OSError):
-                    files.socket.rmdir()
-    logger.info("embedded Postgres stopped", extra={"action": "db_stop"})
-    return True
-
-
-def serve(home: Path, wanted: Serving | None) -> Path | None:
-    """Listen on a network address as well, or (None) on the socket only again.
-
-    Where that changes anything the server is restarted; workers wait and go on.
-
-    Returns:
-        The file, readable by us only, that holds the URL for other machines; None without one.
-
-    Raises:
-        StorageError: it cannot listen there; all is as before then.
-    """
-    start(home)
-    with _one_line(home):
-        files = Files.below(home)
-        before = network.kept(files)
-        if wanted != before:
-            if wanted is not None and _endpoint(wanted) != _endpoint(before):
-                network.check_free(wanted)
-            _set(files, wanted)
-            stop(home)
-            try:
-                start(home)
-            except StorageError:
-                _set(files, before)
-                start(home)
-                raise
-            logger.info("embedded Postgres serves %s", wanted, extra={"action": "db_serve"})
-        return served(home)
-
-
-def served(home: Path) -> Path | None:
-    """Return the file with the URL for other machines, while the server listens for them."""
-    files = Files.below(home)
-    return network.address(files) if network.kept(files) is not None else None
-
-
-def status(home: Path) -> Status:
-    """Return what is known of the server, without starting it.
-
-    Raises:
-        StorageError: it runs on another machine, or belongs to someone else.
-    """
-    with _one_line(home):
-        files = Files.below(home)
-        server = running(files)
-        listens = network.kept(files)
-        return Status(
-            running=server is not None,
-            pid=None if server is None else server.pid,
-            version=data_folder.version_of(files),
-            socket=files.socket,
-            data_mb=round(_size_bytes(files.data) / 1e6, 1),
-            serves=None if listens is None else _told(listens),
-        )
-
-
-def _set(files: Files, wanted: Serving | None) -> None:
-    if wanted is None:
-        network.forget(files)
-    else:
-        network.keep(files, wanted)
-
-
-def _endpoint(chosen: Serving | None) -> tuple[str, int] | None:
-    return None if chosen is None else (chosen.host, chosen.port)
-
-
-def _told(listens: Serving) -> str:
-    return f"{listens.host}:{listens.port} to {listens.allow}"
-
-
-def _keep_the_sockets_name(files: Files) -> None:
-    """Let the socket be found under its usual name where the server's port is another."""
-    listens = network.kept(files)
-    usual = files.socket / f".s.PGSQL.{data_folder.PORT}"
-    if listens is not None and listens.port != data_folder.PORT:
-        usual.unlink(missing_ok=True)
-        usual.symlink_to(f".s.PGSQL.{listens.port}")
-
-
-def _prepare(files: Files, owner: Account) -> None:
-    if not owner.is_ours:
-        os_user.let_through(owner, files.root)
-    data_folder.initialise(files, owner)
-    listens = network.kept(files)
-    if listens is None:
-        data_folder.configure(files, owner)
-    else:
-        data_folder.configure(files, owner, more=listens.settings, access=listens.access)
-    data_folder.private_folder(files.data, owner)
-    data_folder.private_folder(files.socket, owner)
-
-
-def _url(files: Files, owner: Account) -> URL:
-    where = {"host": str(files.socket), "port": str(data_folder.PORT), "requirepeer": owner.name}
-    return URL.create(
-        "postgresql+psycopg2",
-        username=data_folder.USER,
-        password=data_folder.read_password(files),
-        database="postgres",
-        query=where,
-    )
-
-
-@contextlib.contextmanager
-def _locked(files: Files) -> Iterator[None]:
-    """Hold the lock of this server; the system gives it back whatever becomes of us."""
-    deadline = time.monotonic() + 2 * WAIT_S
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    with os.fdopen(os.open(files.lock, flags, 0o600), "r+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    message = (
-                        f"another process has held {str(files.lock)!r} for "
-                        f"{2 * WAIT_S:.0f} s; end it, or try again later"
-                    )
-                    raise StorageLostError(message) from error
-                time.sleep(POLL_S)
-        yield
-
-
-@contextlib.contextmanager
-def _one_line(home: Path) -> Iterator[None]:
-    """Turn what the system refuses into one line of ours."""
-    try:
-        yield
-    except OSError as error:
-        what = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
-        message = (
-            f"the embedded database must be able to use the folder {str(home)!r}, got {what}; "
-            "mend it, set another NBTL_HOME, or give a database by --storage"
-        )
-        raise StorageError(message) from error
-
-
-def _size_bytes(folder: Path) -> int:
-    size = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # the server makes and removes files
-                size += Path(place, name).lstat().st_size
-    return size

@@ -18,16 +18,15 @@ from sqlalchemy import func, or_, select
 
 from nbtl_search import space
 from nbtl_search.ledger import records, schema
-from nbtl_search.ledger.database import storage_errors
-from nbtl_search.ledger.names import FINAL_MARK
 from nbtl_search.ledger.records import Totals, TrialRecord
 from nbtl_search.paper.tables import KEYS, PaperRow, paper_rows
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.reports.comparison import best_of, default_of
 from nbtl_search.reports.importance import Importances, importances
 from nbtl_search.space import Space
 from nbtl_search.spec import Diagnosis, Epoch, Facts, StudySpec
 from nbtl_search.spec.verdict import Verdict
-from nbtl_search.study import diagnoses
+from nbtl_search.study import diagnoses, store
 from nbtl_search.study.store import Study
 
 _PACKAGES: Final = (
@@ -129,7 +128,7 @@ def _cpu() -> str:
 
 
 def _devices(of: Study) -> tuple[Device, ...]:
-    worker, study, finals = schema.worker, schema.study, f"{of.name}{FINAL_MARK}"
+    worker, study, finals = schema.worker, schema.study, f"{of.name}{store.FINAL_MARK}"
     query = (
         select(worker.c.host, worker.c.device, func.count().label("n_workers"))
         .select_from(worker.join(study))

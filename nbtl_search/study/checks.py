@@ -8,12 +8,11 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from nbtl_search.errors import NbtlError, SchemaError
-from nbtl_search.ledger import database as storage
+from nbtl_search.errors import UPGRADE_COMMAND, NbtlError, SchemaError
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.database import Storage, storage_errors
+from nbtl_search.ledger.database import Storage, check, connect
 from nbtl_search.postgres import server
-from nbtl_search.postgres.connection import UPGRADE_COMMAND
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec.machine import Check
 
 PER_WORKER: Final = 3
@@ -35,7 +34,7 @@ def database(url: str | None, *, home: Path, n_workers: int) -> Iterator[Check]:
         yield Check.of("database", found)
         return
     try:
-        opened = storage.connect(url, home=home, application="nbtl-doctor")
+        opened = connect(url, home=home, application="nbtl-doctor")
     except NbtlError as error:
         yield Check.of("database", str(error), problem="mend the address, or start the server")
         return
@@ -104,7 +103,7 @@ def _clock(connection: Connection) -> Check:
 
 def _schema(opened: Storage) -> Check:
     try:
-        storage.check(opened)
+        check(opened)
     except SchemaError as error:
         return Check.of("tables", str(error), problem=UPGRADE_COMMAND)
     return Check.of("tables", f"ours of version {schema.VERSION}, and Optuna's, are as needed")

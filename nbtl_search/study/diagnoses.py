@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from sqlalchemy import insert, select
 
 from nbtl_search.errors import StorageError
-from nbtl_search.ledger import schema
-from nbtl_search.ledger.database import Storage, storage_errors
-from nbtl_search.ledger.names import only_one
+from nbtl_search.ledger import locks, schema
+from nbtl_search.ledger.database import Storage
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import POOLED, Diagnosis, Facts, StudySpec
 from nbtl_search.study import store
-from nbtl_search.study.store import Study, with_diagnosis
+from nbtl_search.study.note import with_diagnosis
+from nbtl_search.study.store import Study
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def show(study: Study, diagnosis: Diagnosis) -> None:
     """
     from optuna_dashboard import get_note, save_note  # noqa: PLC0415  (a web application)
 
-    with storage_errors(), only_one(study.storage, study.name):
+    with storage_errors(), locks.holding_name(study.storage.engine, study.name):
         save_note(study.optuna, with_diagnosis(get_note(study.optuna), diagnosis))
 
 

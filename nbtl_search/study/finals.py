@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import Field
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
-from nbtl_search.ledger import records, schema
-from nbtl_search.ledger.database import storage_errors
+from nbtl_search.ledger import locks, records, schema
 from nbtl_search.ledger.ledger import NOW, TERMINAL, Ledger
-from nbtl_search.ledger.names import FINAL_MARK, clear_half_made, make_optuna_study, only_one
 from nbtl_search.ledger.records import DEFAULT, TrialRecord
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Recipe, Value
 from nbtl_search.study import seed_statistics, store
-from nbtl_search.study.store import Study
+from nbtl_search.study.store import FINAL_MARK, Study, clear_half_made, make_optuna_study
 
 
 class Plan(Value):
@@ -175,7 +174,7 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
         StudyNotFoundError: no trial has run to its end, or the default recipe was not tried.
     """
     _check(study)
-    with storage_errors(), only_one(study.storage, study.name) as lock:
+    with storage_errors(), locks.holding_name(study.storage.engine, study.name) as lock:
         latest = latest_round(study)
         if latest is not None:
             plan = Plan.parse_json(latest.plan)
@@ -206,7 +205,7 @@ def next_stage(study: Study) -> Study | None:
             return None
         stage = stage_of(study, latest)
         if stage.stage == "confirm" and has_ended(stage):
-            with only_one(study.storage, study.name) as lock:
+            with locks.holding_name(study.storage.engine, study.name) as lock:
                 latest = latest_round(study)
                 if latest.test_id is None:
                     _open_test(study, latest, lock=lock)
@@ -380,7 +379,7 @@ def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter, *, lock: 
         "fingerprint": study.spec.fingerprint(),
         "n_trials": len(runs),
     }
-    lock.execute(text("SELECT 1"))  # fails if the lock was lost meanwhile
+    locks.make_sure(lock)
     with storage.engine.begin() as connection:
         connection.execute(insert(schema.study).values(row))
         connection.execute(insert(schema.final_run), rows)

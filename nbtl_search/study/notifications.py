@@ -33,8 +33,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import NbtlError, SpecError
 from nbtl_search.ledger import ledger, records, schema
-from nbtl_search.ledger.database import storage_errors
 from nbtl_search.ledger.records import DEFAULT, TrialRecord
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Value, read_toml
 from nbtl_search.study.store import Study
 

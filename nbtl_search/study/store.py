@@ -1,13 +1,10 @@
-"""The note beside a study in the dashboard: what is searched, on what, how long, how to read it.
-
-The studies in a database: create, open, list, delete.
+"""The studies in a database: create, open, list, delete.
 
 A study exists from the moment its row stands in our ledger, which is inserted last and deleted
 first. An Optuna study without that row is half-made: nobody sees it, the next `create` clears it.
 """
 
 import difflib
-import html
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,159 +17,37 @@ from sqlalchemy import ColumnElement, Connection, case, exists, func, null, sele
 from sqlalchemy import delete as delete_from
 
 from nbtl_search import space
-from nbtl_search.advice import conclude
 from nbtl_search.errors import SpecError, StorageError, StudyExistsError, StudyNotFoundError
-from nbtl_search.ledger import ledger, schema
-from nbtl_search.ledger.database import Storage, storage_errors
-from nbtl_search.ledger.names import (
-    SPEC,
-    clear_half_made,
-    make_optuna_study,
-    names_of_final_runs,
-    only_one,
-)
+from nbtl_search.ledger import ledger, locks, schema
+from nbtl_search.ledger.database import Storage
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import (
-    TITLES,
     Advised,
-    Diagnosis,
     Facts,
     KnownRecipe,
-    Measured,
     SearchSettings,
     StudySpec,
 )
 from nbtl_search.spec.verdict import FinalStage
+from nbtl_search.study.note import write_note
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
     from optuna.trial import FrozenTrial
 
-_READING = """\
-**How to read this.** The value of a trial is its best validation top-1 accuracy in percent, over
-the epochs it trained; higher is better. A trial's own page shows its learning curve. *Pruned*
-trials were stopped early, ran out of memory or diverged (`nbtl:cause`). The first trial,
-`default`, is the usual binary practice: every other trial is to be compared with it, and a
-difference smaller than that between two seeds is none. The test set has not been looked at."""
-
-_DIAGNOSIS: Final = "### How well the weights fit"
-_END: Final = "*(end of the diagnosis)*"
-
-
-def write_note(spec: StudySpec, facts: Facts) -> str:
-    """Return the note as Markdown; what a user wrote is escaped.
-
-    Raises:
-        SpecError: the study's search space is not valid.
-    """
-    parts = [
-        f"## {_text(spec.name)}",
-        _text(spec.description),
-        _data(spec, facts),
-        _searched(spec, facts),
-        _known(spec.search.known),
-        _advised(spec.advice),
-        f"**Budget:** {spec.budget.in_words()}.",
-        _READING,
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _data(spec: StudySpec, facts: Facts) -> str:
-    return (
-        f"**Data:** {_text(spec.data.dataset)}, {facts.n_classes} classes, "
-        f"{facts.n_train} training, {facts.n_val} validation and {facts.n_test} test images. "
-        f"**Network:** {_text(spec.model.name)} ({facts.n_blocks} blocks and the head)."
-    )
-
-
-def _searched(spec: StudySpec, facts: Facts) -> str:
-    built = space.build_for(spec.search, facts)
-    rows = [
-        f"| `{row.name}` | {_text(space.in_words(row.domain))} | {row.when or ''} |"
-        for row in built.rows
-    ]
-    rows += [f"| `{name}` | fixed: {_text(str(value))} | |" for name, value in built.fixed.items()]
-    head = [f"**Searched** (space `{spec.search.space}`):", "", "| dial | values | only if |"]
-    return "\n".join([*head, "|---|---|---|", *rows])
-
-
-def _known(known: tuple[KnownRecipe, ...]) -> str:
-    return "\n".join(["**Tried first, never pruned:**", "", *_recipes(known)])
-
-
-def _advised(advice: Advised | None) -> str:
-    if advice is None:
-        return ""
-    lines = [f"**Advice** (the weights look {advice.regime}):", ""]
-    lines += [f"* {_text(line)}" for line in advice.evidence]
-    if advice.recipes:
-        lines += ["", "Tried next, never pruned:", "", *_recipes(advice.recipes)]
-    if advice.prior:
-        lines += ["", "Start-up points fall here more often; no other value is excluded:", ""]
-        lines += [
-            f"* `{name}` {prior.low} to {prior.high}, {100 * prior.weight:.0f} % of the points"
-            f"{': ' if prior.reason else ''}{_text(prior.reason)}"
-            for name, prior in advice.prior.items()
-        ]
-    return "\n".join(lines)
-
-
-def _recipes(known: tuple[KnownRecipe, ...]) -> list[str]:
-    return [
-        f"* {_text(recipe.name)}{': ' if recipe.reason else ''}{_text(recipe.reason)}"
-        for recipe in known
-    ]
-
-
-def with_diagnosis(note: str, diagnosis: Diagnosis) -> str:
-    """Return a note with this diagnosis, in place of an earlier one; all else is kept."""
-    section = _diagnosis(diagnosis)
-    until, closing, after = note.partition(_END)
-    before, heading, _ = until.rpartition(_DIAGNOSIS)
-    if not heading or not closing:
-        return f"{note}\n\n{section}" if note else section
-    return before + section + after
-
-
-def _diagnosis(diagnosis: Diagnosis) -> str:
-    about = (
-        f"{diagnosis.n_images} {_text(diagnosis.split)} images of {diagnosis.n_classes} classes, "
-        f"{diagnosis.n_features} features ({_text(diagnosis.layer)}) at {diagnosis.image_px} px; "
-        f"accuracies on {diagnosis.n_val} validation images."
-    )
-    lines = [
-        _DIAGNOSIS,
-        "",
-        about,
-        "",
-        "| measure | value | without information |",
-        "|---|---|---|",
-        *(_measure(measure) for measure in diagnosis.measures),
-        "",
-        *(f"* {_text(line)}" for line in conclude(diagnosis).evidence),
-        "",
-        _END,
-    ]
-    return "\n".join(lines)
-
-
-def _measure(measure: Measured) -> str:
-    value = _text(measure.reason) if measure.value is None else f"{measure.value:.4g}"
-    null = "" if measure.null is None else f"{measure.null:.4g}"
-    return f"| {_text(TITLES.get(measure.name, measure.name))} | {value} | {null} |"
-
-
-def _text(value: str) -> str:
-    """Escape what HTML and a Markdown table would take for their own, and keep it in one line."""
-    return html.escape(" ".join(value.split()), quote=False).replace("|", "\\|")
-
-
 logger = logging.getLogger(__name__)
+
+SPEC: Final = "nbtl:spec"
+"""The attribute of an Optuna study that says it is ours, and holds its specification."""
+
+FINAL_MARK: Final = "@"
+"""In the names of studies of final runs, and in no other."""
 
 NAME: Final = "nbtl:name"
 REASON: Final = "nbtl:reason"
 PROTECTED: Final = "nbtl:protected"
 DIALS: Final = "nbtl:dials"
+_DELETIONS: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +113,7 @@ def create(storage: Storage, spec: StudySpec) -> Study:
     known = (*spec.search.known, *advice.recipes)
     trials = [*_known_trials(known, searched), *_design_trials(spec.search, advice, searched)]
     note = write_note(spec, facts)  # before anything is written: it may find the spec wrong
-    with storage_errors(), only_one(storage, spec.name) as connection:
+    with storage_errors(), locks.holding_name(storage.engine, spec.name) as connection:
         if _row(connection, spec.name) is not None:
             return _same(open_study(storage, spec.name), spec)
         clear_half_made(storage, spec.name)
@@ -246,7 +121,7 @@ def create(storage: Storage, spec: StudySpec) -> Study:
         for trial in trials:
             storage.optuna.create_new_trial(study_id, trial)
         _attach_note(_optuna_study(storage, spec.name), note)
-        connection.execute(text("SELECT 1"))  # fails if the lock was lost meanwhile
+        locks.make_sure(connection)
         ledger.register(storage.engine, study_id, spec)
     logger.info("study created", extra={"action": "create", "study": spec.name})
     return open_study(storage, spec.name)
@@ -312,14 +187,14 @@ def delete(storage: Storage, name: str) -> None:
         StudyNotFoundError: there is none; the message lists those that are.
         StorageError: the database refuses, or workers keep writing.
     """
-    with storage_errors(), only_one(storage, name) as connection:
+    with storage_errors(), locks.holding_name(storage.engine, name) as connection:
         names = [name, *names_of_final_runs(storage, name)]
         with storage.engine.begin() as ours:
             gone = ours.execute(delete_from(schema.study).where(schema.study.c.name.in_(names)))
         cleared = [clear_half_made(storage, each) for each in names]
         if not any(cleared) and gone.rowcount == 0:
             raise StudyNotFoundError(_not_found(storage, name))
-        connection.execute(text("SELECT 1"))
+        locks.make_sure(connection)
     logger.info("study deleted", extra={"action": "delete", "study": name})
 
 
@@ -428,3 +303,44 @@ def _attach_note(study: "OptunaStudy", note: str) -> None:
     from optuna_dashboard import save_note  # noqa: PLC0415  (a web application, for one function)
 
     save_note(study, note)
+
+
+def clear_half_made(storage: Storage, name: str) -> bool:
+    """Delete the Optuna study of this name, of which our ledger does not know; tell if any was.
+
+    Raises:
+        StudyExistsError: it is not one that we began.
+    """
+    for deletion in range(_DELETIONS):  # Optuna ignores it when a late writer gets in between
+        try:
+            study_id = storage.optuna.get_study_id_from_name(name)
+        except KeyError:
+            return deletion > 0
+        began_here = SPEC in storage.optuna.get_study_user_attrs(study_id)
+        if not began_here and storage.optuna.get_n_trials(study_id) > 0:
+            message = (
+                f"the name {name!r} is taken by an Optuna study that nbtl-search did not make; "
+                "give another name"
+            )
+            raise StudyExistsError(message)
+        storage.optuna.delete_study(study_id)
+    message = f"study {name!r} must be left alone while it is deleted; stop its workers, try again"
+    raise StorageError(message)
+
+
+def make_optuna_study(storage: Storage, name: str, spec: StudySpec) -> int:
+    """Make the Optuna study of this name, half made until our ledger knows it; return its id."""
+    from optuna.study import StudyDirection  # noqa: PLC0415  (slow, and not always used)
+
+    study_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], name)
+    storage.optuna.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
+    return study_id
+
+
+def names_of_final_runs(storage: Storage, name: str) -> list[str]:
+    """Return the names of all Optuna studies that hold final runs of a study, half-made ones too.
+
+    The name of a study has no '@'.
+    """
+    every = [found.study_name for found in storage.optuna.get_all_studies()]
+    return [found for found in every if found.startswith(f"{name}{FINAL_MARK}")]

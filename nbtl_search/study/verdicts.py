@@ -10,9 +10,9 @@ from sqlalchemy import select
 
 from nbtl_search.errors import StudyNotFoundError
 from nbtl_search.ledger import records, schema
-from nbtl_search.ledger.database import storage_errors
 from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Recipe
 from nbtl_search.spec.verdict import (
     Contender,

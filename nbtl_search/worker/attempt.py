@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from nbtl_search.errors import FencedError, StorageLostError
-from nbtl_search.ledger.database import storage_errors
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import FinalResult, Lease, Leases, Outcome
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, Recipe, best_epoch
 from nbtl_search.study import pruning, sampling
 from nbtl_search.study.store import Study

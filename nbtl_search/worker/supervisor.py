@@ -10,9 +10,9 @@ from typing import Final, final
 
 from nbtl_search.errors import NbtlError, StorageLostError
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.database import storage_errors
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import Asked, Lease, Leases
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Dials
 from nbtl_search.study import pruning, sampling
 from nbtl_search.study.store import Study

@@ -16,7 +16,6 @@ from pathlib import Path
 from nbtl_search.errors import NbtlError, StorageLostError, StudyNotFoundError
 from nbtl_search.ledger import backup as backups
 from nbtl_search.ledger.backup import Restored
-from nbtl_search.ledger.names import names_of_final_runs
 from nbtl_search.study import notifications, store
 from nbtl_search.study.notifications import Notice
 from nbtl_search.study.store import Study
@@ -59,7 +58,9 @@ def clean(
     home = home or default_home()
     with opened(storage, home) as database:
         names = [name] if name else [summary.name for summary in store.names(database)]
-        every = [one for each in names for one in (each, *names_of_final_runs(database, each))]
+        every = [
+            one for each in names for one in (each, *store.names_of_final_runs(database, each))
+        ]
         found = retention.leftovers(
             home,
             [store.open_study(database, each) for each in every],

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final
 from nbtl_search.errors import StorageError
 from nbtl_search.launchers import local, slurm
 from nbtl_search.ledger import jobs
-from nbtl_search.ledger.database import wait_for
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.postgres import data_folder, server
+from nbtl_search.postgres.connection import wait_for
 from nbtl_search.study import finals
 from nbtl_search.study.store import Study
 from nbtl_search.worker.attempt import Timing

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
 
-from nbtl_search.ledger import database as storage
-from nbtl_search.postgres import server as embedded
+from nbtl_search.ledger.database import connect, create_or_upgrade
+from nbtl_search.postgres.server import start, status, stop
 from nbtl_search.spec import (
     Budget,
     DataSettings,
@@ -42,14 +42,14 @@ class Server:
 
     @property
     def url(self) -> URL:
-        return embedded.start(self.home)
+        return start(self.home)
 
     def kill(self):
         """Kill the postmaster, and wait until it is gone: it takes connections until then."""
-        pid = embedded.status(self.home).pid
+        pid = status(self.home).pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        while embedded.status(self.home).running:
+        while status(self.home).running:
             time.sleep(0.01)
 
     def execute(self, *statements):
@@ -64,12 +64,12 @@ def server():
     folder = Path(tempfile.mkdtemp(prefix="nbtl-chaos-", dir="/tmp"))
     folder.chmod(0o711)
     server = Server(folder / "server")
-    made = storage.connect(None, home=server.home)
-    storage.create_or_upgrade(made)
+    made = connect(None, home=server.home)
+    create_or_upgrade(made)
     made.close()
     server.execute("CREATE DATABASE template TEMPLATE postgres")
     yield server
-    embedded.stop(server.home)
+    stop(server.home)
     shutil.rmtree(folder)
 
 
@@ -96,7 +96,7 @@ def plain(url):
 
 def make_study(url, *, n_trials, epochs, name="chaos"):
     """Store a study for the stub trainer; return it with its open storage."""
-    opened = storage.connect(plain(url), home=None, answer_s=10)
+    opened = connect(plain(url), home=None, answer_s=10)
     spec = StudySpec(
         name=name,
         data=DataSettings(dataset="textures"),

@@ -15,7 +15,7 @@ from nbtl_search.errors import FencedError
 from nbtl_search.ledger import schema
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Lease, Leases
-from nbtl_search.postgres import server as embedded
+from nbtl_search.postgres.server import start
 from nbtl_search.spec import Epoch
 from nbtl_search.study import store
 from nbtl_search.worker.retention import checkpoints_of
@@ -281,7 +281,7 @@ def test_a_postgres_that_is_down_is_waited_for(crew, server, down_s):
     wait_for(lambda: crew.n_epochs() >= 2)
     server.kill()
     time.sleep(down_s)
-    embedded.start(server.home)
+    start(server.home)
     crew.ends(worker)
     assert {trial["attempt"] for trial in invariants.trials_of(crew.study)} == {1}
     crew.check()

@@ -17,7 +17,7 @@ import pytest
 
 from nbtl_search.errors import StorageError
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.postgres import server as embedded
+from nbtl_search.postgres.server import start, status
 from tests.chaos import invariants, stub_trainer, workers
 from tests.chaos.conftest import make_study, plain
 
@@ -65,11 +65,11 @@ class Siege:
                 self.done.append(kind)
         if kind in {"postmaster", "backend"}:
             time.sleep(self.chance.choice([0.0, 0.3, 1.5]))
-            embedded.start(self.server.home)
+            start(self.server.home)
 
     def backends(self):
         """Return the server's processes that serve our workers."""
-        postmaster = psutil.Process(embedded.status(self.server.home).pid)
+        postmaster = psutil.Process(status(self.server.home).pid)
         found = [child for child in postmaster.children() if "chaos_" in " ".join(child.cmdline())]
         return [child.pid for child in self.chance.sample(found, len(found))]
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from nbtl_search.errors import NbtlError
-from nbtl_search.ledger.database import wait_for
+from nbtl_search.postgres.connection import wait_for
 from nbtl_search.worker.attempt import Timing
 from nbtl_search.worker.child import Slot
 from nbtl_search.worker.signals import stop_on_signals

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
 
 from nbtl_search.ledger import database
-from nbtl_search.postgres import server as embedded
+from nbtl_search.postgres import server
 from nbtl_search.spec import Budget, DataSettings, Facts, KnownRecipe, SearchSettings, StudySpec
 
 
@@ -35,13 +35,13 @@ def execute(url: URL, *statements: str) -> None:
 
 
 @contextlib.contextmanager
-def _database(server: URL, *, template: str = "template0") -> Iterator[URL]:
+def _database(postgres: URL, *, template: str = "template0") -> Iterator[URL]:
     name = f"nbtl_test_{secrets.token_hex(6)}"
-    execute(server, f'CREATE DATABASE {name} TEMPLATE "{template}"')
+    execute(postgres, f'CREATE DATABASE {name} TEMPLATE "{template}"')
     try:
-        yield server.set(database=name)
+        yield postgres.set(database=name)
     finally:
-        execute(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        execute(postgres, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +61,8 @@ def public_folder():
 def stopped(public_folder):
     """A home whose server has a table, and does not run; copy it with its owners."""
     path = public_folder / "stopped"
-    execute(embedded.start(path), "CREATE TABLE kept AS SELECT 42 AS x")
-    embedded.stop(path)
+    execute(server.start(path), "CREATE TABLE kept AS SELECT 42 AS x")
+    server.stop(path)
     return path
 
 
@@ -73,8 +73,8 @@ def server_url(public_folder):
         yield database.parse_url(given)
         return
     home = public_folder / "server"
-    yield embedded.start(home)
-    embedded.stop(home)
+    yield server.start(home)
+    server.stop(home)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy import NullPool, create_engine, event, text
 
 from nbtl_search.errors import NbtlError, SchemaError, StorageLostError
-from nbtl_search.ledger import database, names
+from nbtl_search.ledger import database
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.reports.dashboard import pages
 from nbtl_search.reports.dashboard import server as dashboard
@@ -186,7 +186,7 @@ def test_figures_notes_and_the_verdict_are_on_the_pages(site, study):
     assert report.best is not None
     attributes = {row["key"]: row["value"] for row in found["user_attrs"]}
     assert attributes["best"].startswith(f"{report.best['value']:.2f} %")
-    assert names.SPEC not in attributes
+    assert store.SPEC not in attributes
     for trial in found["trials"]:
         keys = {row["key"] for row in trial["user_attrs"]}
         assert store.DIALS not in keys

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from nbtl_search.errors import StorageLostError
 from nbtl_search.ledger import database
-from nbtl_search.postgres import connection as driver
+from nbtl_search.postgres.connection import connections, storage_errors
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -26,7 +26,7 @@ def test_a_silent_server_is_lost_within_the_limit(impatient):
     started = time.monotonic()
     with (
         pytest.raises(StorageLostError, match=r"within 0\.5 s"),
-        database.storage_errors(),
+        storage_errors(),
         impatient.engine.connect() as connection,
     ):
         connection.execute(text("SELECT pg_sleep(20)"))
@@ -34,7 +34,7 @@ def test_a_silent_server_is_lost_within_the_limit(impatient):
 
 
 def test_afterwards_a_new_connection_serves(impatient):
-    with pytest.raises(StorageLostError), database.storage_errors():  # noqa: SIM117
+    with pytest.raises(StorageLostError), storage_errors():  # noqa: SIM117
         with impatient.engine.connect() as connection:
             connection.execute(text("SELECT pg_sleep(20)"))
     with impatient.engine.connect() as connection:
@@ -43,7 +43,7 @@ def test_afterwards_a_new_connection_serves(impatient):
 
 def test_optunas_connections_have_the_limit_too(impatient):
     engine = impatient.optuna._backend.engine
-    with pytest.raises(StorageLostError), database.storage_errors(), engine.connect() as connection:
+    with pytest.raises(StorageLostError), storage_errors(), engine.connect() as connection:
         connection.execute(text("SELECT pg_sleep(20)"))
 
 
@@ -77,7 +77,7 @@ def test_a_signal_is_heard_while_the_server_is_silent(impatient):
 
 
 def test_connections_of_others_wait_as_long_as_the_default(server_url):
-    driver.connections(0.2)
+    connections(0.2)
     connection = psycopg2.connect(
         host=server_url.query.get("host", server_url.host),
         port=server_url.query.get("port", server_url.port),

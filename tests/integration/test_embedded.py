@@ -15,8 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 import nbtl_search
 from nbtl_search.errors import StorageError
-from nbtl_search.postgres import data_folder
-from nbtl_search.postgres import server as embedded
+from nbtl_search.postgres import data_folder, server
 
 pytestmark = pytest.mark.postgres
 
@@ -24,7 +23,7 @@ START = """
 import sys, time
 from pathlib import Path
 from nbtl_search.study import embedded
-embedded.start(Path(sys.argv[1]))
+server.start(Path(sys.argv[1]))
 print("started", flush=True)
 time.sleep(float(sys.argv[2]))
 """
@@ -61,7 +60,7 @@ def home(public_folder):
     path = Path(tempfile.mkdtemp(dir=public_folder)) / "home"
     yield path
     (path / "postgres" / "host").unlink(missing_ok=True)
-    embedded.stop(path)
+    server.stop(path)
     shutil.rmtree(path.parent)
 
 
@@ -69,37 +68,37 @@ def home(public_folder):
 def started(home, stopped):
     """A home whose server has a table, and runs."""
     subprocess.run(["cp", "-a", stopped, home], check=True)
-    embedded.start(home)
+    server.start(home)
     return home
 
 
 def kept(home):
-    return ask(embedded.start(home), "SELECT x FROM kept")
+    return ask(server.start(home), "SELECT x FROM kept")
 
 
 def test_it_starts_once_and_stops_once(home):
-    assert embedded.status(home).running is False
-    assert embedded.stop(home) is False
-    url = embedded.start(home)
-    first = embedded.status(home)
-    assert embedded.start(home) == url
-    assert embedded.status(home).pid == first.pid
+    assert server.status(home).running is False
+    assert server.stop(home) is False
+    url = server.start(home)
+    first = server.status(home)
+    assert server.start(home) == url
+    assert server.status(home).pid == first.pid
     assert (first.running, first.version) == (True, 18)
     assert first.data_mb > 1
     assert ask(url) == 1
-    assert embedded.stop(home) is True
-    assert embedded.status(home).running is False
+    assert server.stop(home) is True
+    assert server.status(home).running is False
     with pytest.raises(OperationalError):
         ask(url)
 
 
 def test_the_data_survive_a_stop(started):
-    embedded.stop(started)
+    server.stop(started)
     assert kept(started) == 42
 
 
 def test_it_is_safe_and_small(home):
-    url = embedded.start(home)
+    url = server.start(home)
     for setting, value in (
         ("listen_addresses", ""),
         ("unix_socket_permissions", "0700"),
@@ -116,7 +115,7 @@ def test_it_is_safe_and_small(home):
 
 
 def test_the_url_hides_its_password(home):
-    url = embedded.start(home)
+    url = server.start(home)
     assert url.password
     assert len(url.password) >= 43
     assert url.password == (home / "postgres" / "password").read_text()
@@ -125,17 +124,17 @@ def test_the_url_hides_its_password(home):
 
 @pytest.mark.parametrize("name", ["with space", 'it\'s "q"', "a,b", "a\nb", "$HOME;ls", "ü"])
 def test_hostile_paths_are_only_paths(started, name):
-    embedded.stop(started)
+    server.stop(started)
     home = started / name
     home.mkdir()
     (started / "postgres").rename(home / "postgres")
     assert kept(home) == 42
-    assert embedded.stop(home) is True
+    assert server.stop(home) is True
 
 
 def test_a_hostile_path_can_be_begun_at(home):
-    assert ask(embedded.start(home / 'it\'s, "q"\n$HOME')) == 1
-    assert embedded.stop(home / 'it\'s, "q"\n$HOME') is True
+    assert ask(server.start(home / 'it\'s, "q"\n$HOME')) == 1
+    assert server.stop(home / 'it\'s, "q"\n$HOME') is True
 
 
 def test_many_may_start_it_at_once(home):
@@ -148,20 +147,20 @@ def test_many_may_start_it_at_once(home):
         if "-D" in (process.info["cmdline"] or ())
         and str(home / "postgres" / "data") in process.info["cmdline"]
     ]
-    assert [process.pid for process in serving] == [embedded.status(home).pid]
+    assert [process.pid for process in serving] == [server.status(home).pid]
 
 
 @pytest.mark.chaos
 def test_it_outlives_the_sigkill_of_who_started_it_and_all_its_group(home):
     process = starter(home, then_sleep_s=600, start_new_session=True)
     assert process.stdout.readline() == "started\n"
-    server = psutil.Process(embedded.status(home).pid)
-    assert os.getsid(server.pid) != os.getsid(process.pid)
+    postgres = psutil.Process(server.status(home).pid)
+    assert os.getsid(postgres.pid) != os.getsid(process.pid)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=20)
-    assert server.is_running()
-    assert ask(embedded.start(home)) == 1
-    assert embedded.status(home).pid == server.pid
+    assert postgres.is_running()
+    assert ask(server.start(home)) == 1
+    assert server.status(home).pid == postgres.pid
 
 
 def test_it_inherits_no_file_of_who_started_it(home, tmp_path):
@@ -169,8 +168,8 @@ def test_it_inherits_no_file_of_who_started_it(home, tmp_path):
     descriptor = os.open(mark, os.O_WRONLY | os.O_CREAT)
     os.set_inheritable(descriptor, True)  # noqa: FBT003
     try:
-        embedded.start(home)
-        folder = Path(f"/proc/{embedded.status(home).pid}/fd")
+        server.start(home)
+        folder = Path(f"/proc/{server.status(home).pid}/fd")
         open_files = {str(link.readlink()) for link in folder.iterdir()}
     finally:
         os.close(descriptor)
@@ -182,23 +181,23 @@ def test_it_inherits_no_file_of_who_started_it(home, tmp_path):
 @pytest.mark.chaos
 def test_it_comes_back_after_the_sigkill_of_the_server(started):
     for _ in range(3):
-        server = embedded.status(started).pid
-        assert server
-        os.kill(server, signal.SIGKILL)
-        until(lambda: not embedded.status(started).running)
+        pid = server.status(started).pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not server.status(started).running)
         assert kept(started) == 42
 
 
 @pytest.mark.parametrize("left", ["", "garbage\n", "{own}\n/elsewhere\n", "1\n", "999999\n"])
 def test_a_pid_file_left_by_a_power_loss_is_seen_through(started, left):
-    embedded.stop(started)
+    server.stop(started)
     root = started / "postgres"
     for lock in (root / "data" / "postmaster.pid", root / "socket" / ".s.PGSQL.5432.lock"):
         if lock.parent.exists():
             lock.write_text(left.format(own=os.getpid()))
             lock.chmod(0o600)
             os.chown(lock, lock.parent.stat().st_uid, lock.parent.stat().st_gid)
-    assert embedded.status(started).running is False
+    assert server.status(started).running is False
     assert kept(started) == 42
 
 
@@ -213,10 +212,10 @@ def test_an_initdb_killed_half_way_is_done_again(home, whom):
         process.kill()
     process.communicate(timeout=20)
     assert not (home / "postgres" / "data").exists(), "it was killed too late to show anything"
-    assert ask(embedded.start(home)) == 1
+    assert ask(server.start(home)) == 1
     until(lambda: not _initdbs(home))
-    embedded.stop(home)
-    assert ask(embedded.start(home)) == 1
+    server.stop(home)
+    assert ask(server.start(home)) == 1
     assert not list((home / "postgres").glob("init-*"))
 
 
@@ -229,25 +228,25 @@ def _initdbs(home):
 
 
 def test_data_of_another_version_are_refused(started):
-    embedded.stop(started)
+    server.stop(started)
     (started / "postgres" / "data" / "PG_VERSION").write_text("16\n")
     with pytest.raises(StorageError, match=r"must be of PostgreSQL 18, got 16 in .*; use"):
-        embedded.start(started)
+        server.start(started)
     (started / "postgres" / "data" / "PG_VERSION").write_text("18\n")
 
 
 def test_a_lost_password_is_said_not_replaced(started):
-    embedded.stop(started)
+    server.stop(started)
     (started / "postgres" / "password").unlink()
     with pytest.raises(StorageError, match="password file"):
-        embedded.start(started)
+        server.start(started)
 
 
 def test_a_server_on_another_machine_is_never_started_twice(started):
     host = started / "postgres" / "host"
     here = host.read_text()
     host.write_text("node17")
-    for use in (embedded.start, embedded.stop, embedded.status):
+    for use in (server.start, server.stop, server.status):
         with pytest.raises(StorageError, match=r"'node17'.*--storage") as caught:
             use(started)
         assert "\n" not in str(caught.value)
@@ -256,17 +255,17 @@ def test_a_server_on_another_machine_is_never_started_twice(started):
 
 
 def test_another_machine_may_start_what_was_stopped(started):
-    embedded.stop(started)
+    server.stop(started)
     (started / "postgres" / "host").write_text("node17")
     assert kept(started) == 42
 
 
 def test_a_server_that_cannot_start_says_why(started):
-    embedded.stop(started)
+    server.stop(started)
     auto = started / "postgres" / "data" / "postgresql.auto.conf"
     auto.write_text("shared_buffers = 'a lot'\n")
     with pytest.raises(StorageError, match=r"must start, got: .*; see") as caught:
-        embedded.start(started)
+        server.start(started)
     assert "\n" not in str(caught.value)
     auto.write_text("")
 
@@ -277,7 +276,7 @@ def test_a_folder_open_to_others_is_refused(started, mode):
     before = root.stat().st_mode
     root.chmod(mode)
     with pytest.raises(StorageError, match="must be a private folder"):
-        embedded.start(started)
+        server.start(started)
     root.chmod(before)
 
 
@@ -285,7 +284,7 @@ def test_a_home_that_is_no_folder_is_refused_in_one_line(tmp_path):
     home = tmp_path / "file"
     home.write_text("")
     with pytest.raises(StorageError, match="must be able to use the folder") as caught:
-        embedded.start(home)
+        server.start(home)
     assert "\n" not in str(caught.value)
 
 

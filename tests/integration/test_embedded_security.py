@@ -18,8 +18,7 @@ import pytest
 import nbtl_search
 from nbtl_search.errors import StorageError
 from nbtl_search.ledger import database
-from nbtl_search.postgres import data_folder, os_user
-from nbtl_search.postgres import server as embedded
+from nbtl_search.postgres import data_folder, os_user, server
 from nbtl_search.postgres.data_folder import Files
 
 pytestmark = pytest.mark.postgres
@@ -64,16 +63,16 @@ import json, os, sys
 from pathlib import Path
 import psycopg2, encodings.idna, encodings.ascii, sqlalchemy.dialects.postgresql.psycopg2
 from sqlalchemy import create_engine, text
-from nbtl_search.study import embedded
+from nbtl_search.postgres import server
 asked = json.load(sys.stdin)
 os.setgroups([]); os.setgid(asked["gid"]); os.setuid(asked["uid"])
 home = Path(asked["home"])
-url = embedded.start(home)
+url = server.start(home)
 engine = create_engine(url)
 with engine.connect() as connection:
     print(connection.execute(text("SELECT 1")).scalar())
 engine.dispose()
-print(os.stat(home / "postgres" / "data").st_uid, embedded.stop(home))
+print(os.stat(home / "postgres" / "data").st_uid, server.stop(home))
 """
 
 
@@ -107,13 +106,13 @@ def home(request, stopped):
     if "no_process" not in request.node.name:  # that one watches the database being made
         subprocess.run(["cp", "-a", stopped / "postgres", path], check=True)
     yield path
-    embedded.stop(path)
+    server.stop(path)
     shutil.rmtree(top)
 
 
 @needs_root
 def test_another_user_cannot_connect_even_with_the_password(home, nobody):
-    url = embedded.start(home)
+    url = server.start(home)
     right = {"host": url.query["host"], "password": url.password}
     assert run(CONNECT, uid=0, **right) == "connected"
     assert "Permission denied" in run(CONNECT, uid=nobody, **right)
@@ -121,7 +120,7 @@ def test_another_user_cannot_connect_even_with_the_password(home, nobody):
 
 @needs_root
 def test_if_the_folder_were_open_the_password_would_still_be_needed(home, nobody):
-    url = embedded.start(home)
+    url = server.start(home)
     folder = Path(str(url.query["host"]))
     (folder / ".s.PGSQL.5432").chmod(0o777)
     for opened in (folder, folder.parent):
@@ -135,7 +134,7 @@ def test_if_the_folder_were_open_the_password_would_still_be_needed(home, nobody
 
 @needs_root
 def test_another_user_cannot_read_the_password_the_data_or_the_log(home, nobody):
-    embedded.start(home)
+    server.start(home)
     files = Files.below(home)
     private = [files.password, files.data, files.log, files.socket, files.root, files.lock]
     private += [files.data / "global", files.data / "base", files.root / "pg_hba.conf"]
@@ -147,13 +146,13 @@ def test_another_user_cannot_read_the_password_the_data_or_the_log(home, nobody)
 
 @needs_root
 def test_the_server_itself_cannot_change_what_guards_it(home):
-    embedded.start(home)
+    server.start(home)
     files = Files.below(home)
-    server = os_user.of_server()
-    assert server.name == "nbtl-postgres"
+    user = os_user.of_server()
+    assert user.name == "nbtl-postgres"
     for path in (files.root, files.root / "pg_hba.conf", files.root / "postgresql.conf"):
         assert path.stat().st_uid == 0
-    assert json.loads(run(OPEN, uid=server.uid, paths=[str(files.password)])) == []
+    assert json.loads(run(OPEN, uid=user.uid, paths=[str(files.password)])) == []
 
 
 @needs_root
@@ -164,9 +163,9 @@ def test_closed_folders_above_stay_closed_to_everyone_else(tmp_path, nobody):
     database.connect(None, home=home).close()
     assert closed.stat().st_mode & 0o007 == 0
     assert json.loads(run(OPEN, uid=nobody, paths=[str(closed)])) == []
-    server = os_user.of_server()
-    assert json.loads(run(OPEN, uid=server.uid, paths=[str(closed)])) == [], "search only"
-    embedded.stop(home)
+    user = os_user.of_server()
+    assert json.loads(run(OPEN, uid=user.uid, paths=[str(closed)])) == [], "search only"
+    server.stop(home)
 
 
 @needs_root
@@ -196,7 +195,7 @@ def test_a_squatter_on_the_short_socket_folder_is_noticed(home, tmp_path, trap):
     else:
         folder.write_text("")
     with pytest.raises(StorageError, match="must be a private folder"):
-        embedded.start(home)
+        server.start(home)
     if folder.is_dir() and not folder.is_symlink():
         folder.rmdir()
     else:
@@ -206,28 +205,28 @@ def test_a_squatter_on_the_short_socket_folder_is_noticed(home, tmp_path, trap):
 @needs_root
 @pytest.mark.parametrize("home", ["long"], indirect=True)
 def test_a_short_socket_folder_of_another_user_is_noticed(home, nobody):
-    embedded.start(home)
+    server.start(home)
     folder = Files.below(home).socket
     os.chown(folder, nobody, -1)
     with pytest.raises(StorageError, match="must be a private folder"):
-        embedded.start(home)
+        server.start(home)
     os.chown(folder, os_user.of_server().uid, -1)
 
 
 @pytest.mark.parametrize("home", ["short", "long"], indirect=True)
 def test_the_socket_has_an_address_however_long_the_home(home):
-    url = embedded.start(home)
+    url = server.start(home)
     address = f"{url.query['host']}/.s.PGSQL.5432"
     assert len(os.fsencode(address)) <= 107
     assert Path(address).is_socket()
     assert Path(address).parent.stat().st_mode & 0o077 == 0
-    embedded.stop(home)
+    server.stop(home)
     assert not Path(address).parent.exists() or Path(address).parent.parent == home / "postgres"
 
 
 def test_a_server_of_another_user_is_not_trusted(home):
     """libpq hangs up on a server that runs as somebody else, before any authentication."""
-    url = embedded.start(home).update_query_dict({"requirepeer": "somebody-else"})
+    url = server.start(home).update_query_dict({"requirepeer": "somebody-else"})
     with pytest.raises(StorageError, match="requirepeer"):
         database.connect(url.render_as_string(hide_password=False), home=home)
 

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
-from nbtl_search.ledger import database, ledger, names
+from nbtl_search.ledger import database, ledger
 from nbtl_search.ledger.lifecycle import FinalResult, Leases, Outcome
 from nbtl_search.spec import Budget, Epoch, Recipe
 from nbtl_search.study import (
@@ -155,7 +155,7 @@ def test_two_workers_open_one_second_stage(searched, database_url):
 
 def test_a_half_made_stage_is_made_anew(searched):
     half = searched.storage.optuna.create_new_study(searched.optuna.directions, "cats@confirm-1")
-    searched.storage.optuna.set_study_user_attr(half, names.SPEC, "{}")
+    searched.storage.optuna.set_study_user_attr(half, store.SPEC, "{}")
     finals.begin(searched, PLAN)
     stage = stage_of(searched)
     assert stage.id != half

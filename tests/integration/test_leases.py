@@ -230,7 +230,7 @@ def test_an_epoch_forgives_lost_workers_and_a_release_is_no_loss(db, study, leas
 
 
 def test_an_asker_waits_in_line_only_so_long(db, study, leases, ledger, monkeypatch):
-    monkeypatch.setattr("nbtl_search.ledger.lifecycle._QUEUE_S", 0.2)
+    monkeypatch.setattr("nbtl_search.ledger.locks.QUEUE_S", 0.2)
     with db.engine.begin() as connection:
         connection.execute(text("SELECT 1 FROM nbtl_study FOR UPDATE"))
         with pytest.raises(StorageLostError):

@@ -9,8 +9,8 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import event, text
 
 from nbtl_search.errors import StorageLostError
-from nbtl_search.ledger.database import storage_errors
 from nbtl_search.ledger.optuna_storage import FastRDBStorage
+from nbtl_search.postgres.connection import storage_errors
 
 FLOAT = optuna.distributions.FloatDistribution
 PARAMS = {

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError, PendingRollbackError
 
 from nbtl_search.errors import SchemaError, StorageError, StorageLostError
 from nbtl_search.ledger import database
+from nbtl_search.postgres.connection import storage_errors, wait_for
 from nbtl_search.study import store
 
 SECRET = "s3cr3t-p4ss"
@@ -164,7 +165,7 @@ def _set_optuna_version(opened, version):
 
 def test_the_version_of_optunas_tables_is_the_one_that_optuna_says(db):
     """A new Optuna may need other tables: this number then has to follow."""
-    assert db.optuna._backend.get_head_version() == database.NEEDED
+    assert db.optuna._backend.get_head_version() == database.OPTUNA_TABLES
 
 
 def test_looking_at_a_study_does_not_wake_optuna(db, database_url, spec):
@@ -214,18 +215,18 @@ def test_optunas_older_tables_are_upgraded_by_the_command_only(db):
 def test_errors_of_the_database_inside_optunas_are_ours(db):
     with db.engine.begin() as connection:
         connection.execute(text("DROP TABLE trial_heartbeats, trial_values, studies CASCADE"))
-    with pytest.raises(SchemaError, match="db upgrade"), database.storage_errors():
+    with pytest.raises(SchemaError, match="db upgrade"), storage_errors():
         optuna.create_study(storage=db.optuna)
 
 
 def test_a_broken_constraint_is_the_programs_fault_and_passes_unchanged(db):
     statement = text("INSERT INTO nbtl_meta (version) VALUES (NULL)")
-    with pytest.raises(IntegrityError), database.storage_errors(), db.engine.begin() as connection:
+    with pytest.raises(IntegrityError), storage_errors(), db.engine.begin() as connection:
         connection.execute(statement)
 
 
 def test_a_transaction_that_optuna_went_on_with_after_its_connection_was_cut_is_lost():
-    with pytest.raises(StorageLostError), database.storage_errors():
+    with pytest.raises(StorageLostError), storage_errors():
         raise optuna.exceptions.StorageInternalError from PendingRollbackError("rolled back")
 
 
@@ -233,7 +234,7 @@ def test_a_full_pool_is_lost_not_broken(db):
     db.engine.pool._timeout = 0.01
     with (
         pytest.raises(StorageLostError, match="in use"),
-        database.storage_errors(),
+        storage_errors(),
         db.engine.connect(),
         db.engine.connect(),
         db.engine.connect(),
@@ -246,7 +247,7 @@ def test_what_may_pass_is_lost(db, state):
     block = f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"
     with (
         pytest.raises(StorageLostError),
-        database.storage_errors(),
+        storage_errors(),
         db.engine.connect() as connection,
     ):
         connection.execute(text(block))
@@ -263,7 +264,7 @@ class Clock:
 
 
 def _waiting(action, clock, *, deadline):
-    return database.wait_for(
+    return wait_for(
         action,
         deadline=deadline,
         first_s=1.0,

@@ -27,9 +27,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import distinct, func, or_, select
 
 from nbtl_search.errors import NbtlError, StudyNotFoundError
-from nbtl_search.ledger import names, records, schema
-from nbtl_search.ledger.database import Storage, storage_errors
+from nbtl_search.ledger import records, schema
+from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.reports import figures, paper_figures
 from nbtl_search.reports.comparison import best_of, default_of, gain_of
 from nbtl_search.reports.dashboard import curve
@@ -184,7 +185,7 @@ class Pages:
         page = self._pages.get(study._study_id, _Page())  # noqa: SLF001
         study.system_attrs = {**page.attributes, **study.system_attrs}
         study.user_attrs = {**study.user_attrs, **page.verdict}
-        study.user_attrs.pop(names.SPEC, None)
+        study.user_attrs.pop(store.SPEC, None)
 
     def with_notes(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """Be a plugin of the dashboard's framework: add our notes to what a view says of trials.

@@ -1,0 +1,127 @@
+"""The note beside a study in the dashboard: what is searched, on what, how long, how to read it."""
+
+import html
+from typing import Final
+
+from nbtl_search import space
+from nbtl_search.advice import conclude
+from nbtl_search.spec import TITLES, Advised, Diagnosis, Facts, KnownRecipe, Measured, StudySpec
+
+_READING = """\
+**How to read this.** The value of a trial is its best validation top-1 accuracy in percent, over
+the epochs it trained; higher is better. A trial's own page shows its learning curve. *Pruned*
+trials were stopped early, ran out of memory or diverged (`nbtl:cause`). The first trial,
+`default`, is the usual binary practice: every other trial is to be compared with it, and a
+difference smaller than that between two seeds is none. The test set has not been looked at."""
+
+_DIAGNOSIS: Final = "### How well the weights fit"
+_END: Final = "*(end of the diagnosis)*"
+
+
+def write_note(spec: StudySpec, facts: Facts) -> str:
+    """Return the note as Markdown; what a user wrote is escaped.
+
+    Raises:
+        SpecError: the study's search space is not valid.
+    """
+    parts = [
+        f"## {_text(spec.name)}",
+        _text(spec.description),
+        _data(spec, facts),
+        _searched(spec, facts),
+        _known(spec.search.known),
+        _advised(spec.advice),
+        f"**Budget:** {spec.budget.in_words()}.",
+        _READING,
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _data(spec: StudySpec, facts: Facts) -> str:
+    return (
+        f"**Data:** {_text(spec.data.dataset)}, {facts.n_classes} classes, "
+        f"{facts.n_train} training, {facts.n_val} validation and {facts.n_test} test images. "
+        f"**Network:** {_text(spec.model.name)} ({facts.n_blocks} blocks and the head)."
+    )
+
+
+def _searched(spec: StudySpec, facts: Facts) -> str:
+    built = space.build_for(spec.search, facts)
+    rows = [
+        f"| `{row.name}` | {_text(space.in_words(row.domain))} | {row.when or ''} |"
+        for row in built.rows
+    ]
+    rows += [f"| `{name}` | fixed: {_text(str(value))} | |" for name, value in built.fixed.items()]
+    head = [f"**Searched** (space `{spec.search.space}`):", "", "| dial | values | only if |"]
+    return "\n".join([*head, "|---|---|---|", *rows])
+
+
+def _known(known: tuple[KnownRecipe, ...]) -> str:
+    return "\n".join(["**Tried first, never pruned:**", "", *_recipes(known)])
+
+
+def _advised(advice: Advised | None) -> str:
+    if advice is None:
+        return ""
+    lines = [f"**Advice** (the weights look {advice.regime}):", ""]
+    lines += [f"* {_text(line)}" for line in advice.evidence]
+    if advice.recipes:
+        lines += ["", "Tried next, never pruned:", "", *_recipes(advice.recipes)]
+    if advice.prior:
+        lines += ["", "Start-up points fall here more often; no other value is excluded:", ""]
+        lines += [
+            f"* `{name}` {prior.low} to {prior.high}, {100 * prior.weight:.0f} % of the points"
+            f"{': ' if prior.reason else ''}{_text(prior.reason)}"
+            for name, prior in advice.prior.items()
+        ]
+    return "\n".join(lines)
+
+
+def _recipes(known: tuple[KnownRecipe, ...]) -> list[str]:
+    return [
+        f"* {_text(recipe.name)}{': ' if recipe.reason else ''}{_text(recipe.reason)}"
+        for recipe in known
+    ]
+
+
+def with_diagnosis(note: str, diagnosis: Diagnosis) -> str:
+    """Return a note with this diagnosis, in place of an earlier one; all else is kept."""
+    section = _diagnosis(diagnosis)
+    until, closing, after = note.partition(_END)
+    before, heading, _ = until.rpartition(_DIAGNOSIS)
+    if not heading or not closing:
+        return f"{note}\n\n{section}" if note else section
+    return before + section + after
+
+
+def _diagnosis(diagnosis: Diagnosis) -> str:
+    about = (
+        f"{diagnosis.n_images} {_text(diagnosis.split)} images of {diagnosis.n_classes} classes, "
+        f"{diagnosis.n_features} features ({_text(diagnosis.layer)}) at {diagnosis.image_px} px; "
+        f"accuracies on {diagnosis.n_val} validation images."
+    )
+    lines = [
+        _DIAGNOSIS,
+        "",
+        about,
+        "",
+        "| measure | value | without information |",
+        "|---|---|---|",
+        *(_measure(measure) for measure in diagnosis.measures),
+        "",
+        *(f"* {_text(line)}" for line in conclude(diagnosis).evidence),
+        "",
+        _END,
+    ]
+    return "\n".join(lines)
+
+
+def _measure(measure: Measured) -> str:
+    value = _text(measure.reason) if measure.value is None else f"{measure.value:.4g}"
+    null = "" if measure.null is None else f"{measure.null:.4g}"
+    return f"| {_text(TITLES.get(measure.name, measure.name))} | {value} | {null} |"
+
+
+def _text(value: str) -> str:
+    """Escape what HTML and a Markdown table would take for their own, and keep it in one line."""
+    return html.escape(" ".join(value.split()), quote=False).replace("|", "\\|")
