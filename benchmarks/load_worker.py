@@ -21,8 +21,8 @@ from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.lifecycle import Leases
 from nbtl_search.spec import StudySpec
 from nbtl_search.study import sampling
-from nbtl_search.worker.attempt import Attempt, Timing
-from nbtl_search.worker.child import Slot
+from nbtl_search.worker.attempt import Attempt
+from nbtl_search.worker.settings import Timing, WorkerSettings
 from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.supervisor import Supervisor
 from nbtl_search.workspace.workspace import opened_study
@@ -78,8 +78,8 @@ def supervise(job: Job) -> None:
     command = (sys.executable, "-I", "-S", str(TRAINER), str(job.epoch_s))
     try:
         with stop_on_signals() as stop, opened_study(job.study, job.url, job.home) as study:
-            slot = Slot(home=job.home, trainer=command)
-            supervisor = Supervisor(study, slot=slot, stop=stop, timing=Timing())
+            settings = WorkerSettings(home=job.home, trainer=command)
+            supervisor = Supervisor(study, settings=settings, stop=stop, timing=Timing())
             try:
                 supervisor.run()
             finally:
@@ -95,8 +95,8 @@ def _watch(notes: Notes, rss_at: tuple[int, ...]) -> None:
     for owner, method, name in (
         (Leases, "reserve", "reserve + ask"),
         (sampling, "ask", "of it, under the lock: ask"),
-        (Attempt, "_beat", "heartbeat: renew + show"),
-        (Attempt, "_judge", "record + report + compare"),
+        (Attempt, "_heartbeat", "heartbeat: renew + show"),
+        (Attempt, "_record_and_compare", "record + report + compare"),
         (Leases, "finish", "finish"),
         (sampling, "tell", "tell"),
         (Storage, "revive", "database lost"),

@@ -24,6 +24,9 @@ from typing import ClassVar, Final
 UPGRADE_COMMAND: Final = "nbtl-search db upgrade"
 """What mends a `SchemaError`."""
 
+EXIT_CODE: Final = 2
+"""Of a process that was refused: the user can mend it, and another try would not."""
+
 
 class NbtlError(Exception):
     """Base of all errors that are the user's to mend, not the program's."""

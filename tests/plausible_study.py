@@ -70,7 +70,7 @@ def fill(study: Study, *, n_trials: int, running: int = 0, failed: int = 0) -> N
         assert lease is not None, "the budget is spent"
         if index >= n_trials - running:
             _train(study, leases, ledger, lease, until=study.spec.train.epochs // 3)
-            ledger.beat(
+            ledger.heartbeat(
                 f"{WORKER}{index}",
                 host="node1",
                 pid=4242,

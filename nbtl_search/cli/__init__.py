@@ -4,9 +4,7 @@ import sys
 
 import click
 
-from nbtl_search.errors import NbtlError
-
-USER_ERROR = 2
+from nbtl_search.errors import EXIT_CODE, NbtlError
 
 
 def main() -> None:
@@ -32,4 +30,4 @@ def main() -> None:
 
 def _refuse(message: str) -> None:
     click.echo(f"Error: {message}", err=True)
-    sys.exit(USER_ERROR)
+    sys.exit(EXIT_CODE)

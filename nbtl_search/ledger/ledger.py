@@ -103,7 +103,7 @@ class Ledger:
         with storage_errors(), self._engine.connect() as connection:
             return not connection.execute(query).scalar_one()
 
-    def beat(
+    def heartbeat(
         self, worker: str, *, host: str, pid: int, device: str, state: str, trial_number: int | None
     ) -> None:
         """Show that the worker is alive, and what it does; of a deleted study nobody asks."""

@@ -1,24 +1,17 @@
-"""The trainer as its supervisor sees it: a process to talk to, that may die at any moment.
-
-What a worker is given besides its study: folders, limits, and the program that trains.
-"""
+"""Child: the trainer as its supervisor sees it, a process that may die at any moment."""
 
 import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 from nbtl_search.files.rotation import rotate
 from nbtl_search.spec import Value
 from nbtl_search.worker import protocol
-
-TRAINER: Final = (sys.executable, "-m", "nbtl_search.worker.trainer")
 
 
 class ChildDiedError(Exception):
@@ -29,9 +22,7 @@ class ChildDiedError(Exception):
 class Child:
     """One trainer process."""
 
-    def __init__(
-        self, *, log: Path, n_threads: int | None, command: Sequence[str] = TRAINER
-    ) -> None:
+    def __init__(self, command: Sequence[str], *, log: Path, n_threads: int | None) -> None:
         """Start the process; its output goes to `log`.
 
         `command` gets the number of its connection's file as last argument.
@@ -41,6 +32,8 @@ class Child:
         ours, theirs = socket.socketpair()
         environment = dict(os.environ)  # noqa: TID251  (passed on, not read)
         if n_threads is not None:
+            # Read by torch when it is imported: later is too late. The number belongs to the
+            # study, because another one gives other sums and so another curve.
             environment["OMP_NUM_THREADS"] = str(n_threads)
         with log.open("ab") as output, theirs:
             self._process = subprocess.Popen(
@@ -50,6 +43,8 @@ class Child:
                 stdout=output,
                 stderr=output,
                 env=environment,
+                # Ctrl-C reaches a terminal's whole group: it is for the supervisor to answer,
+                # and the trainer still has a checkpoint to write.
                 start_new_session=True,
             )
         self._connection: Connection[bytes, bytes] = Connection(ours.detach())
@@ -69,7 +64,7 @@ class Child:
         try:
             protocol.send(self._connection, message)
         except OSError as error:
-            raise ChildDiedError(self._epitaph()) from error
+            raise ChildDiedError(self._exit_message()) from error
 
     def poll(self, timeout_s: float) -> protocol.Report | None:
         """Return the next message, or None if none comes in time.
@@ -82,15 +77,18 @@ class Child:
                 return None
             return protocol.receive_report(self._connection)
         except (EOFError, OSError) as error:
-            raise ChildDiedError(self._epitaph()) from error
+            raise ChildDiedError(self._exit_message()) from error
 
     def kill(self) -> None:
         """End the process now; it has nothing to lose but the time since its checkpoint."""
         self._process.kill()
+        # Waited for, so that the next trainer finds the GPU's memory free and no zombie is left.
         self._process.wait()
         self._connection.close()
 
-    def _epitaph(self) -> str:
+    def _exit_message(self) -> str:
+        # The connection breaks a moment before the process is gone: without the wait there is
+        # no exit code yet, and the cause would be lost.
         code = self._process.wait()
         if code == -signal.SIGKILL:
             how = "was killed (SIGKILL: the kernel's out-of-memory killer, or an operator)"
@@ -99,26 +97,3 @@ class Child:
         else:
             how = f"exited with code {code}"
         return f"the trainer process {how}; its log is {self._log}"
-
-
-PATIENCE_S: Final = 86_400  # a worker that starts while the database is away waits for it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slot:
-    """The place of one worker."""
-
-    home: Path
-    """Checkpoints, logs, weights, and decoded images where there is no `cache`."""
-    cache: Path | None = None
-    """Where decoded images lie instead: a disk of this node."""
-    free_gb: float = 0.0
-    """No new trial is taken while the disk of `home` has less free space than this."""
-    quota_gb: float | None = None
-    """No new trial is taken while the study's checkpoints take more than this."""
-    keep_best: int = 0
-    """Of how many of the best trials that ended the last checkpoint is kept."""
-    metrics_port: int | None = None
-    """Where metrics are served on loopback."""
-    trainer: Sequence[str] = TRAINER
-    """The command of the trainer, which gets the number of its connection as last argument."""

@@ -32,7 +32,7 @@ class Metrics:
 
     def __init__(self, *, study: str, worker: str) -> None:
         self.registry = CollectorRegistry()
-        self._turned = time.monotonic()
+        self._ticked_at = time.monotonic()
         self.trials = Counter(
             "nbtl_trials", "Attempts at trials that ended here, by how", ["end"],
             registry=self.registry,
@@ -46,7 +46,7 @@ class Metrics:
             "nbtl_trials_in_progress", "1 while a trial is trained", registry=self.registry
         )
         self.heartbeat = Gauge(
-            "nbtl_heartbeat_timestamp_seconds", "When the database last took a sign of life",
+            "nbtl_heartbeat_timestamp_seconds", "When the database last took a heartbeat",
             registry=self.registry,
         )  # fmt: skip
         self.database_up = Gauge(
@@ -64,12 +64,12 @@ class Metrics:
         about = Info("nbtl_worker", "Which worker this is", registry=self.registry)
         about.info({"study": study, "worker": worker})
 
-    def turn(self) -> None:
+    def tick(self) -> None:
         """Note that the worker's loop goes round: it lives, whatever it waits for."""
-        self._turned = time.monotonic()
+        self._ticked_at = time.monotonic()
 
     def answered(self, *, well: bool) -> None:
-        """Note whether the database took a sign of life."""
+        """Note whether the database took a heartbeat."""
         self.database_up.set(1 if well else 0)
         if well:
             self.heartbeat.set_to_current_time()
@@ -87,7 +87,7 @@ class Metrics:
     @property
     def still_s(self) -> float:
         """How long the worker's loop has not gone round."""
-        return time.monotonic() - self._turned
+        return time.monotonic() - self._ticked_at
 
 
 @final
@@ -98,14 +98,14 @@ class MetricsServer:
     healthy: to kill it would help nobody.
     """
 
-    def __init__(self, metrics: Metrics, *, port: int, still_s: float) -> None:
+    def __init__(self, metrics: Metrics, *, port: int, stalled_after_s: float) -> None:
         """Listen.
 
         Raises:
             NbtlError: the port is taken.
         """
         try:
-            self._server = ThreadingHTTPServer((_HOST, port), _handler(metrics, still_s))
+            self._server = ThreadingHTTPServer((_HOST, port), _handler(metrics, stalled_after_s))
         except OSError as error:
             message = (
                 f"--metrics-port must be free on {_HOST}, got {port}: {error.strerror}; give "
@@ -135,14 +135,14 @@ class MetricsServer:
         self._thread.join()
 
 
-def _handler(metrics: Metrics, still_s: float) -> type[BaseHTTPRequestHandler]:
+def _handler(metrics: Metrics, stalled_after_s: float) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             answer = _ANSWERS.get(self.path)
             if answer is None:
                 self.send_error(404)
                 return
-            code, kind, body = answer(metrics, still_s)
+            code, kind, body = answer(metrics, stalled_after_s)
             self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
@@ -155,13 +155,13 @@ def _handler(metrics: Metrics, still_s: float) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _metrics(metrics: Metrics, _still_s: float) -> tuple[int, str, bytes]:
+def _metrics(metrics: Metrics, _stalled_after_s: float) -> tuple[int, str, bytes]:
     return 200, _TEXT, generate_latest(metrics.registry)
 
 
-def _health(metrics: Metrics, still_s: float) -> tuple[int, str, bytes]:
+def _health(metrics: Metrics, stalled_after_s: float) -> tuple[int, str, bytes]:
     age_s = metrics.still_s
-    well = age_s < still_s
+    well = age_s < stalled_after_s
     body = json.dumps({"healthy": well, "still_s": round(age_s, 1)}).encode()
     return 200 if well else 503, "application/json", body
 

@@ -1,4 +1,9 @@
-"""What supervisor and trainer say to each other: frozen messages, as JSON over a socket pair."""
+"""Protocol of supervisor and trainer: frozen messages, as JSON over a socket pair.
+
+The supervisor sends orders, the trainer reports. After `Trained` the trainer waits for `Continue`
+or `Halt`; every other report needs no answer. JSON and not pickle: what arrives is validated
+instead of executed.
+"""
 
 from multiprocessing.connection import Connection
 from typing import Annotated, Literal
@@ -21,26 +26,26 @@ class Open(Value):
 class Train(Value):
     """Train this recipe, from its last checkpoint where there is one.
 
-    With `keep`, a folder: then read the test images, and leave weights and predictions there.
+    With `result_folder`: then read the test images, and leave weights and predictions there.
     """
 
     kind: Literal["train"] = "train"
     recipe: Recipe
     checkpoints: str
-    keep: str | None = None
+    result_folder: str | None = None
 
 
-class GoOn(Value):
+class Continue(Value):
     """Train the next epoch."""
 
-    kind: Literal["go_on"] = "go_on"
+    kind: Literal["continue"] = "continue"
 
 
 class Halt(Value):
-    """Stop at the next update; write a checkpoint first if `keep`."""
+    """Stop at the next update; write a checkpoint first if `save`."""
 
     kind: Literal["halt"] = "halt"
-    keep: bool
+    save: bool
 
 
 class Ready(Value):
@@ -65,10 +70,10 @@ class Started(Value):
     history: tuple[Epoch, ...]
 
 
-class Progress(Value):
-    """A sign of life, at most once a second."""
+class Heartbeat(Value):
+    """Training, measuring or testing goes on; sent at most once a second."""
 
-    kind: Literal["progress"] = "progress"
+    kind: Literal["heartbeat"] = "heartbeat"
     epoch: int
     update: int
 
@@ -81,7 +86,7 @@ class Warned(Value):
 
 
 class Trained(Value):
-    """An epoch is done and, where the disk takes it, saved; the trainer waits for GoOn or Halt."""
+    """An epoch is done and, where the disk takes it, saved; Continue or Halt must follow."""
 
     kind: Literal["trained"] = "trained"
     epoch: Epoch
@@ -98,16 +103,16 @@ class Scores(Value):
     digest: str
 
 
-class Ended(Value):
-    """The schedule is done; with scores where weights and predictions were to be kept."""
+class Completed(Value):
+    """The schedule is done; with scores where there was a result folder."""
 
-    kind: Literal["ended"] = "ended"
+    kind: Literal["completed"] = "completed"
     rss_mb: float
     scores: Scores | None = None
 
 
 class Halted(Value):
-    """Training has stopped as told."""
+    """Training has stopped as ordered; the answer to `Halt`."""
 
     kind: Literal["halted"] = "halted"
     rss_mb: float
@@ -121,9 +126,9 @@ class Failed(Value):
     message: str
 
 
-Order = Annotated[Open | Train | GoOn | Halt, Field(discriminator="kind")]
+Order = Annotated[Open | Train | Continue | Halt, Field(discriminator="kind")]
 Report = Annotated[
-    Ready | Refused | Started | Progress | Warned | Trained | Ended | Halted | Failed,
+    Ready | Refused | Started | Heartbeat | Warned | Trained | Completed | Halted | Failed,
     Field(discriminator="kind"),
 ]
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)

@@ -1,10 +1,9 @@
-"""Which checkpoints stay on the disk, and whether it has room for another trial.
+"""Retention of checkpoints and logs: what stays on the disk, and whether a new trial has room.
 
 A trial that runs, waits or is paused keeps its checkpoints (the last two). One that ended keeps
-none, but for the last one of the best complete trials, as many as the slot says. The weights of
-final runs are kept elsewhere and never touched here.
-
-What is left on the disk of studies, and what of it nobody needs any more.
+none, but for the last one of the best complete trials, as many as the worker's settings say. The
+weights of final runs are kept elsewhere and never touched here. Workers apply this after each
+trial; `clean` finds what is left of studies and workers that are gone (`leftovers`).
 """
 
 import logging
@@ -16,11 +15,12 @@ from typing import Final, final
 
 from nbtl_search.ledger import records
 from nbtl_search.study.store import Study
-from nbtl_search.worker.child import Slot
+from nbtl_search.worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
 _GB: Final = 1e9
+DAY_S: Final = 86_400.0
 
 
 def checkpoints_of(study: Study, home: Path) -> Path:
@@ -35,27 +35,25 @@ def folder_name(study: Study) -> str:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Upkeep:
-    """The checkpoints of one study on the disk of one slot."""
+class Retention:
+    """The rules for the checkpoints of one study, as one worker applies them."""
 
     study: Study
-    slot: Slot
+    settings: WorkerSettings
 
     @property
     def folder(self) -> Path:
         """Where they lie."""
-        return checkpoints_of(self.study, self.slot.home)
+        return checkpoints_of(self.study, self.settings.home)
 
     def sweep(self) -> None:
-        """Remove what the rules do not keep; any number of workers may do so at once.
-
-        What has ended is asked first and the disk looked at afterwards: a trial never begins
-        again once it has ended, so nothing that lives can be met.
-        """
+        """Remove what the rules do not keep; any number of workers may do so at once."""
+        # The ledger first, the disk second: a trial never begins again once it has ended, so what
+        # is found ended cannot have a checkpoint that lives. The other way round it could.
         ended = records.ended(self.study.storage.engine, self.study.id)
         complete = [trial for trial in ended if trial.state == "complete"]
         complete.sort(key=lambda trial: -1.0 if trial.value is None else trial.value, reverse=True)
-        kept = {str(trial.number) for trial in complete[: self.slot.keep_best]}
+        kept = {str(trial.number) for trial in complete[: self.settings.keep_best]}
         over = {str(trial.number) for trial in ended}
         for folder in self.folder.glob("[0-9]*"):
             if folder.name in kept:
@@ -64,23 +62,27 @@ class Upkeep:
             elif folder.name in over:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def lack(self) -> str | None:
+    def shortage(self) -> str | None:
         """Return why no trial should begin here now, or None where there is room."""
-        reason = self._lack()
+        # Swept only where room is short: with enough of it, a worker would ask the database for
+        # every ended trial before each new one.
+        reason = self._shortage()
         if reason is not None:
             self.sweep()
-            reason = self._lack()
+            reason = self._shortage()
         return reason
 
-    def _lack(self) -> str | None:
-        home, slot = self.slot.home, self.slot
+    def _shortage(self) -> str | None:
+        home, settings = self.settings.home, self.settings
         free_gb = shutil.disk_usage(home).free / _GB
-        if free_gb < slot.free_gb:
-            return f"{free_gb:.1f} GB are free in {home}, at least {slot.free_gb:g} are wanted"
-        if slot.quota_gb is not None:
+        if free_gb < settings.free_gb:
+            return f"{free_gb:.1f} GB are free in {home}, at least {settings.free_gb:g} are wanted"
+        if settings.quota_gb is not None:
             used_gb = size_bytes(self.folder) / _GB
-            if used_gb > slot.quota_gb:
-                return f"checkpoints take {used_gb:.1f} GB, at most {slot.quota_gb:g} are allowed"
+            if used_gb > settings.quota_gb:
+                return (
+                    f"checkpoints take {used_gb:.1f} GB, at most {settings.quota_gb:g} are allowed"
+                )
         return None
 
 
@@ -90,12 +92,9 @@ def size_bytes(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             size += path.lstat().st_size if path.is_file() else 0
-        except FileNotFoundError:
+        except FileNotFoundError:  # a checkpoint's temporary name, or swept by another worker
             continue
     return size
-
-
-DAY_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The supervisor: one slot's process beside its trainer. It knows the database and no torch."""
+"""Supervisor: the process of a worker that knows the database, beside its trainer, and no torch."""
 
 import logging
 import os
@@ -8,50 +8,57 @@ import uuid
 from pathlib import Path
 from typing import Final, final
 
+from nbtl_search import restart_policy
 from nbtl_search.errors import NbtlError, StorageLostError
 from nbtl_search.ledger import schema
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import Asked, Lease, Leases
 from nbtl_search.postgres.connection import storage_errors
+from nbtl_search.restart_policy import Restarts
 from nbtl_search.spec import Dials
 from nbtl_search.study import pruning, sampling
 from nbtl_search.study.store import Study
 from nbtl_search.worker import protocol
-from nbtl_search.worker.attempt import Attempt, Desk, Timing
-from nbtl_search.worker.child import Child, ChildDiedError, Slot
+from nbtl_search.worker.attempt import Attempt, TrialContext
+from nbtl_search.worker.child import Child, ChildDiedError
 from nbtl_search.worker.metrics import Metrics
-from nbtl_search.worker.retention import Upkeep, folder_name
+from nbtl_search.worker.retention import Retention, folder_name
+from nbtl_search.worker.settings import Timing, WorkerSettings
 from nbtl_search.worker.signals import Stop
 
 logger = logging.getLogger(__name__)
 
-_BLOAT: Final = 1.5
-_BLOAT_MB: Final = 1024.0
-_MAX_DEATHS: Final = 8
+_MAX_GROWTH: Final = 1.5
+_MAX_GROWTH_MB: Final = 1024.0
 
 
 @final
 class Supervisor:
     """Take trials of a study, one after the other, until the study is over or told to stop."""
 
-    def __init__(self, study: Study, *, slot: Slot, stop: Stop, timing: Timing) -> None:
+    def __init__(
+        self, study: Study, *, settings: WorkerSettings, stop: Stop, timing: Timing
+    ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._slot = slot
+        self._settings = settings
         self.metrics = Metrics(study=study.name, worker=self.name)
         self._stop = stop
         self._timing = timing
-        self.turn_to(study)
+        self.switch_study(study)
         self._child: Child | None = None
         self._ready: protocol.Ready | None = None
         self._baseline_mb: float | None = None
-        self._n_deaths = 0
+        self._restarts = Restarts(restart_policy.TRAINER)
 
-    def turn_to(self, study: Study) -> None:
-        """Go on with the final runs of the study, which need the same trainer."""
+    def switch_study(self, study: Study) -> None:
+        """Go on with the final runs of the study, which need the same trainer.
+
+        They have the specification and the facts of the search: data and weights stay open.
+        """
         self._study = study
         self._leases = Leases(study.storage.engine, study.id, lease_s=self._timing.lease_s)
         self._ledger = Ledger(study.storage.engine, study.id)
-        self._upkeep = Upkeep(study=study, slot=self._slot)
+        self._retention = Retention(study=study, settings=self._settings)
 
     def run(self) -> None:
         """Work until the study is over, is stopped, or this process is told to stop.
@@ -69,34 +76,42 @@ class Supervisor:
 
     def step(self) -> bool:
         """Train one trial, or wait a moment; return whether there may be more to do."""
-        self.metrics.turn()
+        self.metrics.tick()
         try:
             return self._next()
         except StorageLostError as error:
+            # Wherever it was lost: each change is one transaction, so that nothing is half done,
+            # and a turn begins by looking at what is there.
             logger.warning("database lost: %s", error, extra={"action": "wait"})
             self._study.storage.revive()
             self._stop.wait(self._timing.retry_s)
             return True
 
     def _next(self) -> bool:
+        # The trainer before the lease: a worker with other images or weights than the study's ends
+        # here, and has taken no trial that others could train.
         if not self._open():
             return True  # the trainer died, or a stop was requested, which run() sees
+        # Optuna before the ask: the sampler must know every trial that has ended, also those whose
+        # worker died between the ledger's row and Optuna's.
         self._reconcile()
         desired = self._ledger.desired()
         if desired == "stop":
             return False
-        lack = self._upkeep.lack() if desired == "run" else None
-        lease = self._acquire() if desired == "run" and lack is None else None
+        shortage = self._retention.shortage() if desired == "run" else None
+        lease = self._acquire() if desired == "run" and shortage is None else None
         if lease is not None:
             self._train(lease)
             return True
         if desired == "run" and self._ledger.is_over():
-            self._upkeep.sweep()
+            self._retention.sweep()
             return False
-        if lack is not None:
-            logger.warning("no new trial: %s", lack, extra={"action": "no_room"})
-        self._show("paused" if desired == "pause" else "idle" if lack is None else "no room", None)
-        self._stop.wait(self._timing.poll_s if lack is None else self._timing.beat_s)
+        if shortage is not None:
+            logger.warning("no new trial: %s", shortage, extra={"action": "no_room"})
+        self._show(
+            "paused" if desired == "pause" else "idle" if shortage is None else "no room", None
+        )
+        self._stop.wait(self._timing.poll_s if shortage is None else self._timing.heartbeat_s)
         return True
 
     def _acquire(self) -> Lease | None:
@@ -106,6 +121,8 @@ class Supervisor:
         def ask(slot: int) -> Asked:
             return sampling.ask(self._study, slot=slot, known_ids=self._ledger.trial_ids())
 
+        # A trial that was interrupted before a new one: its slot of the budget is spent, and the
+        # study cannot end without it.
         lease = self._leases.take_over(self.name)
         if lease is not None:
             return lease
@@ -119,7 +136,7 @@ class Supervisor:
         assert self._child is not None  # noqa: S101
         assert self._ready is not None  # noqa: S101
         logger.info("training", extra={"action": "train", "trial": lease.number})
-        desk = Desk(
+        context = TrialContext(
             study=self._study,
             leases=self._leases,
             ledger=self._ledger,
@@ -131,28 +148,38 @@ class Supervisor:
             ),
             timing=self._timing,
             stopping=lambda: self._stop.requested,
-            beat=self._show,
+            show=self._show,
             metrics=self.metrics,
         )
-        keep = self._folder("finals", lease) if self._study.stage == "test" else None
-        attempt = Attempt(lease, desk, checkpoints=self._folder("checkpoints", lease), keep=keep)
+        is_final = self._study.stage == "test"
+        attempt = Attempt(
+            lease,
+            context,
+            checkpoints=self._folder("checkpoints", lease),
+            result_folder=self._folder("finals", lease) if is_final else None,
+        )
         try:
             with self.metrics.in_progress.track_inprogress():
                 attempt.run()
         except ChildDiedError:
+            # At once, without a pause: it is the trial that is held back after failures, not the
+            # worker, which may have better luck with another one.
             self.metrics.trainer_restarts.inc()
             self._replace_child()
         else:
             self.metrics.trainer(attempt.rss_mb)
-            self._look_at_memory(attempt.rss_mb)
+            self._check_memory(attempt.rss_mb)
         if attempt.disk_is_full:
+            # Wait before the next turn: this trial would be the first to be taken again.
             self._show("no room", None)
-            self._stop.wait(self._timing.beat_s)
+            self._stop.wait(self._timing.heartbeat_s)
+        # Before the sweep, which the ledger alone decides: whoever asks next wants to know how this
+        # trial ended, and removing checkpoints on a shared disk may take seconds.
         self._reconcile()
-        self._upkeep.sweep()
+        self._retention.sweep()
 
     def _folder(self, kind: str, lease: Lease) -> Path:
-        return self._slot.home / kind / folder_name(self._study) / str(lease.number)
+        return self._settings.home / kind / folder_name(self._study) / str(lease.number)
 
     def _reconcile(self) -> None:
         """Tell Optuna of every trial that ended in the ledger; whoever comes first does it."""
@@ -162,8 +189,9 @@ class Supervisor:
             self._ledger.mark_told(ended.trial_id)
 
     def _show(self, state: str, trial_number: int | None) -> None:
+        """Show what this worker does; a lost database is no error, as nothing depends on it."""
         try:
-            self._ledger.beat(
+            self._ledger.heartbeat(
                 self.name,
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -189,13 +217,13 @@ class Supervisor:
             return True
         self._show("starting", None)
         spec = self._study.spec
-        log = self._slot.home / "logs" / self._study.name / f"{self.name}.log"
-        child = Child(log=log, n_threads=spec.train.n_threads, command=self._slot.trainer)
+        log = self._settings.home / "logs" / self._study.name / f"{self.name}.log"
+        child = Child(log=log, n_threads=spec.train.n_threads, command=self._settings.trainer)
         order = protocol.Open(
             recipe=spec.recipe(Dials()),
             facts=self._study.facts,
-            home=str(self._slot.home),
-            cache=None if self._slot.cache is None else str(self._slot.cache),
+            home=str(self._settings.home),
+            cache=None if self._settings.cache is None else str(self._settings.cache),
         )
         report = self._await_ready(child, order)
         if isinstance(report, protocol.Ready):
@@ -209,30 +237,39 @@ class Supervisor:
     def _await_ready(
         self, child: Child, order: protocol.Open
     ) -> protocol.Ready | protocol.Refused | None:
-        """Return the trainer's answer, or None if it died or a stop was requested."""
-        deadline = time.monotonic() + self._timing.hang_s
+        """Return the trainer's answer, or None if it died, hung, or a stop was requested.
+
+        Raises:
+            NbtlError: trainers keep dying here before they answer.
+        """
+        started = time.monotonic()
+        deadline = started + self._timing.hang_s
         try:
             child.send(order)
             while not self._stop.requested and time.monotonic() < deadline:
-                self.metrics.turn()
+                self.metrics.tick()
                 report = child.poll(0.25)
                 if isinstance(report, protocol.Ready | protocol.Refused):
-                    self._n_deaths = 0
+                    self._restarts.forgive()
                     return report
         except ChildDiedError as death:
             logger.warning("%s", death, extra={"action": "died"})
-            self._n_deaths += 1
-            if self._n_deaths > _MAX_DEATHS:
+            # Only before it answers: a trainer that has opened the study and dies in a trial may
+            # have died of the trial, which the ledger counts.
+            if self._restarts.after_death(lived_s=time.monotonic() - started) is None:
                 raise NbtlError(str(death)) from death
         return None
 
-    def _look_at_memory(self, rss_mb: float | None) -> None:
-        """Replace a trainer whose memory does not return to what its first trial left."""
+    def _check_memory(self, rss_mb: float | None) -> None:
+        """Replace a trainer whose memory does not return to what its first trial left.
+
+        Not to what it had before that: caches of the images and of the kernels stay on purpose.
+        """
         if rss_mb is None:
             return
         if self._baseline_mb is None:
             self._baseline_mb = rss_mb
-        elif rss_mb > max(self._baseline_mb * _BLOAT, self._baseline_mb + _BLOAT_MB):
+        elif rss_mb > max(self._baseline_mb * _MAX_GROWTH, self._baseline_mb + _MAX_GROWTH_MB):
             logger.info("replacing a trainer of %.0f MB", rss_mb, extra={"action": "replace"})
             self._replace_child()
 

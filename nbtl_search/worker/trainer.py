@@ -29,9 +29,9 @@ from nbtl_search.worker import protocol
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY_S: Final = 300.0
-_PROGRESS_EVERY_S: Final = 1.0
+_HEARTBEAT_EVERY_S: Final = 1.0
 _ORPHANED: Final = 70
-_NOT_FOR_US: Final = (
+_IGNORED_SIGNALS: Final = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
@@ -94,7 +94,7 @@ class Trainer:
                     self._send(self._open(order))
                 case protocol.Train():
                     self._send(self._train(order))
-                case protocol.GoOn() | protocol.Halt():  # too late: that run has ended
+                case protocol.Continue() | protocol.Halt():  # too late: that run has ended
                     continue
 
     def _send(self, report: protocol.Report) -> None:
@@ -111,7 +111,9 @@ class Trainer:
             return protocol.Refused(message=str(error))
         return protocol.Ready(device=str(run.placement.device), n_updates=run.n_updates)
 
-    def _train(self, order: protocol.Train) -> protocol.Ended | protocol.Halted | protocol.Failed:
+    def _train(
+        self, order: protocol.Train
+    ) -> protocol.Completed | protocol.Halted | protocol.Failed:
         assert self._prepared is not None, "Train comes after Open"  # noqa: S101
         cause: Literal["disk", "user_error", "infra"]
         try:
@@ -127,8 +129,8 @@ class Trainer:
             self._send(protocol.Started(history=run.history))
             finished = self._epochs(run, directory)
             scores = None
-            if finished and order.keep is not None:
-                scores = self._score(run, Path(order.keep))
+            if finished and order.result_folder is not None:
+                scores = self._score(run, Path(order.result_folder))
                 finished = scores is not None
         except _HaltedError:
             return protocol.Halted(rss_mb=_rss_mb())
@@ -144,7 +146,7 @@ class Trainer:
             cause = "disk" if _is_of_full_disk(error) else "infra"
             return protocol.Failed(cause=cause, message=f"{type(error).__name__}: {error}")
         if finished:
-            return protocol.Ended(rss_mb=_rss_mb(), scores=scores)
+            return protocol.Completed(rss_mb=_rss_mb(), scores=scores)
         return protocol.Halted(rss_mb=_rss_mb())
 
     def _measuring(self, n_done: int, _n_all: int) -> None:
@@ -154,8 +156,8 @@ class Trainer:
         """
         if self._inbox.halt() is not None:
             raise _HaltedError
-        if time.monotonic() - self._said > _PROGRESS_EVERY_S:
-            self._send(protocol.Progress(epoch=0, update=n_done))
+        if time.monotonic() - self._said > _HEARTBEAT_EVERY_S:
+            self._send(protocol.Heartbeat(epoch=0, update=n_done))
             self._said = time.monotonic()
 
     def _epochs(self, run: Run, directory: Path) -> bool:
@@ -167,8 +169,8 @@ class Trainer:
                 halt = self._inbox.halt()
                 if halt is None:
                     now = time.monotonic()
-                    if now - said > _PROGRESS_EVERY_S:
-                        self._send(protocol.Progress(epoch=event.epoch, update=event.update))
+                    if now - said > _HEARTBEAT_EVERY_S:
+                        self._send(protocol.Heartbeat(epoch=event.epoch, update=event.update))
                         said = now
                     if now - saved > CHECKPOINT_EVERY_S:
                         self._save(directory, run)
@@ -182,7 +184,7 @@ class Trainer:
                 halt = order if isinstance(order, protocol.Halt) else None
                 if halt is None:
                     continue
-            if halt.keep:
+            if halt.save:
                 self._save(directory, run)
             return False
         return True
@@ -218,8 +220,8 @@ class Trainer:
                 )
             if self._inbox.halt() is not None:
                 return None
-            if time.monotonic() - said > _PROGRESS_EVERY_S:
-                self._send(protocol.Progress(epoch=len(run.history), update=event.n_done))
+            if time.monotonic() - said > _HEARTBEAT_EVERY_S:
+                self._send(protocol.Heartbeat(epoch=len(run.history), update=event.n_done))
                 said = time.monotonic()
         message = "reading the test images must end with a result"
         raise AssertionError(message)
@@ -258,7 +260,7 @@ def _rss_mb() -> float:
 
 def main() -> None:
     """Serve on the connection whose file descriptor is the first argument."""
-    for number in _NOT_FOR_US:
+    for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     Trainer(Connection(int(sys.argv[1]))).serve()

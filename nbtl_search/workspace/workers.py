@@ -20,11 +20,11 @@ from nbtl_search.ledger import jobs
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.postgres import data_folder, server
 from nbtl_search.postgres.connection import wait_for
+from nbtl_search.restart_policy import DATABASE_PATIENCE_S
 from nbtl_search.study import finals
 from nbtl_search.study.store import Study
-from nbtl_search.worker.attempt import Timing
-from nbtl_search.worker.child import PATIENCE_S, Slot
 from nbtl_search.worker.metrics import MetricsServer
+from nbtl_search.worker.settings import Timing, WorkerSettings
 from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.supervisor import Supervisor
 from nbtl_search.workspace.workspace import default_home, opened_study
@@ -71,7 +71,15 @@ def launch(
             {"CUDA_VISIBLE_DEVICES": found[slot % len(found)]} if found else {}
             for slot in range(n_slots)
         ]
-        command = ["worker", name, "--home", str(home), "--wait-s", str(PATIENCE_S), *options]
+        command = [
+            "worker",
+            name,
+            "--home",
+            str(home),
+            "--wait-s",
+            str(DATABASE_PATIENCE_S),
+            *options,
+        ]
         with _address(storage) as address:
             local.LocalLaunch(
                 command,
@@ -129,7 +137,7 @@ def work(
         StudyNotFoundError: no such study.
         NbtlError: data or weights of the study cannot be had on this machine.
     """
-    slot = Slot(
+    settings = WorkerSettings(
         home=home or default_home(),
         cache=cache,
         free_gb=free_gb,
@@ -137,21 +145,23 @@ def work(
         keep_best=keep_best,
         metrics_port=metrics_port,
     )
-    _work(name, storage, slot, _timing(beat_s), wait_s=wait_s)
+    _work(name, storage, settings, _timing(beat_s), wait_s=wait_s)
 
 
 def _timing(beat_s: float) -> Timing:
     pause_s = min(2.0, beat_s)
-    return Timing(beat_s=beat_s, lease_s=6 * beat_s, poll_s=pause_s, retry_s=pause_s)
+    return Timing(heartbeat_s=beat_s, lease_s=6 * beat_s, poll_s=pause_s, retry_s=pause_s)
 
 
-def _work(name: str, storage: str | None, slot: Slot, timing: Timing, *, wait_s: float) -> None:
+def _work(
+    name: str, storage: str | None, settings: WorkerSettings, timing: Timing, *, wait_s: float
+) -> None:
     answer_s = max(5.0, min(30.0, timing.lease_s / 2))  # a stall is noticed within a lease
     opening = partial(
         opened_study,
         name,
         storage,
-        slot.home,
+        settings.home,
         answer_s=answer_s,
         application=f"nbtl-worker {socket.gethostname()}-{os.getpid()}",
     )
@@ -167,24 +177,26 @@ def _work(name: str, storage: str | None, slot: Slot, timing: Timing, *, wait_s:
             deadline=time.monotonic() + wait_s,
             sleep=pause,
         )
-        supervisor = Supervisor(study, slot=slot, stop=stop, timing=timing)
+        supervisor = Supervisor(study, settings=settings, stop=stop, timing=timing)
         stack.callback(supervisor.close)
-        _serve_metrics(supervisor, slot, stack)
+        _serve_metrics(supervisor, settings, stack)
 
         def next_stage() -> Study | None:
-            supervisor.metrics.turn()  # it lives, also where the database does not answer
+            supervisor.metrics.tick()  # it lives, also where the database does not answer
             return _stage(study)
 
         while stage := wait_for(next_stage, deadline=_later(), sleep=pause):
-            supervisor.turn_to(stage)
+            supervisor.switch_study(stage)
             supervisor.run()
             if stop.requested:
                 break
 
 
-def _serve_metrics(supervisor: Supervisor, slot: Slot, stack: ExitStack) -> None:
-    if slot.metrics_port is not None:
-        server = MetricsServer(supervisor.metrics, port=slot.metrics_port, still_s=_STILL_S)
+def _serve_metrics(supervisor: Supervisor, settings: WorkerSettings, stack: ExitStack) -> None:
+    if settings.metrics_port is not None:
+        server = MetricsServer(
+            supervisor.metrics, port=settings.metrics_port, stalled_after_s=_STILL_S
+        )
         stack.enter_context(server)
 
 
@@ -197,7 +209,7 @@ def _stage(study: Study) -> Study | None:
 
 
 def _later() -> float:
-    return time.monotonic() + PATIENCE_S
+    return time.monotonic() + DATABASE_PATIENCE_S
 
 
 class _StoppedError(Exception):
@@ -260,7 +272,15 @@ def launch_on_slurm(
     slurm.require("sbatch")
     with opened_study(name, storage, home) as study:
         address = _storage_address(study, storage, home, write=not dry_run)
-        arguments = ["worker", name, "--home", str(home), "--wait-s", str(PATIENCE_S), *options]
+        arguments = [
+            "worker",
+            name,
+            "--home",
+            str(home),
+            "--wait-s",
+            str(DATABASE_PATIENCE_S),
+            *options,
+        ]
         array = SlurmArray(
             settings=wanted,
             task=WorkerTask(

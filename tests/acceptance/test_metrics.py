@@ -75,15 +75,15 @@ def test_the_counts_are_those_of_the_ledger(program, tiny):
 
 def test_a_loop_that_stands_still_is_not_healthy():
     metrics = Metrics(study="x", worker="w")
-    with MetricsServer(metrics, port=0, still_s=60.0) as server:
+    with MetricsServer(metrics, port=0, stalled_after_s=60.0) as server:
         url = f"http://127.0.0.1:{server.port}/healthz"
         with urllib.request.urlopen(url, timeout=5) as answer:
             assert answer.status == 200
-        metrics._turned -= 61
+        metrics._ticked_at -= 61
         with pytest.raises(urllib.error.HTTPError, match="503") as caught:
             urllib.request.urlopen(url, timeout=5)
         caught.value.close()
-        metrics.turn()
+        metrics.tick()
         with urllib.request.urlopen(url, timeout=5) as answer:
             assert answer.status == 200
     assert not [

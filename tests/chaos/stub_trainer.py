@@ -116,7 +116,7 @@ class Trainer:
             self.send(kind="trained", epoch=epoch)
             if self.orders.get()["kind"] == "halt":
                 return {"kind": "halted", "rss_mb": 50.0}
-        return {"kind": "ended", "rss_mb": 50.0}
+        return {"kind": "completed", "rss_mb": 50.0}
 
     def go_wrong(self, number, folder):
         """Commit the fault, where this is the epoch for it; only trial 0 kills its supervisor."""

@@ -96,7 +96,7 @@ def causes(study, number=0):
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("hangs:2", "no sign of life"),
+        ("hangs:2", "no heartbeat"),
         ("segfaults:2", "SIGSEGV"),
         ("is-killed:2", "SIGKILL: the kernel's out-of-memory killer"),
     ],

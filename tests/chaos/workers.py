@@ -11,8 +11,7 @@ from pathlib import Path
 
 from nbtl_search.errors import NbtlError
 from nbtl_search.postgres.connection import wait_for
-from nbtl_search.worker.attempt import Timing
-from nbtl_search.worker.child import Slot
+from nbtl_search.worker.settings import Timing, WorkerSettings
 from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.supervisor import Supervisor
 from nbtl_search.workspace.workspace import opened_study
@@ -49,16 +48,16 @@ def work(job):
         format="%(asctime)s %(process)d %(message)s",
     )  # fmt: skip
     timing = Timing(
-        beat_s=BEAT_S, lease_s=LEASE_S, poll_s=0.1, halt_s=2.0, hang_s=job.hang_s, retry_s=0.1
+        heartbeat_s=BEAT_S, lease_s=LEASE_S, poll_s=0.1, halt_s=2.0, hang_s=job.hang_s, retry_s=0.1
     )
-    slot = Slot(home=job.home, trainer=job.trainer, free_gb=job.free_gb)
+    settings = WorkerSettings(home=job.home, trainer=job.trainer, free_gb=job.free_gb)
     try:
         with stop_on_signals() as stop, ExitStack() as stack:
             opening = partial(opened_study, job.study, job.url, job.home, answer_s=job.answer_s)
             study = wait_for(
                 lambda: stack.enter_context(opening()), deadline=time.monotonic() + 60, longest_s=1
             )
-            supervisor = Supervisor(study, slot=slot, stop=stop, timing=timing)
+            supervisor = Supervisor(study, settings=settings, stop=stop, timing=timing)
             stack.callback(supervisor.close)
             supervisor.run()
     except NbtlError as error:

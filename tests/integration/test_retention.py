@@ -11,8 +11,8 @@ from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import Leases, Outcome
 from nbtl_search.study import sampling, store
 from nbtl_search.worker import retention
-from nbtl_search.worker.child import Slot
-from nbtl_search.worker.retention import Upkeep, checkpoints_of
+from nbtl_search.worker.retention import Retention, checkpoints_of
+from nbtl_search.worker.settings import WorkerSettings
 from nbtl_search.workspace.maintenance import logs
 
 pytestmark = pytest.mark.postgres
@@ -56,27 +56,34 @@ def left(study, home):
     [(0, {"3": 2, "4": 2}), (1, {"1": 1, "3": 2, "4": 2}), (9, {"0": 1, "1": 1, "3": 2, "4": 2})],
 )
 def test_what_lives_stays_and_of_the_best_the_last(study, tmp_path, keep_best, kept):
-    upkeep = Upkeep(study=study, slot=Slot(home=tmp_path, keep_best=keep_best))
-    upkeep.sweep()
-    upkeep.sweep()
+    rules = Retention(study=study, settings=WorkerSettings(home=tmp_path, keep_best=keep_best))
+    rules.sweep()
+    rules.sweep()
     assert left(study, tmp_path) == kept
 
 
 def test_room_is_made_before_there_is_none(study, tmp_path):
-    def lack(quota_gb):
-        return Upkeep(study=study, slot=Slot(home=tmp_path, quota_gb=quota_gb)).lack()
+    def shortage(quota_gb):
+        return Retention(
+            study=study, settings=WorkerSettings(home=tmp_path, quota_gb=quota_gb)
+        ).shortage()
 
-    assert lack(10_500 / 1e9) is None
+    assert shortage(10_500 / 1e9) is None
     assert len(left(study, tmp_path)) == 5, "nothing was swept while there was room"
-    assert lack(4_500 / 1e9) is None
+    assert shortage(4_500 / 1e9) is None
     assert left(study, tmp_path) == {"3": 2, "4": 2}
-    assert "at most" in str(lack(1_000 / 1e9))
+    assert "at most" in str(shortage(1_000 / 1e9))
     assert left(study, tmp_path) == {"3": 2, "4": 2}, "what lives is never removed"
 
 
-def test_a_floor_above_what_is_free_is_a_lack(study, tmp_path):
-    assert "are free" in str(Upkeep(study=study, slot=Slot(home=tmp_path, free_gb=1e9)).lack())
-    assert Upkeep(study=study, slot=Slot(home=tmp_path, free_gb=1e-9)).lack() is None
+def test_a_floor_above_what_is_free_is_a_shortage(study, tmp_path):
+    assert "are free" in str(
+        Retention(study=study, settings=WorkerSettings(home=tmp_path, free_gb=1e9)).shortage()
+    )
+    assert (
+        Retention(study=study, settings=WorkerSettings(home=tmp_path, free_gb=1e-9)).shortage()
+        is None
+    )
 
 
 def found(study, home, *, all_studies=True):
@@ -104,7 +111,7 @@ def test_old_logs_go_unless_a_worker_lives(study, tmp_path):
     assert log in found(study, tmp_path)
     assert f"logs/{study.name}/new.log" not in found(study, tmp_path)
     ledger = Ledger(study.storage.engine, study.id)
-    ledger.beat("w", host="h", pid=1, device="cpu", state="training", trial_number=3)
+    ledger.heartbeat("w", host="h", pid=1, device="cpu", state="training", trial_number=3)
     assert log not in found(study, tmp_path)
 
 
