@@ -40,10 +40,12 @@ class Timing:
     poll_s: float = 2.0
     """Between two looks for work, where there is none."""
     halt_s: float = 7.0
-    """What a trainer gets to write its checkpoint after SIGTERM; Slurm and Docker kill after 10
-    seconds and more, and releasing the trial needs a moment as well."""
+    """What a trainer gets to write its checkpoint after SIGTERM: `docker stop` kills after 10
+    seconds, and releasing the trial needs a moment as well."""
+    open_s: float = 1800.0
+    """What a trainer gets to open data and weights, which the first worker of a node decodes."""
     hang_s: float = 1800.0
-    """After so long without a message the trainer is killed: the slowest step (the first
-    compilation, a validation on a CPU) may be silent for minutes."""
+    """After so long without a message a trainer is killed. Long, since a validation on a CPU sends
+    none for minutes."""
     retry_s: float = 2.0
     """Between two tries of a database that is lost."""

@@ -218,7 +218,7 @@ class Supervisor:
         self._show("starting", None)
         spec = self._study.spec
         log = self._settings.home / "logs" / self._study.name / f"{self.name}.log"
-        child = Child(log=log, n_threads=spec.train.n_threads, command=self._settings.trainer)
+        child = Child(self._settings.trainer, log=log, n_threads=spec.train.n_threads)
         order = protocol.Open(
             recipe=spec.recipe(Dials()),
             facts=self._study.facts,
@@ -243,7 +243,7 @@ class Supervisor:
             NbtlError: trainers keep dying here before they answer.
         """
         started = time.monotonic()
-        deadline = started + self._timing.hang_s
+        deadline = started + self._timing.open_s
         try:
             child.send(order)
             while not self._stop.requested and time.monotonic() < deadline:
