@@ -7,20 +7,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.diagnosis import random_weights
 from nbtl_search.diagnosis.measures import MEASURES, Evidence
 from nbtl_search.errors import SpecError
 from nbtl_search.network.device import threads
+from nbtl_search.network.model import SourceNetwork
 from nbtl_search.network.weights import read_weights
 from nbtl_search.source.features import (
     Features,
     check_pretrained,
     cpu_threads,
     extract,
+    source_network,
 )
 from nbtl_search.source.prototypes import (
     Prototypes,
-    Source,
+    SourceImages,
     check_matches,
     check_width,
     prototypes_of_folder,
@@ -46,7 +49,7 @@ def diagnose(
     *,
     home: Path,
     layer: str = POOLED,
-    source: Source | None = None,
+    source: SourceImages | None = None,
     random_epochs: int | None = None,
     random_lr: float = random_weights.SCRATCH_LR,
     seed: int = 0,
@@ -78,14 +81,24 @@ def diagnose(
         OutOfMemoryError: not even one image at a time fits.
     """
     started_s = time.perf_counter()
-    look = _Look(recipe=recipe, home=home, layer=layer, on_stage=on_stage, n_threads=n_threads)
-    _check(look, source, random_epochs=random_epochs)
-    features = look.features()
-    given = None if source is None else look.prototypes(source)
+    look = _Look(home=home, layer=layer, on_stage=on_stage, n_threads=n_threads)
+    given = _checked(recipe, source, random_epochs=random_epochs)
+    weights = read_weights(recipe.model, home=home)
+    if given is not None:
+        check_matches(given, weights_digest=weights.digest, layer=layer)
+    prepared = prepare(recipe.data, home=home, progress=look.on(DECODING))
+    network = source_network(
+        recipe, home=home, prepared=prepared, n_threads=n_threads, weights=weights
+    )
+    features = look.features(prepared, network)
+    if source is not None and given is None:
+        given = look.prototypes(source, network)
     measured = {row.name: row for row in look.measured(features, given, source, seed=seed)}
     recipe = recipe.replace(train=recipe.train.replace(seed=seed))
     epochs = _epochs(recipe, len(features.train)) if random_epochs is None else random_epochs
-    measured[random_weights.NAME] = _random(recipe, home, epochs, random_lr, look.on(SCRATCH))
+    measured[random_weights.NAME] = _random(
+        recipe, prepared, home, epochs, random_lr, look.on(SCRATCH)
+    )
     measures = tuple(measured[name] for name in TITLES if name in measured)
     seconds = time.perf_counter() - started_s
     return _diagnosis(recipe, features, measures, seconds=seconds, seed=seed)
@@ -93,36 +106,23 @@ def diagnose(
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What is looked at, with what, and who is told how far it is."""
+    """Where and how it is looked, and who is told how far it is."""
 
-    recipe: Recipe
     home: Path
     layer: str
     on_stage: OnStage | None
     n_threads: int | None
 
-    def features(self) -> Features:
-        """Return the features of the recipe's images."""
+    def features(self, prepared: Prepared, network: SourceNetwork) -> Features:
+        """Return the features of the prepared images."""
         return extract(
-            self.recipe,
-            home=self.home,
-            layer=self.layer,
-            progress=self.on(FEATURES),
-            decoding=self.on(DECODING),
-            n_threads=self.n_threads,
+            prepared, network, home=self.home, layer=self.layer, progress=self.on(FEATURES)
         )
 
-    def prototypes(self, source: Source) -> Prototypes:
-        """Return the source's prototypes, and save those of a folder where that is wanted."""
-        if not source.place.is_dir():
-            return read_prototypes(source.place)
+    def prototypes(self, source: SourceImages, network: SourceNetwork) -> Prototypes:
+        """Return the prototypes of a folder, and save them where that is wanted."""
         made = prototypes_of_folder(
-            source.place,
-            self.recipe,
-            home=self.home,
-            layer=self.layer,
-            progress=self.on(SOURCE),
-            n_threads=self.n_threads,
+            source.place, network, home=self.home, layer=self.layer, progress=self.on(SOURCE)
         )
         if source.save is not None:
             save_prototypes(made, source.save)
@@ -132,7 +132,7 @@ class _Look:
         self,
         features: Features,
         given: Prototypes | None,
-        source: Source | None,
+        source: SourceImages | None,
         *,
         seed: int,
     ) -> Iterator[Measured]:
@@ -165,18 +165,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check(look: _Look, source: Source | None, *, random_epochs: int | None) -> None:
-    """Refuse at once what would only be found after minutes of work."""
-    check_pretrained(look.recipe)
+def _checked(
+    recipe: Recipe, source: SourceImages | None, *, random_epochs: int | None
+) -> Prototypes | None:
+    """Refuse at once what would only be found after minutes of work; return a file's prototypes."""
+    check_pretrained(recipe)
     if (random_epochs or 0) < 0:
         message = f"random_epochs >= 0 must hold, got {random_epochs}; 0 is none"
         raise SpecError(message)
     if source is None:
-        return
+        return None
     source.check()
-    if not source.place.is_dir():
-        digest = read_weights(look.recipe.model, home=look.home).digest
-        check_matches(read_prototypes(source.place), weights_digest=digest, layer=look.layer)
+    return None if source.place.is_dir() else read_prototypes(source.place)
 
 
 def _epochs(recipe: Recipe, n_train: int) -> int:
@@ -187,6 +187,7 @@ def _epochs(recipe: Recipe, n_train: int) -> int:
 
 def _random(
     recipe: Recipe,
+    prepared: Prepared,
     home: Path,
     epochs: int,
     lr: float,
@@ -197,7 +198,7 @@ def _random(
             "not asked for (give --random-epochs, or leave --no-random out)"
         )
     return random_weights.random_accuracy(
-        recipe, home=home, epochs=epochs, lr=lr, progress=progress
+        recipe, prepared=prepared, home=home, epochs=epochs, lr=lr, progress=progress
     )
 
 

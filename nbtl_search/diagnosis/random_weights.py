@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from nbtl_search.data.prepared import Prepared, prepare
+from nbtl_search.data.prepared import Prepared
 from nbtl_search.errors import DivergedError, SpecError
 from nbtl_search.files.atomic import write_durably
 from nbtl_search.files.shared_folder import writing_below
@@ -50,6 +50,7 @@ def scratch_recipe(recipe: Recipe, *, epochs: int, lr: float = SCRATCH_LR) -> Re
 def random_accuracy(
     recipe: Recipe,
     *,
+    prepared: Prepared,
     home: Path,
     epochs: int,
     lr: float = SCRATCH_LR,
@@ -66,6 +67,7 @@ def random_accuracy(
 
     Args:
         recipe: the images, the network and how to train; its dials and weights do not count.
+        prepared: the images.
         home: below it result and checkpoints are kept.
         epochs: length of the schedule.
         lr: largest rate of the schedule.
@@ -74,11 +76,10 @@ def random_accuracy(
 
     Raises:
         SpecError: the network does not suit the images.
-        DataError: the images cannot be had, or the disk is full.
+        DataError: the disk is full.
         OutOfMemoryError: not even one image at a time fits.
     """
     scratch = scratch_recipe(recipe, epochs=epochs, lr=lr)
-    prepared = prepare(scratch.data, home=home)
     directory = home / "diagnoses" / _key(scratch, prepared)
     kept = directory / "random.json"
     found = _read(kept)

@@ -48,6 +48,21 @@ KNOWN_STATISTICS: dict[str, Statistics] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceNetwork:
+    """A network as its pre-trained weights make it, in evaluation mode; it never changes."""
+
+    name: str
+    """timm's name of the architecture."""
+    model: nn.Module
+    head: SourceHead | None
+    """The classifier that came with the weights; None where it was not asked for, or is missing."""
+    image_format: ImageFormat
+    weights_digest: str
+    placement: Placement
+    """Where the model is, and the arithmetic of the run beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """A network ready to train, and what it needs to know about itself."""
 
@@ -59,10 +74,8 @@ class Network:
     weights_digest: str
     frozen: Frozen = field(default_factory=lambda: Frozen(blocks=()))
     """The blocks that do not learn."""
-    source: nn.Module | None = None
-    """The source network, which never changes; None where no method looks at it."""
-    source_head: SourceHead | None = None
-    """Its classifier; None where nothing is distilled."""
+    source: SourceNetwork | None = None
+    """None where no method looks at it; its head is there where something is distilled."""
 
 
 def build(
@@ -72,6 +85,7 @@ def build(
     home: Path,
     placement: Placement = ON_CPU,
     prepared: Prepared | None = None,
+    weights: Weights | None = None,
 ) -> Network:
     """Build a recipe's network.
 
@@ -86,6 +100,7 @@ def build(
         home: below it downloads are cached.
         placement: where the network goes.
         prepared: the data, needed only where their own statistics normalise them.
+        weights: of the recipe's model, where they have been read already.
 
     Raises:
         SpecError: an unknown model, or dials that do not fit it.
@@ -93,7 +108,7 @@ def build(
     """
     seed, dials = recipe.train.seed, recipe.dials
     config = pretrained_config(recipe.model)
-    weights = read_weights(recipe.model, home=home)
+    weights = weights or read_weights(recipe.model, home=home)
     image_format = _image_format(recipe, {**config, **weights.config}, prepared)
     keeps = dials.source_head == "keep"
     with_source = keeps and weights.pretrained
@@ -104,7 +119,8 @@ def build(
     _check_possible(dials, layers, pretrained=weights.pretrained)
     if weights.pretrained:
         load_weights(model, weights, model_name=recipe.model.name, classifier=keeps)
-    source, head = _source(dials, model, weights)
+    # After loading and before anything is reset: what is reset is lost to the copy.
+    source = _source(recipe, model, weights, image_format, placement)
     generator = torch.Generator().manual_seed(derive_seed("reinitialise", seed))
     if keeps:
         hidden = recipe.methods.source_hidden
@@ -122,8 +138,7 @@ def build(
         image_format=image_format,
         weights_digest=weights.digest,
         frozen=freeze(layers, dials.frozen_layers, reinit_layers=dials.reinit_layers),
-        source=None if source is None else _placed(source, placement),
-        source_head=None if head is None else head.to(placement.device),
+        source=source,
     )
 
 
@@ -135,13 +150,24 @@ def _check_possible(dials: Dials, layers: Layers, *, pretrained: bool) -> None:
 
 
 def _source(
-    dials: Dials, model: nn.Module, weights: Weights
-) -> tuple[nn.Module | None, SourceHead | None]:
-    """Return the source network and its classifier, as far as the dials look at them."""
-    if dials.delta == "off" and not dials.distill:
-        return None, None
-    head = source_head(model, weights.state) if dials.distill else None
-    return frozen_copy(model), head
+    recipe: Recipe,
+    model: nn.Module,
+    weights: Weights,
+    image_format: ImageFormat,
+    placement: Placement,
+) -> SourceNetwork | None:
+    """Return the source network, as far as the dials look at it."""
+    if recipe.dials.delta == "off" and not recipe.dials.distill:
+        return None
+    head = source_head(model, weights.state) if recipe.dials.distill else None
+    return SourceNetwork(
+        name=recipe.model.name,
+        model=_placed(frozen_copy(model), placement),
+        head=None if head is None else head.to(placement.device),
+        image_format=image_format,
+        weights_digest=weights.digest,
+        placement=placement,
+    )
 
 
 def _placed(model: nn.Module, placement: Placement) -> nn.Module:

@@ -1,11 +1,4 @@
-"""The head that channel importance is measured with: linear, on pooled features that stay.
-
-Li et al. 2019, arXiv 1901.09229, released code: ten epochs of SGD at 0.01, a tenth from the sixth
-on. The backbone is frozen in evaluation mode, so that its features are those of every epoch.
-
-What DELTA's attention is measured on, channel group by channel group, and where that is kept.
-
-DELTA's attention over the channels of the source network: measured once for a dataset, and kept.
+"""DELTA's attention over the channels of the source network: measured once for a dataset, and kept.
 
 Under `<home>/attention/<key>/` lie the head that importance is measured with and, channel after
 channel, how much the loss rises where it is silent; the key holds all that they depend on. What was
@@ -18,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +24,6 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nbtl_search.data.images import ImageFormat
 from nbtl_search.data.loader import EvalBatches
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.data.survey import Progress
@@ -40,10 +32,9 @@ from nbtl_search.files import atomic
 from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.files.shared_folder import alone, writing_below
 from nbtl_search.network.device import Placement, derive_seed, ran_out_of_memory, seeded
+from nbtl_search.network.model import SourceNetwork
 from nbtl_search.network.weights import RANDOM
-from nbtl_search.source.features import device_name, exact_float32
-from nbtl_search.source.logits import training_features
-from nbtl_search.spec import Recipe
+from nbtl_search.source.features import device_name, exact_float32, extract
 from nbtl_search.transfer.delta import attention
 from nbtl_search.transfer.feature_hooks import Tap
 from nbtl_search.transfer.importance import channel_importance
@@ -132,14 +123,16 @@ def n_together(tap: Tap) -> int:
 class Measurement:
     """Everything that the importance of channels follows from, and where it is kept."""
 
-    recipe: Recipe
-    model: nn.Module
+    source: SourceNetwork
     taps: tuple[Tap, ...]
+    n_batches: int
     prepared: Prepared
     home: Path
-    placement: Placement
-    image_format: ImageFormat
-    weights_digest: str
+
+    @property
+    def placement(self) -> Placement:
+        """Return where it is measured: as the run's, but in float32, whatever the run trains in."""
+        return replace(self.source.placement, bf16=False)
 
     @property
     def n_channels(self) -> int:
@@ -159,11 +152,11 @@ class Measurement:
         """Return what the key is made of."""
         return {
             "data_digest": self.prepared.digest,
-            "weights_digest": self.weights_digest,
-            "model": self.recipe.model.name,
-            "image_format": asdict(self.image_format),
+            "weights_digest": self.source.weights_digest,
+            "model": self.source.name,
+            "image_format": asdict(self.source.image_format),
             "taps": [[tap.module, tap.n_channels, n_together(tap)] for tap in self.taps],
-            "n_batches": self.recipe.methods.delta_batches,
+            "n_batches": self.n_batches,
             "sizes": [BATCH, PIECE],
             "head": SETTINGS,
             "versions": {"pillow": PIL.__version__, "timm": timm.__version__},
@@ -192,14 +185,14 @@ class Measurement:
         """Return the images that importance is measured on, in pieces of one size."""
         n = self.prepared.n_train
         size = min(BATCH, n)
-        n_images = size * min(self.recipe.methods.delta_batches, n // size)
+        n_images = size * min(self.n_batches, n // size)
         seed = derive_seed("attention images", self.prepared.digest)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         piece = PIECE if size % PIECE == 0 else size
         batches = EvalBatches(
             self.prepared,
             "train",
-            format=self.image_format,
+            format=self.source.image_format,
             batch_size=piece,
             device=self.placement.device,
         )
@@ -215,15 +208,12 @@ Attention = dict[str, Float32[Tensor, " _"]]
 
 
 def channel_attention(
-    recipe: Recipe,
-    *,
-    model: nn.Module,
+    source: SourceNetwork,
     taps: Sequence[Tap],
+    *,
+    n_batches: int,
     prepared: Prepared,
     home: Path,
-    placement: Placement,
-    format: ImageFormat,  # noqa: A002  (as TrainBatches)
-    weights_digest: str,
     progress: Progress | None = None,
 ) -> Attention:
     """Return the attention of each tap's channels, by module: positive, with sum 1.
@@ -231,48 +221,38 @@ def channel_attention(
         importance(ch) = mean over batches of [CE with the channel zero - CE]
         a = softmax(z / 5), z = (importance - mean) / std
 
-    It is measured on `methods.delta_batches` batches of 32 training images under the evaluation
+    It is measured on `n_batches` batches of 32 training images under the evaluation
     transform, in float32, and kept for next time; of several processes one measures and the others
     wait. Where there are fewer images there are fewer batches, and at least one.
 
     Args:
-        recipe: of which data, model and methods.delta_batches count.
-        model: the source network, in evaluation mode, with the pre-trained weights of the recipe.
-        taps: of the model.
-        prepared: the recipe's data.
+        source: the network of the pre-trained weights.
+        taps: of its model.
+        n_batches: at most; `methods.delta_batches`.
+        prepared: the images.
         home: below it the measurements are kept.
-        placement: the device, which the model is on, and the CPU threads.
-        format: how the model sees images.
-        weights_digest: of the pre-trained weights.
         progress: called with (channels done, channels in all), also while another one measures;
             may raise, and then the next call goes on from there.
 
     Raises:
         SpecError: the weights are random, or a tap's output is no feature map.
-        DataError: the images cannot be had, or `home` cannot be written.
-        WeightsError: the weights cannot be had.
+        DataError: `home` cannot be written.
         DivergedError: the head that it is measured with, or an importance, is not finite.
         OutOfMemoryError: the copies with silent channels do not fit.
     """
-    if weights_digest == RANDOM:
+    if source.weights_digest == RANDOM:
         message = (
             "dials.delta = 'attention' needs pre-trained weights: model.weights != 'random', got "
             "'random'; name 'timm', 'shipped', a file or a folder, or set delta to 'off'"
         )
         raise SpecError(message)
-    exact = Placement(device=placement.device, bf16=False, n_threads=placement.n_threads)
     measurement = Measurement(
-        recipe=recipe,
-        model=model,
-        taps=tuple(taps),
-        prepared=prepared,
-        home=home,
-        placement=exact,
-        image_format=format,
-        weights_digest=weights_digest,
+        source=source, taps=tuple(taps), n_batches=n_batches, prepared=prepared, home=home
     )
     importance = _kept(measurement, progress or (lambda _done, _all: None))
-    return {module: attention(value).to(exact.device) for module, value in importance.items()}
+    return {
+        module: attention(value).to(source.placement.device) for module, value in importance.items()
+    }
 
 
 def _kept(measurement: Measurement, progress: Progress) -> dict[str, Float32[Tensor, " _"]]:
@@ -343,7 +323,7 @@ def _part(
         try:
             with measurement.placement.numerics(), exact_float32():
                 found = channel_importance(
-                    measurement.model,
+                    measurement.source.model,
                     head,
                     (tap,),
                     images,
@@ -371,11 +351,11 @@ def _head(measurement: Measurement, tick: Callable[[], None]) -> nn.Module:
     path, n_classes = measurement.directory / "head.part", len(prepared.classes)
     rows = atomic.read(path, n=n_classes)
     if rows is None:
-        features = training_features(
-            measurement.recipe,
-            prepared=prepared,
+        features = extract(
+            prepared,
+            measurement.source,
             home=measurement.home,
-            n_threads=placement.n_threads,
+            splits=("train",),
             progress=lambda _done, _all: tick(),
         )
         with placement.numerics():

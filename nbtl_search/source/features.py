@@ -1,16 +1,15 @@
-"""What a pre-trained network gives at a layer, and the classifier that came with its weights.
-
-What enters the classifier of a pre-trained network, extracted once and kept.
+"""Features of images under pre-trained weights: extracted once, kept in parts below home.
 
 Under `<home>/features/<key>/` lie the parts of one split; the key holds all that they depend on.
 What was killed goes on at the first part that is missing or damaged.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,23 +21,24 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from nbtl_search.data.loader import EvalBatches
-from nbtl_search.data.prepared import Prepared, prepare
+from nbtl_search.data.prepared import Prepared
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.files import atomic
 from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.network.device import Placement, place
-from nbtl_search.network.model import Network, build
+from nbtl_search.network.model import SourceNetwork, build
 from nbtl_search.network.weights import RANDOM, Weights, read_weights
 from nbtl_search.spec import POOLED, Dials, Recipe
-from nbtl_search.transfer import distillation
-from nbtl_search.transfer.layers import Layers
+from nbtl_search.transfer.distillation import SourceHead, source_head
+from nbtl_search.transfer.layers import layers_of
 
 Output = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n d"]]
 Head = tuple[Float32[np.ndarray, "z d"], Float32[np.ndarray, " z"]]
+Progress = Callable[[int, int], None]
 
 
-def output_at(model: nn.Module, layers: Layers, layer: str) -> Output:
+def output_at(model: nn.Module, layer: str) -> Output:
     """Return the function from images to features at a layer.
 
     'pooled' is what enters the classifier. A number is a block, from 0 at the input: the mean of
@@ -50,23 +50,7 @@ def output_at(model: nn.Module, layers: Layers, layer: str) -> Output:
     """
     if layer == POOLED:
         return _Pooled(model)
-    return _Block(model, _block_module(model, layers, layer), layer)
-
-
-def source_head(model: nn.Module, weights: Weights) -> Head | None:
-    """Return weight and bias of the classifier that came with the weights, if they have one.
-
-    So the source logits are `features @ weight.T + bias`.
-    """
-    try:
-        head = distillation.source_head(model, weights.state)
-    except (SpecError, WeightsError):
-        return None
-    weight = head.weight.numpy()
-    if len(weight) < 2:
-        return None
-    bias = torch.zeros(len(weight)) if head.bias is None else head.bias
-    return weight, bias.numpy()
+    return _Block(model, _block_module(model, layer), layer)
 
 
 class _Pooled:
@@ -122,7 +106,8 @@ class _Block:
         )
 
 
-def _block_module(model: nn.Module, layers: Layers, layer: str) -> nn.Module:
+def _block_module(model: nn.Module, layer: str) -> nn.Module:
+    layers = layers_of(model)
     if not (layer.isascii() and layer.isdigit()) or int(layer) >= layers.n_blocks:
         message = (
             f"--layer must be {POOLED!r} or a block from 0 to {layers.n_blocks - 1} of "
@@ -140,8 +125,6 @@ def _block_module(model: nn.Module, layers: Layers, layer: str) -> nn.Module:
         raise SpecError(message)
     return module
 
-
-Progress = Callable[[int, int], None]
 
 SPLITS: Final = ("train", "val")
 PART: Final = 512
@@ -168,82 +151,148 @@ class Features:
     """What computed them, now or when they were kept."""
 
 
-def extract(
+def source_network(
     recipe: Recipe,
+    *,
+    home: Path,
+    prepared: Prepared,
+    n_threads: int | None = None,
+    weights: Weights | None = None,
+) -> SourceNetwork:
+    """Build the network of a recipe's pre-trained weights alone, nothing reinitialised.
+
+    The recipe's dials do not count. In a run the network has a copy already: `Network.source`.
+
+    Args:
+        recipe: of which the model, the images' format and the device count.
+        home: below it downloads are cached.
+        prepared: the recipe's data.
+        n_threads: of a CPU; by default all cores', or as OMP_NUM_THREADS says.
+        weights: of the recipe's model, where they have been read already.
+
+    Raises:
+        SpecError: the weights are random, or the model is unknown.
+        WeightsError: the weights cannot be had, or are of another network.
+    """
+    check_pretrained(recipe)
+    weights = weights or read_weights(recipe.model, home=home)
+    placement = Placement(device=place(recipe.train).device, bf16=False, n_threads=n_threads)
+    network = build(
+        recipe.replace(dials=Dials()),
+        n_classes=len(prepared.classes),
+        home=home,
+        placement=placement,
+        prepared=prepared,
+        weights=weights,
+    )
+    return SourceNetwork(
+        name=recipe.model.name,
+        model=network.model.eval(),
+        head=_head(network.model, weights),
+        image_format=network.image_format,
+        weights_digest=weights.digest,
+        placement=placement,
+    )
+
+
+def _head(model: nn.Module, weights: Weights) -> SourceHead | None:
+    """Return the classifier in the weights; most measures do without one."""
+    try:
+        return source_head(model, weights.state)
+    except (SpecError, WeightsError):
+        return None
+
+
+def extract(
+    prepared: Prepared,
+    source: SourceNetwork,
     *,
     home: Path,
     splits: Sequence[str] = SPLITS,
     layer: str = POOLED,
     progress: Progress | None = None,
-    decoding: Progress | None = None,
-    n_threads: int | None = None,
 ) -> Features:
-    """Return the features of a recipe's images under its pre-trained weights; kept for next time.
+    """Return the features of prepared images under pre-trained weights; kept for next time.
 
-    The network is the one of the weights, nothing reinitialised, in evaluation mode and float32;
-    images are under the evaluation transform.
+    In evaluation mode and float32, whatever the arithmetic of the run beside it; images are under
+    the evaluation transform.
 
     Args:
-        recipe: of which data and model count, and where to compute.
+        prepared: the images.
+        source: the network of the weights.
         home: below it the features are kept.
         splits: ('train', 'val') or ('train',).
         layer: 'pooled', or a block's number from the input.
         progress: called with (images done, images in all).
-        decoding: of the decoding of images, where that is still to be done.
-        n_threads: of a CPU; by default all cores', or as OMP_NUM_THREADS says.
 
     Raises:
-        SpecError: the weights are random, or the network has no such layer.
-        DataError: the images cannot be had, or the disk is full.
-        WeightsError: the weights cannot be had, or are of another network.
+        SpecError: the network has no such layer.
+        DataError: a split was not prepared, or the disk is full.
     """
-    check_pretrained(recipe)
     _check_splits(splits)
-    placement = feature_placement(recipe, n_threads)
-    recipe = recipe.replace(dials=Dials())
-    prepared = prepare(recipe.data, home=home, progress=decoding, splits=splits)
-    n_classes = len(prepared.classes)
-    network = build(recipe, n_classes=n_classes, home=home, placement=placement, prepared=prepared)
-    output = output_at(network.model.eval(), network.layers, layer)
-    head = None
-    if layer == POOLED:
-        head = source_head(network.model, read_weights(recipe.model, home=home))
-    extraction = _Extraction(recipe.model.name, layer, network, output, placement, prepared)
+    exact = _in_float32(source)
+    extraction = _Extraction(
+        prepared=prepared, source=exact, output=output_at(exact.model, layer), layer=layer
+    )
     arrays, device = _kept(extraction, splits, home / "features", progress)
     n_features = arrays["train"].shape[1]
+    weight, bias = _arrays(source.head) if layer == POOLED else (None, None)
     return Features(
         train=arrays["train"],
         train_labels=prepared.labels("train"),
         val=arrays.get("val", np.empty((0, n_features), np.float32)),
         val_labels=prepared.labels("val") if "val" in splits else np.empty(0, np.int64),
-        head_weight=None if head is None else head[0],
-        head_bias=None if head is None else head[1],
+        head_weight=weight,
+        head_bias=bias,
         data_digest=prepared.digest,
-        weights_digest=network.weights_digest,
-        n_classes=n_classes,
+        weights_digest=source.weights_digest,
+        n_classes=len(prepared.classes),
         layer=layer,
         device=device,
     )
 
 
-@dataclass(frozen=True)
+def _in_float32(source: SourceNetwork) -> SourceNetwork:
+    """Return the network as a run without bf16 would have it.
+
+    Features are kept for runs of any precision. On a GPU bf16 lays the weights out channels_last,
+    where cuDNN takes other algorithms with other last digits: then it is a copy that is laid out
+    anew, since the run goes on with its own.
+    """
+    placement = replace(source.placement, bf16=False)
+    if placement.memory_format == source.placement.memory_format:
+        return replace(source, placement=placement)
+    model = copy.deepcopy(source.model).to(memory_format=placement.memory_format)
+    return replace(source, model=model, placement=placement)
+
+
+def _arrays(head: SourceHead | None) -> Head | tuple[None, None]:
+    """Return weight and bias of the source classifier, where it tells classes apart.
+
+    So the source logits are `features @ weight.T + bias`.
+    """
+    if head is None or len(head.weight) < 2:
+        return None, None
+    bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
+    return head.weight.cpu().numpy(), bias.cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Extraction:
     """Everything that the features of a split follow from."""
 
-    model: str
-    layer: str
-    network: Network
-    output: Output
-    placement: Placement
     prepared: Prepared
+    source: SourceNetwork
+    output: Output
+    layer: str
 
     def plain(self, split: str) -> dict[str, Any]:
         """Return what the key of a split's features is made of."""
         return {
             "data_digest": self.prepared.digest,
-            "weights_digest": self.network.weights_digest,
-            "model": self.model,
-            "image_format": asdict(self.network.image_format),
+            "weights_digest": self.source.weights_digest,
+            "model": self.source.name,
+            "image_format": asdict(self.source.image_format),
             "layer": self.layer,
             "split": split,
             "batch_size": BATCH,
@@ -254,19 +303,19 @@ class _Extraction:
         self, split: str, part: slice, seen: Callable[[int], None]
     ) -> Float32[np.ndarray, "n d"]:
         """Compute the features of some images of a split; tell how many after each batch."""
+        placement = self.source.placement
         batches = EvalBatches(
             self.prepared,
             split,
-            format=self.network.image_format,
+            format=self.source.image_format,
             batch_size=BATCH,
-            device=self.placement.device,
+            device=placement.device,
         )
         batches.pixels, batches.labels = batches.pixels[part], batches.labels[part]
-        memory_format = self.placement.memory_format
-        with torch.inference_mode(), self.placement.numerics(), exact_float32():
+        with torch.inference_mode(), placement.numerics(), exact_float32():
             found = []
             for images, _ in batches:
-                found.append(self.output(images.to(memory_format=memory_format)))
+                found.append(self.output(images.to(memory_format=placement.memory_format)))
                 seen(len(images))
             rows: Float32[np.ndarray, "n d"] = torch.cat(found).float().cpu().numpy()
         return rows
@@ -318,7 +367,7 @@ def _directory(extraction: _Extraction, split: str, folder: Path) -> tuple[Path,
     try:
         return directory, str(json.loads(about.read_text("utf-8"))["device"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
-        device = device_name(extraction.placement.device)
+        device = device_name(extraction.source.placement.device)
     directory.mkdir(parents=True, exist_ok=True)
     write_durably(about, json.dumps(plain | {"device": device}, indent=2).encode())
     return directory, device
@@ -339,14 +388,6 @@ def exact_float32() -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision, conv.fp32_precision = before
-
-
-def feature_placement(recipe: Recipe, n_threads: int | None) -> Placement:
-    """Return where features are computed: in float32, on a CPU with so many threads."""
-    device = place(recipe.train).device
-    if device.type != "cpu":
-        return Placement(device=device, bf16=False)
-    return Placement(device=device, bf16=False, n_threads=n_threads or cpu_threads())
 
 
 def cpu_threads() -> int:

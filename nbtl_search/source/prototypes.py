@@ -1,18 +1,15 @@
-"""Source prototypes: class means of the features of the images that the weights were trained on.
+"""Prototypes of the source: class means of features of the images that the weights learnt from.
 
 They come from an .npz file (`prototypes` k x d, `counts` k, `weights_digest`, `layer`), or from a
-folder of source images with one folder per class.
-
-Prototypes of a folder of source images: they pass through once, and only class means are kept.
-
-A source such as ImageNet is far larger than what is transferred to, so nothing is decoded to disk.
+folder of source images with one folder per class. Those images pass through once, and only class
+means are kept: a source such as ImageNet is far larger than what is transferred to.
 """
 
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Never
@@ -27,22 +24,15 @@ from numpy.typing import NDArray
 from nbtl_search.data.augment import normalise
 from nbtl_search.data.folder import class_files
 from nbtl_search.data.images import UNREADABLE, ImageFormat, decode, evaluation_transform
-from nbtl_search.data.prepared import prepare
 from nbtl_search.data.survey import in_threads
 from nbtl_search.errors import DataError, SpecError, WeightsError
 from nbtl_search.files import atomic
 from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.network.device import Placement
-from nbtl_search.network.model import build
-from nbtl_search.source.features import (
-    Output,
-    check_pretrained,
-    exact_float32,
-    feature_placement,
-    output_at,
-)
-from nbtl_search.spec import POOLED, Dials, Recipe
+from nbtl_search.network.model import SourceNetwork
+from nbtl_search.source.features import Output, Progress, exact_float32, output_at
+from nbtl_search.spec import POOLED
 
 SUFFIX: Final = ".npz"
 _UNREADABLE = (OSError, ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile)
@@ -61,7 +51,7 @@ class Prototypes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceImages:
     """Where source prototypes come from: an .npz file, or a folder of images by class."""
 
     place: Path
@@ -203,7 +193,6 @@ def _refuse(file: Path, got: str, *, cause: BaseException | None = None) -> Neve
     raise DataError(message) from cause
 
 
-Progress = Callable[[int, int], None]
 BATCH: Final = 64
 
 
@@ -244,12 +233,11 @@ class _Network:
 
 def prototypes_of_folder(
     folder: Path,
-    recipe: Recipe,
+    source: SourceNetwork,
     *,
     home: Path,
     layer: str = POOLED,
     progress: Progress | None = None,
-    n_threads: int | None = None,
 ) -> Prototypes:
     """Return the prototypes of a folder of source images, one folder per class.
 
@@ -259,11 +247,9 @@ def prototypes_of_folder(
     `features.extract`.
 
     Raises:
-        SpecError: the weights are random, or the network has no such layer.
+        SpecError: the network has no such layer.
         DataError: an image cannot be decoded, there are fewer than two classes, or no room.
-        WeightsError: the weights cannot be had, or are of another network.
     """
-    check_pretrained(recipe)
     folder = folder.expanduser().resolve()
     classes = {name: keys for name, keys in class_files(folder).items() if keys}
     if len(classes) < 2:
@@ -272,21 +258,16 @@ def prototypes_of_folder(
             f"{len(classes)} in {str(folder)!r}; name another"
         )
         raise DataError(message)
-    placement = feature_placement(recipe, n_threads)
-    recipe = recipe.replace(dials=Dials())
-    own = recipe.data.normalisation == "dataset"
-    prepared = prepare(recipe.data, home=home, splits=("train",)) if own else None
-    built = build(recipe, n_classes=2, home=home, placement=placement, prepared=prepared)
     network = _Network(
-        output=output_at(built.model.eval(), built.layers, layer),
-        image_format=built.image_format,
-        placement=placement,
+        output=output_at(source.model, layer),
+        image_format=source.image_format,
+        placement=source.placement,
     )
     about = {
-        "model": recipe.model.name,
-        "weights_digest": built.weights_digest,
+        "model": source.name,
+        "weights_digest": source.weights_digest,
         "layer": layer,
-        "image_format": asdict(built.image_format),
+        "image_format": asdict(source.image_format),
         "batch_size": BATCH,
         "versions": {"pillow": PIL.__version__, "timm": timm.__version__},
     }
@@ -295,7 +276,7 @@ def prototypes_of_folder(
         prototypes=means,
         counts=np.array([len(keys) for keys in classes.values()], dtype=np.int64),
         origin=str(folder),
-        weights_digest=built.weights_digest,
+        weights_digest=source.weights_digest,
         layer=layer,
     )
 

@@ -1,19 +1,19 @@
-"""The source network of a run: what of it the methods look at, made ready once."""
+"""The signals of the source network that a run's methods learn from, made ready once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from nbtl_search.data.prepared import Prepared
-from nbtl_search.errors import SpecError
-from nbtl_search.network.device import Placement
-from nbtl_search.network.model import Network
+from nbtl_search.errors import SpecError, WeightsError
+from nbtl_search.network.model import Network, SourceNetwork
+from nbtl_search.network.weights import RANDOM
 from nbtl_search.source.attention import channel_attention
-from nbtl_search.source.features import Progress
-from nbtl_search.source.logits import teacher_logits
+from nbtl_search.source.features import Features, Progress, extract
 from nbtl_search.spec import Recipe
 from nbtl_search.transfer.distillation import SourceHead
 from nbtl_search.transfer.feature_hooks import Tap, taps_of
@@ -22,7 +22,7 @@ from nbtl_search.transfer.reinit import reset_layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceSignals:
     """What the source network says: of images that are passed to it, or noted down before."""
 
     model: nn.Module | None = None
@@ -34,15 +34,14 @@ class Source:
     """Of every training image as it is; None where the model is asked."""
 
 
-def source_of(
+def source_signals(
     recipe: Recipe,
     network: Network,
     *,
     prepared: Prepared,
     home: Path,
-    placement: Placement,
     measuring: Progress | None = None,
-) -> Source:
+) -> SourceSignals:
     """Return what the source network says, as far as the recipe's methods listen.
 
     Attention and precomputed logits are measured now, or read where another run has kept them.
@@ -56,26 +55,19 @@ def source_of(
     """
     source = network.source
     if source is None:
-        return Source()
-    taps, attention, logits = compared_taps(recipe, network.layers, source), None, None
+        return SourceSignals()
+    taps, attention, logits = compared_taps(recipe, network.layers, source.model), None, None
     if taps and recipe.dials.delta == "attention":
         attention = _attention(
-            recipe,
-            network,
-            source,
-            taps,
-            prepared=prepared,
-            home=home,
-            placement=placement,
-            measuring=measuring,
+            recipe, source, taps, prepared=prepared, home=home, measuring=measuring
         )
     if recipe.dials.distill and recipe.methods.distill_teacher == "precomputed":
-        logits = teacher_logits(recipe, prepared=prepared, home=home, progress=measuring)
-        logits = logits.to(placement.device)
+        logits = teacher_logits(recipe, source, prepared=prepared, home=home, progress=measuring)
+        logits = logits.to(source.placement.device)
     asked = taps or (recipe.dials.distill and logits is None)
-    return Source(
-        model=source if asked else None,
-        head=network.source_head,
+    return SourceSignals(
+        model=source.model if asked else None,
+        head=source.head,
         taps=taps,
         attention=attention,
         logits=logits,
@@ -127,25 +119,93 @@ def _new_parameters(layers: Layers, recipe: Recipe) -> list[str]:
 
 def _attention(
     recipe: Recipe,
-    network: Network,
-    source: nn.Module,
+    source: SourceNetwork,
     taps: tuple[Tap, ...],
     *,
     prepared: Prepared,
     home: Path,
-    placement: Placement,
     measuring: Progress | None,
 ) -> dict[str, Tensor]:
-    """Return the attention of the taps; it is measured on all of them, whatever starts anew."""
+    """Return the attention of the taps; it is measured on all of them, whatever starts anew.
+
+    So the trials of a study share one measurement, however many layers each reinitialises.
+    """
     found = channel_attention(
-        recipe,
-        model=source,
-        taps=taps_of(source, n=recipe.methods.delta_taps),
+        source,
+        taps_of(source.model, n=recipe.methods.delta_taps),
+        n_batches=recipe.methods.delta_batches,
         prepared=prepared,
         home=home,
-        placement=placement,
-        format=network.image_format,
-        weights_digest=network.weights_digest,
         progress=measuring,
     )
-    return {tap.module: found[tap.module].to(placement.device) for tap in taps}
+    return {tap.module: found[tap.module].to(source.placement.device) for tap in taps}
+
+
+def teacher_logits(
+    recipe: Recipe,
+    source: SourceNetwork,
+    *,
+    prepared: Prepared,
+    home: Path,
+    progress: Progress | None = None,
+) -> Float32[Tensor, "n z"]:
+    """Return the source classes' logits of every image that is trained on, on the CPU.
+
+    Learning without forgetting, Li and Hoiem 2016, arXiv 1606.09282, section 3, takes the old
+    network's answers before training begins. Here they are of the images as they are, not as
+    augmented.
+
+    Rows are in the order of the dataset, split after split, so that those of a batch are
+    `logits[batch.indices]`. They follow from features that are kept for next time, of images under
+    the evaluation transform, in float32.
+
+    Args:
+        recipe: of which the training images and what is done to them count.
+        source: the network of the recipe's weights, with its head.
+        prepared: the recipe's data.
+        home: below it the features are kept.
+        progress: called with (images done, images in all).
+
+    Raises:
+        SpecError: images are mixed, or the weights are random.
+        DataError: `home` cannot be written.
+        WeightsError: the weights have no classifier of pooled features.
+    """
+    check_precomputable(recipe)
+    splits = ("train", "val") if recipe.data.train_on == "train+val" else ("train",)
+    found = extract(prepared, source, home=home, splits=splits, progress=progress)
+    weight, bias = _head(recipe, found)
+    logits = [torch.from_numpy(getattr(found, split)) @ weight.T + bias for split in splits]
+    return torch.cat(logits)
+
+
+def check_precomputable(recipe: Recipe) -> None:
+    """Refuse settings under which logits from before training are of other images.
+
+    Raises:
+        SpecError: images are mixed, or the weights are random.
+    """
+    if recipe.augment.mixup > 0:
+        message = (
+            "methods.distill_teacher = 'precomputed' needs augment.mixup == 0, since its logits "
+            f"are of unmixed images, got {recipe.augment.mixup}; set mixup to 0, or the teacher to "
+            "'online'"
+        )
+        raise SpecError(message)
+    if recipe.model.weights == RANDOM:
+        message = (
+            "dials.distill needs pre-trained weights: model.weights != 'random', got 'random'; "
+            "name 'timm', 'shipped', a file or a folder, or set distill to 0"
+        )
+        raise SpecError(message)
+
+
+def _head(recipe: Recipe, found: Features) -> tuple[Float32[Tensor, "z d"], Float32[Tensor, " z"]]:
+    if found.head_weight is None or found.head_bias is None:
+        message = (
+            "a teacher's logits need weights with their linear classifier, got "
+            f"{recipe.model.weights!r} of {recipe.model.name!r} without one; use weights that "
+            "have it, or set dials.distill to 0"
+        )
+        raise WeightsError(message)
+    return torch.from_numpy(found.head_weight), torch.from_numpy(found.head_bias)

@@ -64,7 +64,9 @@ class TestResult:
     """Mean softmax over ten crops."""
 
 
-def score_test(run: Run, *, home: Path) -> Iterator[Reading | TestResult]:
+def score_test(
+    run: Run, *, home: Path, cache: Path | None = None
+) -> Iterator[Reading | TestResult]:
     """Evaluate a run's weights on the test images of its dataset, and on no others.
 
     Yields a Reading at least after every forward of `micro_batch` images, and at last the result.
@@ -73,12 +75,13 @@ def score_test(run: Run, *, home: Path) -> Iterator[Reading | TestResult]:
     Args:
         run: which has ended; its current weights are taken.
         home: below it the images lie, decoded; those of the test split are, if need be.
+        cache: a folder for decoded images instead of home.
 
     Raises:
         DataError: there are no test images, they cannot be had, or the data are others now.
         DivergedError: the network gives no finite numbers.
     """
-    prepared = prepare(run.recipe.data, home=home, splits=("test",))
+    prepared = prepare(run.recipe.data, home=home, cache=cache, splits=("test",))
     yield from scored(run, prepared)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nbtl_search.errors import SpecError
 from nbtl_search.network.model import Network
-from nbtl_search.source.teacher import Source
+from nbtl_search.source.teacher import SourceSignals
 from nbtl_search.spec import Dials, MethodSettings, Recipe
 from nbtl_search.transfer.delta import delta, feature_map_distance
 from nbtl_search.transfer.distillation import PooledFeatures, distillation
@@ -59,7 +59,7 @@ class Recorded(NamedTuple):
 class Terms:
     """The terms of a recipe, for one network that learns."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, source: Source) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, source: SourceSignals) -> None:
         self._model = model
         self._dials: Dials = recipe.dials
         self._methods: MethodSettings = recipe.methods

@@ -10,8 +10,8 @@ from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.data.survey import Progress
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.network.model import Network, build
-from nbtl_search.source.logits import check_precomputable
-from nbtl_search.source.teacher import Source, compared_taps
+from nbtl_search.network.weights import Weights, read_weights
+from nbtl_search.source.teacher import SourceSignals, check_precomputable, compared_taps
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
 from nbtl_search.training.method_losses import Terms
 
@@ -41,8 +41,13 @@ def probe(
         WeightsError: the weights cannot be had, or do not fit the model.
     """
     prepared = prepare(spec.data, home=home, progress=progress)
+    weights = read_weights(spec.model, home=home)
     network = build(
-        spec.recipe(Dials()), n_classes=len(prepared.classes), home=home, prepared=prepared
+        spec.recipe(Dials()),
+        n_classes=len(prepared.classes),
+        home=home,
+        prepared=prepared,
+        weights=weights,
     )
     _check_forward(network, prepared, name=spec.model.name)
     facts = Facts(
@@ -54,7 +59,7 @@ def probe(
         data_digest=prepared.digest,
         weights_digest=network.weights_digest,
     )
-    _check_methods(spec, facts, prepared, home=home, checking=checking)
+    _check_methods(spec, facts, prepared, weights, home=home, checking=checking)
     return facts
 
 
@@ -82,6 +87,7 @@ def _check_methods(
     spec: StudySpec,
     facts: Facts,
     prepared: Prepared,
+    weights: Weights,
     *,
     home: Path,
     checking: Progress | None,
@@ -99,7 +105,7 @@ def _check_methods(
         n_new = max(_options(searched, "reinit_layers")) if name == "delta" else 1
         dials = Dials.parse({name: option, "reinit_layers": n_new})
         try:
-            _check_method(spec.recipe(dials), prepared, home)
+            _check_method(spec.recipe(dials), prepared, weights, home=home)
         except (SpecError, WeightsError) as error:
             message = (
                 f"search.rows.{name} must hold what can be trained, got {option!r}: {error}; or "
@@ -118,10 +124,12 @@ def _options(searched: space.Space, name: str) -> tuple[Any, ...]:
     return row.domain.low, row.domain.high
 
 
-def _check_method(recipe: Recipe, prepared: Prepared, home: Path) -> None:
+def _check_method(recipe: Recipe, prepared: Prepared, weights: Weights, *, home: Path) -> None:
     if recipe.dials.distill and recipe.methods.distill_teacher == "precomputed":
         check_precomputable(recipe)
-    network = build(recipe, n_classes=len(prepared.classes), home=home, prepared=prepared)
+    network = build(
+        recipe, n_classes=len(prepared.classes), home=home, prepared=prepared, weights=weights
+    )
     if network.source is not None:
-        compared_taps(recipe, network.layers, network.source)
-    Terms(network.model, recipe, Source())
+        compared_taps(recipe, network.layers, network.source.model)
+    Terms(network.model, recipe, SourceSignals())

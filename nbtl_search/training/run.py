@@ -16,7 +16,7 @@ from nbtl_search.data.prepared import Prepared
 from nbtl_search.data.survey import Progress
 from nbtl_search.network.device import derive_seed, place
 from nbtl_search.network.model import build
-from nbtl_search.source.teacher import Source, source_of
+from nbtl_search.source.teacher import SourceSignals, source_signals
 from nbtl_search.spec import Epoch, Recipe, best_epoch
 from nbtl_search.training import checkpoint
 from nbtl_search.training.evaluation import Score, largest_weight, running_score
@@ -90,12 +90,11 @@ class Run:
         self.optimiser = sgd(recipe, self.network.layers)
         self.penalty = penalty_of(recipe, self.network)
         with self.placement.numerics():
-            source = source_of(
+            source = source_signals(
                 recipe,
                 self.network,
                 prepared=prepared,
                 home=home,
-                placement=self.placement,
                 measuring=measuring,
             )
         self.gradient = self._gradient(source)
@@ -115,7 +114,7 @@ class Run:
             splits=("train", "val") if self.trains_on_validation else ("train",),
         )
 
-    def _gradient(self, source: Source) -> Gradient:
+    def _gradient(self, source: SourceSignals) -> Gradient:
         train, dials, network = self.recipe.train, self.recipe.dials, self.network
         gathers = isinstance(self.penalty, Dtnh) and bool(dials.distill or source.taps)
         return Gradient(

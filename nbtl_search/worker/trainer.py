@@ -83,6 +83,7 @@ class Trainer:
         self._inbox = Inbox(connection)
         self._prepared: Prepared | None = None
         self._home = Path()
+        self._cache: Path | None = None
         self._said = 0.0
 
     def serve(self) -> None:
@@ -102,9 +103,9 @@ class Trainer:
 
     def _open(self, order: protocol.Open) -> protocol.Ready | protocol.Refused:
         self._home = Path(order.home)
+        self._cache = None if order.cache is None else Path(order.cache)
         try:
-            cache = None if order.cache is None else Path(order.cache)
-            self._prepared = prepare(order.recipe.data, home=self._home, cache=cache)
+            self._prepared = prepare(order.recipe.data, home=self._home, cache=self._cache)
             run = Run(order.recipe, prepared=self._prepared, home=self._home)
             _check(order, run)
         except NbtlError as error:
@@ -207,7 +208,7 @@ class Trainer:
         The last epoch is in a checkpoint: who halts here begins to read anew.
         """
         said = time.monotonic()
-        for event in score_test(run, home=self._home):
+        for event in score_test(run, home=self._home, cache=self._cache):
             if isinstance(event, TestResult):
                 digest = keep(run, folder, event)
                 return protocol.Scores(

@@ -14,7 +14,7 @@ from nbtl_search.workspace.studies import draft, drafted, with_threads
 from nbtl_search.workspace.workspace import default_home, opened
 
 if TYPE_CHECKING:
-    from nbtl_search.source.prototypes import Source
+    from nbtl_search.source.prototypes import SourceImages
 
 OnStage = Callable[[str, int, int], None]
 
@@ -79,15 +79,15 @@ def diagnose(
 
 def _source(
     place: Path | str | None, *, min_images: int, save: Path | str | None
-) -> "Source | None":
-    from nbtl_search.source.prototypes import Source
+) -> "SourceImages | None":
+    from nbtl_search.source.prototypes import SourceImages
 
     if place is None:
         if save is not None:
             message = "prototypes are saved of a folder of source images, got none; give --source"
             raise SpecError(message)
         return None
-    return Source(
+    return SourceImages(
         place=Path(place).expanduser(),
         min_images=min_images,
         save=None if save is None else Path(save).expanduser(),

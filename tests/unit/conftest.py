@@ -96,6 +96,35 @@ def tiny_recipe(tiny_data: DataSettings, tiny_weights: Path) -> Callable[..., Re
     return make
 
 
+@pytest.fixture(scope="session")
+def pretrained(tiny_home: Path) -> Callable[..., Any]:
+    """Return a maker of the network of a recipe's weights."""
+    from nbtl_search.data.prepared import prepare
+    from nbtl_search.source.features import source_network
+
+    def make(recipe: Recipe, *, n_threads: int | None = 1) -> Any:
+        prepared = prepare(recipe.data, home=tiny_home)
+        return source_network(recipe, home=tiny_home, prepared=prepared, n_threads=n_threads)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def extracted(
+    pretrained: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Return a maker of the features of a recipe's images under its weights."""
+    from nbtl_search.data.prepared import prepare
+    from nbtl_search.source.features import extract
+
+    def make(recipe: Recipe, *, home: Path, n_threads: int | None = 1, **options: Any) -> Any:
+        prepared = prepare(recipe.data, home=home)
+        source = pretrained(recipe, n_threads=n_threads)
+        return extract(prepared, source, home=home, **options)
+
+    return make
+
+
 @pytest.fixture
 def home(tmp_path: Path, tiny_home: Path, tiny_prepared: Any) -> Path:
     """A home of its own; the decoded images are shared."""

@@ -9,8 +9,7 @@ from nbtl_search.diagnosis import diagnosis as engine
 from nbtl_search.diagnosis import measures
 from nbtl_search.errors import DataError, SpecError, WeightsError
 from nbtl_search.measures.emd import prototypes_of
-from nbtl_search.source.features import extract
-from nbtl_search.source.prototypes import Source
+from nbtl_search.source.prototypes import SourceImages
 from nbtl_search.spec import TITLES, Diagnosis
 
 
@@ -22,7 +21,7 @@ def diagnose(recipe, **options):
         for key, name in {"min_source_images": "min_images", "save_source": "save"}.items()
         if key in options
     }
-    source = None if place is None else Source(place=place, **about)
+    source = None if place is None else SourceImages(place=place, **about)
     return engine.diagnose(recipe, **{"random_epochs": 0, "source": source, **options})
 
 
@@ -111,8 +110,10 @@ def test_without_a_source_emd_says_how_to_give_one(tiny_recipe, home):
         assert measured.reason.startswith("needs source prototypes (--source)")
 
 
-def test_the_source_probabilities_are_the_softmax_of_the_source_network(tiny_recipe, home):
-    features = extract(tiny_recipe(), home=home, n_threads=1)
+def test_the_source_probabilities_are_the_softmax_of_the_source_network(
+    extracted, tiny_recipe, home
+):
+    features = extracted(tiny_recipe(), home=home)
     probabilities = measures.Evidence(features=features).source_probabilities
     assert probabilities is not None
     assert probabilities.dtype == np.float64
@@ -145,8 +146,8 @@ def test_small_source_classes_are_left_out(tiny_recipe, home, source_folder):
     assert none.value("emd") is None
 
 
-def test_a_dataset_is_at_no_distance_from_itself(tiny_recipe, home, tmp_path):
-    features = extract(tiny_recipe(), home=home, n_threads=1)
+def test_a_dataset_is_at_no_distance_from_itself(extracted, tiny_recipe, home, tmp_path):
+    features = extracted(tiny_recipe(), home=home)
     means, counts = prototypes_of(features.train.astype(np.float64), features.train_labels)
     file = npz(tmp_path / "self.npz", prototypes=means, counts=counts)
     found = diagnose(tiny_recipe(), home=home, source=file, min_source_images=0, n_threads=1)

@@ -1,20 +1,28 @@
 """Training from random weights: nothing of the file gets in; resumable, and kept."""
 
+from functools import partial
+
 import pytest
 
 from nbtl_search.data.prepared import prepare
 from nbtl_search.diagnosis import random_weights
-from nbtl_search.diagnosis.random_weights import random_accuracy, scratch_recipe
+from nbtl_search.diagnosis.random_weights import scratch_recipe
 from nbtl_search.errors import DivergedError
 from nbtl_search.spec import Epoch
 from nbtl_search.training.run import Run, train
+
+
+@pytest.fixture
+def random_accuracy(tiny_prepared):
+    """Return the training of a recipe on the tiny images."""
+    return partial(random_weights.random_accuracy, prepared=tiny_prepared)
 
 
 def left(home):
     return sorted(path.name for path in (home / "diagnoses").rglob("*") if path.is_file())
 
 
-def test_the_value_is_the_last_epoch_of_the_stated_training(tiny_recipe, home):
+def test_the_value_is_the_last_epoch_of_the_stated_training(random_accuracy, tiny_recipe, home):
     measured = random_accuracy(tiny_recipe(), home=home, epochs=3, lr=0.05)
     recipe = scratch_recipe(tiny_recipe(), epochs=3, lr=0.05)
     run = Run(recipe, prepared=prepare(recipe.data, home=home), home=home)
@@ -40,12 +48,14 @@ def test_nothing_of_the_weights_or_the_dials_gets_in(tiny_recipe):
     assert recipe.augment == tiny_recipe().augment
 
 
-def test_the_file_of_the_weights_is_not_even_read(tiny_recipe, home):
+def test_the_file_of_the_weights_is_not_even_read(random_accuracy, tiny_recipe, home):
     measured = random_accuracy(tiny_recipe(model={"weights": "/nowhere"}), home=home, epochs=1)
     assert measured.value is not None
 
 
-def test_an_interrupted_training_goes_on_to_the_same_value(tiny_recipe, home, tmp_path):
+def test_an_interrupted_training_goes_on_to_the_same_value(
+    random_accuracy, tiny_recipe, home, tmp_path
+):
     class KilledError(Exception):
         pass
 
@@ -69,13 +79,13 @@ def test_an_interrupted_training_goes_on_to_the_same_value(tiny_recipe, home, tm
     assert left(home) == ["random.json"]
 
 
-def test_a_second_time_costs_nothing(tiny_recipe, home, monkeypatch):
+def test_a_second_time_costs_nothing(random_accuracy, tiny_recipe, home, monkeypatch):
     first = random_accuracy(tiny_recipe(), home=home, epochs=1)
     monkeypatch.setattr(random_weights, "Run", lambda *_, **__: pytest.fail("trained again"))
     assert random_accuracy(tiny_recipe(), home=home, epochs=1) == first
 
 
-def test_the_dials_do_not_make_it_another_training(tiny_recipe, home, monkeypatch):
+def test_the_dials_do_not_make_it_another_training(random_accuracy, tiny_recipe, home, monkeypatch):
     first = random_accuracy(tiny_recipe(), home=home, epochs=1)
     monkeypatch.setattr(random_weights, "Run", lambda *_, **__: pytest.fail("trained again"))
     other = tiny_recipe(dials={"reinit_layers": 1, "lr_high": 0.2})
@@ -87,7 +97,7 @@ def test_the_dials_do_not_make_it_another_training(tiny_recipe, home, monkeypatc
     [{"epochs": 2}, {"lr": 0.01}, {"seed": 4}, {"batch_size": 4}],
     ids=["epochs", "lr", "seed", "batch"],
 )
-def test_what_matters_makes_it_another_training(tiny_recipe, home, change):
+def test_what_matters_makes_it_another_training(random_accuracy, tiny_recipe, home, change):
     first = random_accuracy(tiny_recipe(), home=home, epochs=1)
     train_keys = {key: value for key, value in change.items() if key not in {"epochs", "lr"}}
     own = {"epochs": 1} | {key: change[key] for key in change.keys() & {"epochs", "lr"}}
@@ -96,14 +106,14 @@ def test_what_matters_makes_it_another_training(tiny_recipe, home, change):
     assert len(left(home)) == 2
 
 
-def test_a_damaged_result_is_made_again(tiny_recipe, home):
+def test_a_damaged_result_is_made_again(random_accuracy, tiny_recipe, home):
     first = random_accuracy(tiny_recipe(), home=home, epochs=1)
     (kept,) = (home / "diagnoses").rglob("random.json")
     kept.write_text(kept.read_text("utf-8")[:20], "utf-8")
     assert random_accuracy(tiny_recipe(), home=home, epochs=1) == first
 
 
-def test_a_divergence_is_a_reason_and_no_number(tiny_recipe, home, monkeypatch):
+def test_a_divergence_is_a_reason_and_no_number(random_accuracy, tiny_recipe, home, monkeypatch):
     def diverge(_run):
         message = "loss must be finite, got nan; lower the rate"
         raise DivergedError(message)
@@ -117,7 +127,7 @@ def test_a_divergence_is_a_reason_and_no_number(tiny_recipe, home, monkeypatch):
     assert measured.null == pytest.approx(100 / 3)
 
 
-def test_progress_counts_updates_to_the_end(tiny_recipe, home):
+def test_progress_counts_updates_to_the_end(random_accuracy, tiny_recipe, home):
     seen: list[tuple[int, int]] = []
     random_accuracy(tiny_recipe(), home=home, epochs=2, progress=lambda *now: seen.append(now))
     assert seen[-1] == (6, 6)

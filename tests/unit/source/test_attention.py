@@ -16,16 +16,15 @@ from torch.nn import functional
 from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import DivergedError, OutOfMemoryError, SpecError
 from nbtl_search.files import atomic
-from nbtl_search.network.device import derive_seed, place
+from nbtl_search.network.device import derive_seed
 from nbtl_search.network.model import build
 from nbtl_search.source import attention
 from nbtl_search.source import attention as engine
 from nbtl_search.source.attention import channel_attention, linear_head, trained_head
-from nbtl_search.source.features import extract
+from nbtl_search.source.features import source_network
 from nbtl_search.spec import DataSettings, Dials
 from nbtl_search.transfer.feature_hooks import taps_of
 from nbtl_search.transfer.importance import Importance, channel_importance
-from nbtl_search.transfer.source import frozen_copy
 
 N_TAPS, N_CHANNELS = 2, 192 + 96
 METHODS = {"delta_taps": N_TAPS, "delta_batches": 2}
@@ -42,19 +41,15 @@ def measure(tiny_recipe, tiny_prepared, home):
     def make(*, prepared=tiny_prepared, home=home, arguments=None, **sections):
         sections["methods"] = METHODS | sections.get("methods", {})
         recipe = tiny_recipe(**sections)
-        plain = recipe.replace(dials=Dials())
-        network = build(plain, n_classes=3, home=home, prepared=prepared)
-        model = frozen_copy(network.model).to(memory_format=torch.channels_last)
+        source = source_network(recipe, home=home, prepared=prepared, n_threads=1)
         usual = {
-            "model": model,
-            "taps": taps_of(model, n=recipe.methods.delta_taps),
+            "source": source,
+            "taps": taps_of(source.model, n=recipe.methods.delta_taps),
+            "n_batches": recipe.methods.delta_batches,
             "prepared": prepared,
             "home": home,
-            "placement": place(recipe.train),
-            "format": network.image_format,
-            "weights_digest": network.weights_digest,
         }
-        return channel_attention(recipe, **(usual | (arguments or {})))
+        return channel_attention(**(usual | (arguments or {})))
 
     return make
 
@@ -147,13 +142,13 @@ def test_the_head_is_softmax_regression_by_ten_epochs_of_sgd():
     )
 
 
-def test_a_head_that_diverges_is_an_error(tiny_recipe, measure, home, monkeypatch):
+def test_a_head_that_diverges_is_an_error(extracted, tiny_recipe, measure, home, monkeypatch):
     features = np.full((40, 3), 1e30, dtype=np.float32)
     with pytest.raises(DivergedError, match=r"rate 0\.01, got one that is not"):
         trained_head(features, np.arange(40) % 2, n_classes=2, seed=0)
-    found = extract(tiny_recipe(), home=home, n_threads=1)
+    found = extracted(tiny_recipe(), home=home)
     broken = replace(found, train=found.train * np.float32(1e30))
-    monkeypatch.setattr(engine, "training_features", lambda *_args, **_options: broken)
+    monkeypatch.setattr(engine, "extract", lambda *_args, **_options: broken)
     with pytest.raises(DivergedError):
         measure()
     assert part_files(home) == []
@@ -206,9 +201,11 @@ def test_it_is_the_softmax_of_standardised_rises_of_the_loss(
         np.testing.assert_allclose(found[tap].numpy(), expected, rtol=2e-4)
 
 
-def test_the_head_is_trained_on_the_features_of_the_training_images(measure, tiny_recipe, home):
+def test_the_head_is_trained_on_the_features_of_the_training_images(
+    extracted, measure, tiny_recipe, home
+):
     measure()
-    features = extract(tiny_recipe(), home=home, n_threads=1)
+    features = extracted(tiny_recipe(), home=home)
     seed = derive_seed("attention head", features.data_digest)
     expected = trained_head(features.train, features.train_labels, n_classes=3, seed=seed)
     np.testing.assert_array_equal(kept_head(home), expected)
@@ -287,21 +284,17 @@ def test_a_damaged_head_is_trained_again(measure, home):
 TWICE = """
 import sys
 from pathlib import Path
-import torch
-from nbtl_search.data import publish
 from nbtl_search.data.prepared import prepare
-from nbtl_search.engine import attention
-from nbtl_search.network.device import place
-from nbtl_search.network.model import build
+from nbtl_search.files import shared_folder
+from nbtl_search.source import attention
+from nbtl_search.source.features import source_network
 from nbtl_search.spec import Recipe
-from nbtl_search.transfer.source import frozen_copy
 from nbtl_search.transfer.feature_hooks import taps_of
 
-publish.WAIT_S = 0.02
+shared_folder.WAIT_S = 0.02
 recipe, home = Recipe.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 prepared = prepare(recipe.data, home=home)
-network = build(recipe, n_classes=3, home=home, prepared=prepared)
-model = frozen_copy(network.model).to(memory_format=torch.channels_last)
+source = source_network(recipe, home=home, prepared=prepared, n_threads=1)
 original, measured = attention.channel_importance, []
 
 def counted(*args, **options):
@@ -313,9 +306,8 @@ attention.channel_importance = counted
 print("ready", flush=True)
 sys.stdin.readline()
 found = attention.channel_attention(
-    recipe, model=model, taps=taps_of(model, n=2), prepared=prepared, home=home,
-    placement=place(recipe.train), format=network.image_format,
-    weights_digest=network.weights_digest,
+    source, taps_of(source.model, n=2), n_batches=recipe.methods.delta_batches,
+    prepared=prepared, home=home,
 )
 print(len(measured), [a.tolist() for a in found.values()])
 """

@@ -17,7 +17,6 @@ from nbtl_search.files import atomic
 from nbtl_search.network.device import Placement
 from nbtl_search.network.model import build
 from nbtl_search.source import features
-from nbtl_search.source.features import extract
 from nbtl_search.spec import Dials, Recipe
 
 
@@ -58,9 +57,9 @@ def part_files(home):
 
 
 def test_features_are_timms_own_of_the_whole_pretrained_network(
-    tiny_recipe, tiny_prepared, home, source_network, images_of
+    extracted, tiny_recipe, tiny_prepared, home, source_network, images_of
 ):
-    found = extract(tiny_recipe(), home=home, n_threads=1)
+    found = extracted(tiny_recipe(), home=home)
     for split, array in (("train", found.train), ("val", found.val)):
         with torch.inference_mode():
             expected = torch.cat(
@@ -80,16 +79,18 @@ def test_features_are_timms_own_of_the_whole_pretrained_network(
     assert (found.layer, found.device) == ("pooled", "cpu")
 
 
-def test_the_dials_of_the_recipe_change_nothing(tiny_recipe, home):
-    plain = extract(tiny_recipe(), home=home, n_threads=1)
+def test_the_dials_of_the_recipe_change_nothing(extracted, tiny_recipe, home):
+    plain = extracted(tiny_recipe(), home=home)
     dialled = tiny_recipe().replace(dials=Dials(reinit_layers=4, lr_high=1.0))
-    again = extract(dialled, home=home, n_threads=1)
+    again = extracted(dialled, home=home)
     np.testing.assert_array_equal(plain.train, again.train)
     assert len(list((home / "features").iterdir())) == 2  # one per split
 
 
-def test_the_heads_logits_are_the_models_own(tiny_recipe, home, source_network, images_of):
-    found = extract(tiny_recipe(), home=home, n_threads=1)
+def test_the_heads_logits_are_the_models_own(
+    extracted, tiny_recipe, home, source_network, images_of
+):
+    found = extracted(tiny_recipe(), home=home)
     assert found.head_weight is not None
     assert found.head_bias is not None
     logits = found.train.astype(np.float64) @ found.head_weight.T + found.head_bias
@@ -99,19 +100,21 @@ def test_the_heads_logits_are_the_models_own(tiny_recipe, home, source_network, 
     assert logits.shape[1] == 11
 
 
-def test_weights_without_a_classifier_give_no_head(tiny_recipe, tiny_weights, tmp_path, home):
+def test_weights_without_a_classifier_give_no_head(
+    extracted, tiny_recipe, tiny_weights, tmp_path, home
+):
     state = safetensors.torch.load_file(tiny_weights)
     bare = {name: value for name, value in state.items() if not name.startswith("fc.")}
     assert len(bare) == len(state) - 2
     path = tmp_path / "bare.safetensors"
     safetensors.torch.save_file(bare, path)
-    found = extract(tiny_recipe(model={"weights": str(path)}), home=home, n_threads=1)
+    found = extracted(tiny_recipe(model={"weights": str(path)}), home=home)
     assert found.head_weight is None
     assert found.head_bias is None
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_killed_extraction_goes_on_bit_for_bit(tiny_recipe, home, tmp_path):
+def test_a_killed_extraction_goes_on_bit_for_bit(extracted, tiny_recipe, home, tmp_path):
     class KilledError(Exception):
         pass
 
@@ -120,24 +123,24 @@ def test_a_killed_extraction_goes_on_bit_for_bit(tiny_recipe, home, tmp_path):
             raise KilledError
 
     with pytest.raises(KilledError):
-        extract(tiny_recipe(), home=home, n_threads=1, progress=kill)
+        extracted(tiny_recipe(), home=home, progress=kill)
     before = {path: path.stat().st_mtime_ns for path in part_files(home)}
     assert len(before) == 2
-    resumed = extract(tiny_recipe(), home=home, n_threads=1)
+    resumed = extracted(tiny_recipe(), home=home)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     other = tmp_path / "other"
     other.mkdir()
     (other / "data").symlink_to(home / "data")
-    whole = extract(tiny_recipe(), home=other, n_threads=1)
+    whole = extracted(tiny_recipe(), home=other)
     np.testing.assert_array_equal(resumed.train, whole.train)
     np.testing.assert_array_equal(resumed.val, whole.val)
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_what_is_kept_is_not_computed_again(tiny_recipe, home, monkeypatch):
-    first = extract(tiny_recipe(), home=home, n_threads=1)
+def test_what_is_kept_is_not_computed_again(extracted, tiny_recipe, home, monkeypatch):
+    first = extracted(tiny_recipe(), home=home)
     monkeypatch.setattr(EvalBatches, "__iter__", lambda _: pytest.fail("computed again"))
-    again = extract(tiny_recipe(), home=home, n_threads=1)
+    again = extracted(tiny_recipe(), home=home)
     np.testing.assert_array_equal(first.train, again.train)
 
 
@@ -151,8 +154,8 @@ def damaged_by_a_flipped_bit(content):
     [damaged_by_a_flipped_bit, lambda content: content[:-40], lambda _: b"", lambda _: None],
     ids=["flipped", "cut", "empty", "gone"],
 )
-def test_a_damaged_part_is_made_again(tiny_recipe, home, damage):
-    first = extract(tiny_recipe(), home=home, n_threads=1)
+def test_a_damaged_part_is_made_again(extracted, tiny_recipe, home, damage):
+    first = extracted(tiny_recipe(), home=home)
     path = part_files(home)[1]
     sound = path.read_bytes()
     broken = damage(sound)
@@ -160,7 +163,7 @@ def test_a_damaged_part_is_made_again(tiny_recipe, home, damage):
         path.unlink()
     else:
         path.write_bytes(broken)
-    again = extract(tiny_recipe(), home=home, n_threads=1)
+    again = extracted(tiny_recipe(), home=home)
     np.testing.assert_array_equal(first.train, again.train)
     np.testing.assert_array_equal(first.val, again.val)
     assert path.read_bytes() == sound
@@ -179,29 +182,31 @@ def test_a_sound_part_of_another_length_or_type_is_none(tmp_path):
     assert atomic.read(path, n=3) is None
 
 
-def test_other_weights_are_other_features(tiny_recipe, tiny_weights, tmp_path, home):
+def test_other_weights_are_other_features(extracted, tiny_recipe, tiny_weights, tmp_path, home):
     state = safetensors.torch.load_file(tiny_weights)
     path = tmp_path / "moved.safetensors"
     name = "bn1.weight"
     safetensors.torch.save_file({**state, name: state[name] * 1.5}, path)
-    first = extract(tiny_recipe(), home=home, n_threads=1)
-    second = extract(tiny_recipe(model={"weights": str(path)}), home=home, n_threads=1)
+    first = extracted(tiny_recipe(), home=home)
+    second = extracted(tiny_recipe(model={"weights": str(path)}), home=home)
     assert first.weights_digest != second.weights_digest
     assert not np.array_equal(first.train, second.train)
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_progress_counts_the_images_of_both_splits(tiny_recipe, tiny_prepared, home):
+def test_progress_counts_the_images_of_both_splits(extracted, tiny_recipe, tiny_prepared, home):
     seen: list[tuple[int, int]] = []
-    extract(tiny_recipe(), home=home, n_threads=1, progress=lambda *now: seen.append(now))
+    extracted(tiny_recipe(), home=home, progress=lambda *now: seen.append(now))
     n = tiny_prepared.n_train + tiny_prepared.n_val
     assert seen[-1] == (n, n)
     assert seen[1] == (4, n)  # each batch, not each part
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
-def test_a_block_gives_the_mean_of_its_output(tiny_recipe, home, source_network, images_of):
-    found = extract(tiny_recipe(), home=home, layer="2", n_threads=1)
+def test_a_block_gives_the_mean_of_its_output(
+    extracted, tiny_recipe, home, source_network, images_of
+):
+    found = extracted(tiny_recipe(), home=home, layer="2")
     with torch.inference_mode():
         images = images_of("train")
         expected = []
@@ -213,35 +218,33 @@ def test_a_block_gives_the_mean_of_its_output(tiny_recipe, home, source_network,
     assert found.head_weight is None  # it takes other features
 
 
-def test_the_last_block_pools_to_what_enters_the_classifier(tiny_recipe, home):
-    pooled = extract(tiny_recipe(), home=home, n_threads=1)
-    last = extract(tiny_recipe(), home=home, layer="4", n_threads=1)
+def test_the_last_block_pools_to_what_enters_the_classifier(extracted, tiny_recipe, home):
+    pooled = extracted(tiny_recipe(), home=home)
+    last = extracted(tiny_recipe(), home=home, layer="4")
     np.testing.assert_allclose(last.train, pooled.train, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", ["5", "-1", "layer1", "", "²"])
-def test_layers_that_are_not_there_are_refused(tiny_recipe, home, layer):
+def test_layers_that_are_not_there_are_refused(extracted, tiny_recipe, home, layer):
     with pytest.raises(SpecError, match="--layer must be 'pooled' or a block from 0 to 4"):
-        extract(tiny_recipe(), home=home, layer=layer, n_threads=1)
+        extracted(tiny_recipe(), home=home, layer=layer)
     assert not (home / "features").exists()
 
 
-def test_random_weights_are_refused(tiny_recipe, home):
+def test_random_weights_are_refused(pretrained, tiny_recipe):
     with pytest.raises(SpecError, match=r"model\.weights != 'random'"):
-        extract(tiny_recipe(model={"weights": "random"}), home=home)
-    assert not (home / "features").exists()
+        pretrained(tiny_recipe(model={"weights": "random"}))
 
 
-def test_weights_that_do_not_exist_leave_no_features(tiny_recipe, home):
+def test_weights_that_do_not_exist_are_refused(pretrained, tiny_recipe):
     with pytest.raises(WeightsError, match="no such file"):
-        extract(tiny_recipe(model={"weights": "/nowhere.pth"}), home=home)
-    assert not (home / "features").exists()
+        pretrained(tiny_recipe(model={"weights": "/nowhere.pth"}))
 
 
-def test_threads_and_precision_are_as_before(tiny_recipe, home):
+def test_threads_and_precision_are_as_before(extracted, tiny_recipe, home):
     matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = torch.get_num_threads(), conv.fp32_precision
-    extract(tiny_recipe(), home=home, n_threads=2)
+    extracted(tiny_recipe(), home=home, n_threads=2)
     assert (torch.get_num_threads(), conv.fp32_precision) == before
     with features.exact_float32():
         assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
@@ -249,16 +252,16 @@ def test_threads_and_precision_are_as_before(tiny_recipe, home):
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_features_of_the_cpu(tiny_recipe, home, tmp_path):
-    cpu = extract(tiny_recipe(), home=home)
+def test_a_gpu_gives_the_features_of_the_cpu(extracted, tiny_recipe, home, tmp_path):
+    cpu = extracted(tiny_recipe(), home=home)
     other = tmp_path / "gpu"
     other.mkdir()
-    gpu = extract(tiny_recipe(train={"device": "cuda"}), home=other)
+    gpu = extracted(tiny_recipe(train={"device": "cuda"}), home=other)
     np.testing.assert_allclose(gpu.train, cpu.train, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.data
-def test_real_features_and_logits_are_mobilenets_own(tmp_path):
+def test_real_features_and_logits_are_mobilenets_own(extracted, tmp_path):
     data = Path(os.environ["NBTL_REAL_DATA"])
     folder = tmp_path / "flowers"
     for name in ("daisy", "roses"):
@@ -273,7 +276,7 @@ def test_real_features_and_logits_are_mobilenets_own(tmp_path):
             "train": {"device": "cpu"},
         }
     )
-    found = extract(recipe, home=tmp_path / "home", n_threads=1)
+    found = extracted(recipe, home=tmp_path / "home")
     prepared = prepare(recipe.data, home=tmp_path / "home")
     network = build(recipe, n_classes=2, home=tmp_path / "home", prepared=prepared)
     batches = EvalBatches(

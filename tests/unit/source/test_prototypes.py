@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from nbtl_search.data.images import decode, evaluation_transform
-from nbtl_search.errors import DataError, SpecError
+from nbtl_search.errors import DataError
 from nbtl_search.network.model import build
 from nbtl_search.source import prototypes
 from nbtl_search.source.prototypes import prototypes_of_folder, read_prototypes
@@ -29,8 +29,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def made(tiny_recipe, home, folder):
-    return prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
+def made(pretrained, tiny_recipe, home, folder):
+    return prototypes_of_folder(folder, pretrained(tiny_recipe()), home=home)
 
 
 def test_they_are_the_means_of_what_enters_the_classifier(tiny_recipe, home, folder, made):
@@ -51,6 +51,7 @@ def test_they_are_the_means_of_what_enters_the_classifier(tiny_recipe, home, fol
 
 
 def test_nothing_is_decoded_to_disk_and_a_second_time_costs_nothing(
+    pretrained,
     tiny_recipe,
     home,
     folder,
@@ -61,11 +62,11 @@ def test_nothing_is_decoded_to_disk_and_a_second_time_costs_nothing(
     assert len(kept) == 4
     assert sum(path.stat().st_size for path in kept) < 4 * 1000
     monkeypatch.setattr(prototypes, "decode", lambda _file: pytest.fail("decoded again"))
-    again = prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
+    again = prototypes_of_folder(folder, pretrained(tiny_recipe()), home=home)
     assert np.array_equal(again.prototypes, made.prototypes)
 
 
-def test_what_is_interrupted_goes_on_with_the_next_class(tiny_recipe, home, folder):
+def test_what_is_interrupted_goes_on_with_the_next_class(pretrained, tiny_recipe, home, folder):
     seen = []
 
     def stop(done, total):
@@ -74,7 +75,7 @@ def test_what_is_interrupted_goes_on_with_the_next_class(tiny_recipe, home, fold
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prototypes_of_folder(folder, tiny_recipe(), home=home, progress=stop, n_threads=1)
+        prototypes_of_folder(folder, pretrained(tiny_recipe()), home=home, progress=stop)
     decoded = []
 
     def noted(file):
@@ -83,20 +84,22 @@ def test_what_is_interrupted_goes_on_with_the_next_class(tiny_recipe, home, fold
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prototypes, "decode", noted)
-        found = prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
+        found = prototypes_of_folder(folder, pretrained(tiny_recipe()), home=home)
     assert {file.parent.name for file in decoded} == {"class 2", "class 3"}
-    whole = prototypes_of_folder(folder, tiny_recipe(), home=home / "other", n_threads=1)
+    whole = prototypes_of_folder(folder, pretrained(tiny_recipe()), home=home / "other")
     assert np.array_equal(found.prototypes, whole.prototypes)
 
 
-def test_a_changed_class_and_a_damaged_part_are_made_anew(tiny_recipe, home, folder, made):
+def test_a_changed_class_and_a_damaged_part_are_made_anew(
+    pretrained, tiny_recipe, home, folder, made
+):
     (folder / "class 0" / "0.png").unlink()
-    fewer = prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
+    fewer = prototypes_of_folder(folder, pretrained(tiny_recipe()), home=home)
     assert fewer.counts.tolist() == [2, 4, 5, 6]
     assert not np.array_equal(fewer.prototypes[0], made.prototypes[0])
     for part in home.rglob("*.part"):
         part.write_bytes(part.read_bytes()[:-1])
-    again = prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
+    again = prototypes_of_folder(folder, pretrained(tiny_recipe()), home=home)
     assert np.array_equal(again.prototypes, fewer.prototypes)
 
 
@@ -111,32 +114,29 @@ def test_a_folder_and_its_saved_prototypes_give_the_same(tiny_recipe, home, fold
         assert by_folder.value(name) == by_file.value(name)
 
 
-def test_only_training_images_of_a_split_source_count(tiny_recipe, home, folder, tmp_path, made):
+def test_only_training_images_of_a_split_source_count(
+    pretrained, tiny_recipe, home, folder, tmp_path, made
+):
     split = tmp_path / "split"
     (split / "train").mkdir(parents=True)
     (split / "val").mkdir()
     for each in folder.iterdir():
         (split / "train" / each.name).symlink_to(each)
         (split / "val" / each.name).mkdir()
-    found = prototypes_of_folder(split, tiny_recipe(), home=home, n_threads=1)
+    found = prototypes_of_folder(split, pretrained(tiny_recipe()), home=home)
     assert np.array_equal(found.prototypes, made.prototypes)
 
 
-def test_a_damaged_image_is_named(tiny_recipe, home, folder):
+def test_a_damaged_image_is_named(pretrained, tiny_recipe, home, folder):
     (folder / "class 1" / "1.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"class 1/1\.png") as caught:
-        prototypes_of_folder(folder, tiny_recipe(), home=home, n_threads=1)
+        prototypes_of_folder(folder, pretrained(tiny_recipe()), home=home)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_classes_is_refused(tiny_recipe, home, tmp_path):
+def test_a_folder_without_classes_is_refused(pretrained, tiny_recipe, home, tmp_path):
     with pytest.raises(DataError, match="at least two, got 0"):
-        prototypes_of_folder(tmp_path, tiny_recipe(), home=home)
-
-
-def test_random_weights_have_no_prototypes(tiny_recipe, home, folder):
-    with pytest.raises(SpecError, match="needs pre-trained weights"):
-        prototypes_of_folder(folder, tiny_recipe(model={"weights": "random"}), home=home)
+        prototypes_of_folder(tmp_path, pretrained(tiny_recipe()), home=home)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "nowhere/a.npz"])

@@ -40,7 +40,9 @@ def gradients(run, batch):
 
 def wide(run):
     """Return the network that learns, and its source, in float64."""
-    return copy.deepcopy(run.network.model).double(), copy.deepcopy(run.network.source).double()
+    return copy.deepcopy(run.network.model).double(), copy.deepcopy(
+        run.network.source.model
+    ).double()
 
 
 def maps_of(model, images, taps):
@@ -76,7 +78,7 @@ def test_distillation_is_added_with_its_weight(make_run):
     run = make_run({"distill": 2.5, "distill_temperature": 2.0})
     batch = evaluating(run)
     model, source = wide(run)
-    head = run.network.source_head
+    head = run.network.source.head
     images = batch.images.double()
     features, of_source = pooled(model, images), pooled(source, images).detach()
     student = functional.linear(features, head.weight.double(), head.bias.double())
@@ -139,7 +141,7 @@ def test_spectral_shrinkage_is_added_with_its_strength(make_run):
 def test_the_source_sees_the_mixed_and_augmented_images(make_run):
     run = make_run({"distill": 1.0}, augment={"mixup": 1.0})
     seen = []
-    for model in (run.network.model, run.network.source):
+    for model in (run.network.model, run.network.source.model):
         model.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
     run.begin_epoch()
     run.update(next(run.batches()))

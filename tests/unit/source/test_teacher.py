@@ -1,16 +1,14 @@
 """The teacher's logits: the source network's own, in the order that batches name."""
 
-from dataclasses import replace
-
 import pytest
 import safetensors.torch
 import timm
 import torch
 
 from nbtl_search.data.loader import EvalBatches, TrainBatches
-from nbtl_search.errors import DataError, SpecError, WeightsError
+from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.network.model import build
-from nbtl_search.source.logits import teacher_logits
+from nbtl_search.source.teacher import check_precomputable, teacher_logits
 
 PLAIN = {
     "crop_scale": (1.0, 1.0),
@@ -35,6 +33,18 @@ def recipe_of(tiny_recipe):
 
 
 @pytest.fixture
+def logits_of(pretrained, tiny_prepared, home):
+    """Return a maker of a teacher's logits."""
+
+    def make(recipe, **options):
+        return teacher_logits(
+            recipe, pretrained(recipe), prepared=tiny_prepared, home=home, **options
+        )
+
+    return make
+
+
+@pytest.fixture
 def source_network(tiny_weights):
     """Return timm's own model with the whole of the weights file in it, classifier too."""
     model = timm.create_model("test_resnet", num_classes=11)
@@ -50,10 +60,10 @@ def literal(source_network, prepared, split, image_format):
 
 @pytest.mark.parametrize("train_on", ["train", "train+val"])
 def test_they_are_the_source_networks_own_split_after_split(
-    recipe_of, tiny_prepared, home, source_network, train_on
+    logits_of, recipe_of, tiny_prepared, home, source_network, train_on
 ):
     recipe = recipe_of(data={"train_on": train_on})
-    found = teacher_logits(recipe, prepared=tiny_prepared, home=home)
+    found = logits_of(recipe)
     image_format = build(recipe, n_classes=3, home=home).image_format
     expected = torch.cat(
         [
@@ -67,9 +77,11 @@ def test_they_are_the_source_networks_own_split_after_split(
 
 
 @pytest.mark.parametrize("train_on", ["train", "train+val"])
-def test_a_batch_finds_its_rows(recipe_of, tiny_prepared, home, source_network, train_on):
+def test_a_batch_finds_its_rows(
+    logits_of, recipe_of, tiny_prepared, home, source_network, train_on
+):
     recipe = recipe_of(data={"train_on": train_on}, augment=PLAIN)
-    found = teacher_logits(recipe, prepared=tiny_prepared, home=home)
+    found = logits_of(recipe)
     batches = TrainBatches(
         tiny_prepared,
         augment=recipe.augment,
@@ -89,60 +101,46 @@ def test_a_batch_finds_its_rows(recipe_of, tiny_prepared, home, source_network, 
     assert seen != sorted(seen)
 
 
-def test_they_are_kept(recipe_of, tiny_prepared, home, monkeypatch):
-    first = teacher_logits(recipe_of(), prepared=tiny_prepared, home=home)
+def test_they_are_kept(logits_of, recipe_of, monkeypatch):
+    first = logits_of(recipe_of())
     monkeypatch.setattr(EvalBatches, "__iter__", lambda _: pytest.fail("computed again"))
-    assert torch.equal(first, teacher_logits(recipe_of(), prepared=tiny_prepared, home=home))
+    assert torch.equal(first, logits_of(recipe_of()))
 
 
-def test_the_dials_change_nothing_and_the_weights_do(
-    recipe_of, tiny_prepared, home, tiny_weights, tmp_path
-):
-    first = teacher_logits(recipe_of(), prepared=tiny_prepared, home=home)
+def test_the_dials_change_nothing_and_the_weights_do(logits_of, recipe_of, tiny_weights, tmp_path):
+    first = logits_of(recipe_of())
     dialled = recipe_of(dials={"reinit_layers": 4, "distill": 1.0})
-    assert torch.equal(first, teacher_logits(dialled, prepared=tiny_prepared, home=home))
+    assert torch.equal(first, logits_of(dialled))
     state = safetensors.torch.load_file(tiny_weights)
     path = tmp_path / "moved.safetensors"
     safetensors.torch.save_file({**state, "fc.weight": state["fc.weight"] * 2}, path)
     moved = recipe_of(model={"weights": str(path)})
     bias = state["fc.bias"]
-    torch.testing.assert_close(
-        teacher_logits(moved, prepared=tiny_prepared, home=home) - bias, 2 * (first - bias)
-    )
+    torch.testing.assert_close(logits_of(moved) - bias, 2 * (first - bias))
 
 
-def test_mixed_images_are_refused(recipe_of, tiny_prepared, home):
+def test_mixed_images_are_refused(logits_of, recipe_of, home):
     recipe = recipe_of(augment={"mixup": 0.2})
     with pytest.raises(SpecError, match=r"augment\.mixup == 0, .* got 0\.2; set mixup to 0, or"):
-        teacher_logits(recipe, prepared=tiny_prepared, home=home)
+        logits_of(recipe)
     assert not (home / "features").exists()
 
 
-def test_random_weights_are_refused(recipe_of, tiny_prepared, home):
+def test_random_weights_are_refused(recipe_of):
     with pytest.raises(SpecError, match=r"model\.weights != 'random', got 'random'"):
-        teacher_logits(recipe_of(model={"weights": "random"}), prepared=tiny_prepared, home=home)
+        check_precomputable(recipe_of(model={"weights": "random"}))
 
 
-def test_weights_without_a_classifier_are_refused(
-    recipe_of, tiny_prepared, home, tiny_weights, tmp_path
-):
+def test_weights_without_a_classifier_are_refused(logits_of, recipe_of, tiny_weights, tmp_path):
     state = safetensors.torch.load_file(tiny_weights)
     path = tmp_path / "bare.safetensors"
     bare = {name: value for name, value in state.items() if not name.startswith("fc.")}
     safetensors.torch.save_file(bare, path)
     with pytest.raises(WeightsError, match="weights with their linear classifier, got"):
-        teacher_logits(recipe_of(model={"weights": str(path)}), prepared=tiny_prepared, home=home)
+        logits_of(recipe_of(model={"weights": str(path)}))
 
 
-def test_images_that_are_others_now_are_refused(recipe_of, tiny_prepared, home):
-    before = replace(tiny_prepared, manifest=replace(tiny_prepared.manifest, digest="0" * 64))
-    with pytest.raises(DataError, match="must be those that were prepared, got digest"):
-        teacher_logits(recipe_of(), prepared=before, home=home)
-
-
-def test_progress_counts_images(recipe_of, tiny_prepared, home):
+def test_progress_counts_images(logits_of, recipe_of, tiny_prepared):
     seen: list[tuple[int, int]] = []
-    teacher_logits(
-        recipe_of(), prepared=tiny_prepared, home=home, progress=lambda *now: seen.append(now)
-    )
+    logits_of(recipe_of(), progress=lambda *now: seen.append(now))
     assert seen[-1] == (tiny_prepared.n_train, tiny_prepared.n_train)
