@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from nbtl_search.spec.verdict import (
     FinalRun,
     FinalWeights,
     Interval,
-    Reading,
     Summary,
     TestScore,
+    TestSetReading,
     Verdict,
 )
 from nbtl_search.transfer.source_classifier import append_layers
@@ -114,14 +113,15 @@ def make_verdict(root: Path, **run_settings) -> Verdict:
         contenders=tuple(_contender(entry) for entry in (default, winner)),
         winner=7, entries=(default, winner), gain=gain, ten_crop_gain=gain, ensemble_gain=3.0,
         runs=tuple(runs),
-        readings=(Reading(round=1, opened_at=datetime(2026, 1, 2, tzinfo=UTC), reason="first"),),
+        readings=(
+            TestSetReading(round=1, opened_at=datetime(2026, 1, 2, tzinfo=UTC), reason="first"),
+        ),
     )  # fmt: skip
 
 
 def alone(verdict: Verdict) -> Verdict:
     """Return what it would be had the default won."""
-    return replace(
-        verdict, winner=0, entries=verdict.entries[:1], gain=None, ten_crop_gain=None,
+    return verdict.replace(winner=0, entries=verdict.entries[:1], gain=None, ten_crop_gain=None,
         ensemble_gain=None,
     )  # fmt: skip
 

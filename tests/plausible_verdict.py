@@ -11,8 +11,8 @@ from nbtl_search.spec.verdict import (
     Entry,
     FinalRun,
     FinalWeights,
-    Reading,
     TestScore,
+    TestSetReading,
     Verdict,
 )
 from nbtl_search.study import seed_statistics
@@ -69,7 +69,9 @@ def make_verdict(
         ensemble_gain=tops[1] - tops[0] if two else None,
         runs=(*_confirm_runs(others), *_test_runs(entries, values)),
         readings=tuple(
-            Reading(round=index, opened_at=datetime(2026, 3, index, 12, tzinfo=UTC), reason=reason)
+            TestSetReading(
+                round=index, opened_at=datetime(2026, 3, index, 12, tzinfo=UTC), reason=reason
+            )
             for index, reason in enumerate(reasons, start=1)
         ),
     )

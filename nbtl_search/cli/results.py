@@ -80,8 +80,6 @@ def finalize_command(
     nbtl-search finalize dtd
     nbtl-search finalize dtd --candidates 2 --confirm-seeds 3
     """
-    from dataclasses import asdict
-
     from nbtl_search import api
     from nbtl_search.reports.terminal.finals import render
 
@@ -100,7 +98,7 @@ def finalize_command(
             on_tick=tick,
         )
     if as_json:
-        echo_json(asdict(verdict))
+        echo_json(verdict.model_dump())
     else:
         console().print(render(verdict, name=study))
 

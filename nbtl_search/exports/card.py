@@ -14,64 +14,54 @@ from string import Template
 from typing import Any
 
 from nbtl_search.spec import Dials, Recipe
+from nbtl_search.spec.verdict import Entry, FinalRun, Interval, Summary, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What one recipe gave on the test images; accuracies in percent, None if never measured."""
-
-    name: str
-    n_seeds: int
-    top1_mean: float | None
-    top1_std: float | None
-    """Sample standard deviation over the seeds (n - 1)."""
-    ten_crop_mean: float | None
-    ten_crop_std: float | None
-    ensemble_top1: float | None
-    """Of the mean softmax over the seeds and ten crops."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """Mean test top-1 of the winner minus that of the default, paired by seed, in points."""
-
-    n_seeds: int
-    mean: float
-    low: float | None
-    high: float | None
-    confidence: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Story:
-    """How a model came about, and what its recipe is worth."""
+class ModelCardData:
+    """What the card and config.json say of a model, besides its run: one recipe of a verdict."""
 
     study: str
-    final_study: str
-    chosen: Outcome
-    is_default: bool
-    """Whether the recipe is the default one."""
-    is_winner: bool
-    """Whether the recipe won; the default may have."""
-    default: Outcome | None
-    """None where the recipe is the default one itself."""
-    gain: Gain | None
-    """Of the winner over the default; None where they are one recipe, or nothing was tested."""
-    n_test_images: int | None
-    n_readings: int
-    """How often the study's test images were opened, this time included."""
-    n_candidates: int
-    n_confirm_seeds: int
-    tied_with_winner: tuple[str, ...]
+    verdict: Verdict
+    chosen: Entry
+    """The entry of the verdict whose weights are exported."""
 
+    @property
+    def default(self) -> Entry | None:
+        """Return what the chosen recipe is compared with; None where it is the default itself."""
+        return None if self.is_default else self.verdict.entries[0]
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One run whose weights are exported; its own accuracies in percent."""
+    @property
+    def is_default(self) -> bool:
+        """Tell whether the recipe is the default one."""
+        return self.chosen.trial == self.verdict.entries[0].trial
 
-    seed: int
-    test_top1: float | None
-    test_ten_crop_top1: float | None
+    @property
+    def is_winner(self) -> bool:
+        """Tell whether the recipe won; the default may have."""
+        return self.chosen.trial == self.verdict.winner
+
+    @property
+    def runs(self) -> list[FinalRun]:
+        """Return the runs of the recipe in the test stage, by seed."""
+        return sorted(
+            (
+                run
+                for run in self.verdict.runs
+                if run.stage == "test" and run.candidate == self.chosen.trial
+            ),
+            key=lambda run: run.seed,
+        )
+
+    @property
+    def n_test_images(self) -> int | None:
+        """Return how many test images there are; None where none were scored."""
+        return next((run.test.n_images for run in self.runs if run.test is not None), None)
+
+    @property
+    def tied_with_winner(self) -> list[str]:
+        """Return the names of the candidates that validation did not tell from the winner."""
+        return [each.name for each in self.verdict.contenders if each.is_tied_with_winner]
 
 
 def recipe_in_words(recipe: Recipe) -> str:
@@ -188,9 +178,9 @@ N_LABELS_LISTED = 100
 
 
 def write_card(
-    story: Story,
+    data: ModelCardData,
     *,
-    members: Sequence[Member],
+    runs: Sequence[FinalRun],
     about: dict[str, Any],
     pretrained_licence: str,
     has_onnx: bool,
@@ -198,25 +188,25 @@ def write_card(
     """Return the model card; every name that a user chose is escaped.
 
     Args:
-        story: how the model came about.
-        members: the runs in it: one, or those of a seed ensemble.
+        data: how the model came about.
+        runs: those whose weights it has: one, or those of a seed ensemble.
         about: the about.json of one of them.
         pretrained_licence: of the weights it started from, as timm has it, or 'unknown'.
         has_onnx: whether model.onnx lies beside the weights.
     """
     recipe = Recipe.parse(about["recipe"])
     parts = [
-        front_matter(story),
-        f"# {escape(story.study)}: {escape(about['model'])}, {len(about['classes'])} classes",
-        _summary(story, members),
-        _usage(members, about, has_onnx=has_onnx, is_kept=recipe.dials.source_head == "keep"),
-        _results(story, members),
-        _choice(story),
+        front_matter(data),
+        f"# {escape(data.study)}: {escape(about['model'])}, {len(about['classes'])} classes",
+        _summary(data, runs),
+        _usage(runs, about, has_onnx=has_onnx, is_kept=recipe.dials.source_head == "keep"),
+        _results(data, runs),
+        _choice(data),
         f"## Recipe\n\n{recipe_in_words(recipe)}",
         *_methods(recipe),
         "Every setting is in `config.json`, under `nbtl_search.recipe`, without its folders.",
         _labels(about["classes"]),
-        _limits(story),
+        _limits(data),
         _licences(about, pretrained_licence),
         _versions(about),
     ]
@@ -229,7 +219,7 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#!|~$^@])", r"\\\1", html.escape(" ".join(line.split())))
 
 
-def front_matter(story: Story) -> str:
+def front_matter(data: ModelCardData) -> str:
     """Return what the Hugging Face hub reads; strings in JSON's form, which is YAML's as well."""
     lines = [
         "library_name: timm",
@@ -239,12 +229,12 @@ def front_matter(story: Story) -> str:
         "tags: [image-classification, timm, transfer-learning, nbtl-search]",
         "metrics: [accuracy]",
     ]
-    if story.chosen.top1_mean is not None:
-        name = " ".join("".join(c if c.isprintable() else " " for c in story.study).split())
+    if data.chosen.single.mean is not None:
+        name = " ".join("".join(c if c.isprintable() else " " for c in data.study).split())
         metric = {
             "type": "accuracy",
-            "name": f"test top-1 in percent, mean of {story.chosen.n_seeds} seeds",
-            "value": round(story.chosen.top1_mean, 4),
+            "name": f"test top-1 in percent, mean of {data.chosen.single.n} seeds",
+            "value": round(data.chosen.single.mean, 4),
         }
         result = {
             "task": {"type": "image-classification"},
@@ -259,16 +249,16 @@ def _flow(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _summary(story: Story, members: Sequence[Member]) -> str:
-    what = "the winning recipe" if story.is_winner else "the default recipe"
+def _summary(data: ModelCardData, runs: Sequence[FinalRun]) -> str:
+    what = "the winning recipe" if data.is_winner else "the default recipe"
     which = (
-        f"the run with seed {members[0].seed}, the first of the test stage"
-        if len(members) == 1
-        else f"all {len(members)} runs of the test stage, to be averaged"
+        f"the run with seed {runs[0].seed}, the first of the test stage"
+        if len(runs) == 1
+        else f"all {len(runs)} runs of the test stage, to be averaged"
     )
     return (
         f"An image classifier, fine-tuned with `nbtl-search`. It is {what} of the study "
-        f"{escape(story.study)}: {which}. Which run that is was settled before any result was "
+        f"{escape(data.study)}: {which}. Which run that is was settled before any result was "
         "known: **it is not the run that was best on the test images**, since to choose that one "
         "would be to select on them."
     )
@@ -307,9 +297,9 @@ _KEPT_IMPORT = "import nbtl_search.transfer.kept_architecture  # teaches timm th
 
 
 def _usage(
-    members: Sequence[Member], about: dict[str, Any], *, has_onnx: bool, is_kept: bool
+    runs: Sequence[FinalRun], about: dict[str, Any], *, has_onnx: bool, is_kept: bool
 ) -> str:
-    many = len(members) > 1
+    many = len(runs) > 1
     text = _ONE.substitute(
         folder="THIS_FOLDER/seed-1" if many else "THIS_FOLDER",
         whole="THIS_FOLDER",
@@ -330,27 +320,28 @@ def _usage(
     return text
 
 
-def _results(story: Story, members: Sequence[Member]) -> str:
-    if story.chosen.top1_mean is None:
+def _results(data: ModelCardData, runs: Sequence[FinalRun]) -> str:
+    if data.chosen.single.mean is None:
         return "## Results\n\nThe study has no test images: nothing was measured on any."
-    rows = [_row(o) for o in (story.chosen, story.default) if o is not None]
+    rows = [_row(entry) for entry in (data.chosen, data.default) if entry is not None]
     table = [
         "| recipe | seeds | top-1, one crop | top-1, ten crops | ensemble, ten crops |",
         "|---|---|---|---|---|",
         *rows,
     ]
     own = [
-        f"Seed {m.seed}: {_percent(m.test_top1)} (one crop), "
-        f"{_percent(m.test_ten_crop_top1)} (ten crops)."
-        for m in members
+        f"Seed {run.seed}: {_percent(run.test.top1 if run.test else None)} (one crop), "
+        f"{_percent(run.test.ten_crop_top1 if run.test else None)} (ten crops)."
+        for run in runs
     ]
+    n_readings = len(data.verdict.readings)
     read = (
         "opened once, after every choice was made"
-        if story.n_readings <= 1
-        else f"opened {story.n_readings} times: what was chosen after the first may fit them"
+        if n_readings <= 1
+        else f"opened {n_readings} times: what was chosen after the first may fit them"
     )
     said = (
-        f"On {story.n_test_images} test images, {read}. "
+        f"On {data.n_test_images} test images, {read}. "
         "Percent, mean ± sample standard deviation over seeds; the ensemble is the mean softmax."
     )
     return "\n\n".join(
@@ -358,52 +349,50 @@ def _results(story: Story, members: Sequence[Member]) -> str:
             "## Results",
             said,
             "\n".join(table),
-            *([_gain(story.gain)] if story.gain else []),
+            *([_gain(data.verdict.gain)] if data.verdict.gain else []),
             "What is in this folder: " + " ".join(own),
         ]
     )
 
 
-def _row(outcome: Outcome) -> str:
+def _row(entry: Entry) -> str:
     return (
-        f"| {escape(outcome.name)} | {outcome.n_seeds} "
-        f"| {_spread(outcome.top1_mean, outcome.top1_std)} "
-        f"| {_spread(outcome.ten_crop_mean, outcome.ten_crop_std)} "
-        f"| {_percent(outcome.ensemble_top1)} |"
+        f"| {escape(entry.name)} | {entry.single.n} | {_spread(entry.single)} "
+        f"| {_spread(entry.ten_crop)} | {_percent(entry.ensemble_top1)} |"
     )
 
 
-def _spread(mean: float | None, std: float | None) -> str:
-    if mean is None:
+def _spread(found: Summary) -> str:
+    if found.mean is None:
         return "not measured"
-    return f"{mean:.2f} %" if std is None else f"{mean:.2f} ± {std:.2f} %"
+    return f"{found.mean:.2f} %" if found.std is None else f"{found.mean:.2f} ± {found.std:.2f} %"
 
 
 def _percent(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f} %"
 
 
-def _gain(gain: Gain) -> str:
+def _gain(gain: Interval) -> str:
     text = f"The winner's gain over the default, one crop: {gain.mean:+.2f} points"
     if gain.low is None or gain.high is None:
-        return f"{text}; with {gain.n_seeds} pair of seeds nothing can be said of its spread."
-    tie = " Zero lies inside: a tie." if gain.low <= 0.0 <= gain.high else ""
+        return f"{text}; with {gain.n} pair of seeds nothing can be said of its spread."
+    tie = " Zero lies inside: a tie." if gain.is_tie else ""
     return (
         f"{text}, {gain.confidence:.0%} confidence interval {gain.low:+.2f} to {gain.high:+.2f} "
-        f"({gain.n_seeds} pairs of runs with equal seeds).{tie}"
+        f"({gain.n} pairs of runs with equal seeds).{tie}"
     )
 
 
-def _choice(story: Story) -> str:
+def _choice(data: ModelCardData) -> str:
     text = (
         f"## How it was chosen\n\nOf the search's best trials and the default recipe, "
-        f"{story.n_candidates} candidates in all, each was trained {story.n_confirm_seeds} times "
-        "with new seeds and judged on validation images. The winner has the highest lower "
-        "confidence bound of the mean. Then it was trained on training and validation images, "
-        "over new seeds again, and the test images were read."
+        f"{len(data.verdict.contenders)} candidates in all, each was trained "
+        f"{data.verdict.n_confirm_seeds} times with new seeds and judged on validation images. "
+        "The winner has the highest lower confidence bound of the mean. Then it was trained on "
+        "training and validation images, over new seeds again, and the test images were read."
     )
-    if story.tied_with_winner:
-        names = ", ".join(escape(name) for name in story.tied_with_winner)
+    if data.tied_with_winner:
+        names = ", ".join(escape(name) for name in data.tied_with_winner)
         text += f" On the validation images it was not told apart from: {names}."
     return text
 
@@ -420,8 +409,8 @@ def _labels(classes: Sequence[str]) -> str:
     return f"## Classes\n\n{listed}{rest}"
 
 
-def _limits(story: Story) -> str:
-    spread = story.chosen.top1_std
+def _limits(data: ModelCardData) -> str:
+    spread = data.chosen.single.std
     seeds = f" (here by {spread:.2f} points, one standard deviation)" if spread is not None else ""
     return (
         "## Limits\n\n* The accuracies hold for images like those of the study. Photographs of "

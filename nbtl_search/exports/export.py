@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Final, Never
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtl_search.errors import WeightsError
-from nbtl_search.exports.card import Member, Story, write_card
+from nbtl_search.exports.card import ModelCardData, write_card
 from nbtl_search.exports.model_folder import (
     CONFIG,
     ENSEMBLE,
@@ -31,21 +31,22 @@ from nbtl_search.files.atomic import whole_folder
 from nbtl_search.network.device import seeded
 from nbtl_search.network.weights import UNREADABLE
 from nbtl_search.spec import Recipe
+from nbtl_search.spec.verdict import Entry, FinalRun, FinalWeights
 from nbtl_search.transfer.kept_architecture import config_entries
 
 FORMAT: Final = 1
 
 
 def config_of(
-    about: Mapping[str, Any], state: Mapping[str, Tensor], *, story: Story, member: Member
+    about: Mapping[str, Any], state: Mapping[str, Tensor], *, data: ModelCardData, run: FinalRun
 ) -> dict[str, Any]:
     """Return config.json; with a kept source classifier its architecture is not one of timm's.
 
     Args:
         about: the run's about.json.
         state: its weights.
-        story: how the model came about.
-        member: the run.
+        data: how the model came about.
+        run: the run.
 
     Raises:
         WeightsError: timm has no model of this name, or the weights are not those of the recipe.
@@ -72,9 +73,9 @@ def config_of(
         "pretrained_cfg": _pretrained_cfg(name, about["image_format"], n_classes=len(labels)),
         MARKER: {
             "format": FORMAT,
-            "study": story.study,
-            **asdict(member),
-            "results": asdict(story),
+            "study": data.study,
+            **_member(run),
+            "results": _results(data),
             "recipe": _without_folders(about["recipe"]),
             "weights_digest": about["weights_digest"],
             "source_weights_digest": about["source_weights_digest"],
@@ -85,6 +86,53 @@ def config_of(
         },
     }
     return plain | kept
+
+
+def _results(data: ModelCardData) -> dict[str, Any]:
+    """Return the verdict under the keys that config.json has had from its first format."""
+    verdict, gain = data.verdict, data.verdict.gain
+    return {
+        "study": data.study,
+        "final_study": verdict.study,
+        "chosen": _outcome(data.chosen),
+        "is_default": data.is_default,
+        "is_winner": data.is_winner,
+        "default": None if data.default is None else _outcome(data.default),
+        "gain": None
+        if gain is None
+        else {
+            "n_seeds": gain.n,
+            "mean": gain.mean,
+            "low": gain.low,
+            "high": gain.high,
+            "confidence": gain.confidence,
+        },
+        "n_test_images": data.n_test_images,
+        "n_readings": len(verdict.readings),
+        "n_candidates": len(verdict.contenders),
+        "n_confirm_seeds": verdict.n_confirm_seeds,
+        "tied_with_winner": data.tied_with_winner,
+    }
+
+
+def _outcome(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "n_seeds": entry.single.n,
+        "top1_mean": entry.single.mean,
+        "top1_std": entry.single.std,
+        "ten_crop_mean": entry.ten_crop.mean,
+        "ten_crop_std": entry.ten_crop.std,
+        "ensemble_top1": entry.ensemble_top1,
+    }
+
+
+def _member(run: FinalRun) -> dict[str, Any]:
+    return {
+        "seed": run.seed,
+        "test_top1": run.test.top1 if run.test else None,
+        "test_ten_crop_top1": run.test.ten_crop_top1 if run.test else None,
+    }
 
 
 def licence_of(model_name: str) -> str:
@@ -132,18 +180,6 @@ ABOUT_KEYS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A folder of an ended final run, and what the ledger knows of it."""
-
-    folder: Path
-    host: str
-    """Where the folder was written."""
-    digest: str
-    """sha256 of its model.safetensors."""
-    member: Member
-
-
-@dataclass(frozen=True, kw_only=True)
 class Export:
     """What was written."""
 
@@ -156,26 +192,27 @@ class Export:
 
 
 def export(
-    sources: Sequence[Source],
+    runs: Sequence[FinalRun],
     output: Path,
     *,
-    story: Story,
+    data: ModelCardData,
     onnx: bool = False,
     force: bool = False,
 ) -> Export:
     """Write one run's weights, or a seed ensemble, as a folder that is there whole or not at all.
 
     Args:
-        sources: one run, or several, which become `seed-1`, `seed-2`, …
+        runs: one run, or several, which become `seed-1`, `seed-2`, …
         output: the folder; it must not exist, or be empty.
-        story: how the model came about.
+        data: how the model came about.
         onnx: write model.onnx as well, and compare it with torch.
         force: replace a folder that an export made.
 
     Raises:
-        WeightsError: weights that are not here, or not those of the ledger; packages for ONNX are
-            missing; ONNX and torch differ; or `output` is taken.
+        WeightsError: weights that are nowhere, not here, or not those of the ledger; packages for
+            ONNX are missing; ONNX and torch differ; or `output` is taken.
     """
+    sources = _weights_of(runs, data)
     output = output.expanduser().resolve()
     check_free(output, force=force)
     if onnx:
@@ -184,12 +221,13 @@ def export(
     members = tuple(f"seed-{i + 1}" for i in range(len(sources))) if len(sources) > 1 else (".",)
     differences = []
     with _writing(output), whole_folder(output, force=force) as temporary:
-        for source, about, name in zip(sources, abouts, members, strict=True):
+        for run, source, about, name in zip(runs, sources, abouts, members, strict=True):
             folder = temporary / name
             folder.mkdir(exist_ok=True)
-            differences += _write_member(folder, source, about, story=story, onnx=onnx)
-        if len(sources) > 1:
-            _write_ensemble(temporary, sources, abouts, members, story=story, onnx=onnx)
+            _copy_weights(source, folder / WEIGHTS)
+            differences += _write_member(folder, run, about, data=data, onnx=onnx)
+        if len(runs) > 1:
+            _write_ensemble(temporary, runs, abouts, members, data=data, onnx=onnx)
     return Export(
         folder=output,
         members=members,
@@ -210,37 +248,49 @@ def _writing(output: Path) -> Iterator[None]:
         raise WeightsError(message) from error
 
 
-def _read_about(source: Source) -> dict[str, Any]:
+def _weights_of(runs: Sequence[FinalRun], data: ModelCardData) -> list[FinalWeights]:
+    found = [run.weights for run in runs if run.weights is not None]
+    if not runs or len(found) < len(runs):
+        message = (
+            f"a run that is exported has left its weights, got none of {data.study!r}, recipe "
+            f"{data.chosen.name!r}; run: nbtl-search finalize {data.study} --again "
+            "'weights were lost'"
+        )
+        raise WeightsError(message)
+    return found
+
+
+def _read_about(source: FinalWeights) -> dict[str, Any]:
     """Return what a final run says of itself; also check that its weights are here."""
-    if not (source.folder / WEIGHTS).is_file():
+    folder = Path(source.folder)
+    if not (folder / WEIGHTS).is_file():
         message = (
             f"the weights of a final run must be on this machine, got none in "
-            f"{str(source.folder)!r}; they were written on host {source.host!r}: export there, or "
+            f"{source.folder!r}; they were written on host {source.host!r}: export there, or "
             "copy that folder here under the same path"
         )
         raise WeightsError(message)
     try:
-        about = dict(json.loads((source.folder / ABOUT).read_text("utf-8")))
+        about = dict(json.loads((folder / ABOUT).read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        _refuse(f"{ABOUT} is a JSON object", source.folder / ABOUT, error)
+        _refuse(f"{ABOUT} is a JSON object", folder / ABOUT, error)
     if missing := sorted(ABOUT_KEYS - about.keys()):
-        _refuse(f"{ABOUT} has {', '.join(missing)}", source.folder / ABOUT)
+        _refuse(f"{ABOUT} has {', '.join(missing)}", folder / ABOUT)
     return about
 
 
 def _write_member(
-    folder: Path, source: Source, about: dict[str, Any], *, story: Story, onnx: bool
+    folder: Path, run: FinalRun, about: dict[str, Any], *, data: ModelCardData, onnx: bool
 ) -> list[float]:
-    _copy_weights(source, folder / WEIGHTS)
     state = safetensors.torch.load_file(folder / WEIGHTS)
-    _write_json(folder / CONFIG, config_of(about, state, story=story, member=source.member))
+    _write_json(folder / CONFIG, config_of(about, state, data=data, run=run))
     model = loaded(folder)
     _check_equal(model, state, folder / WEIGHTS)
     size_px = int(about["image_format"]["image_px"])
     differences = [write_onnx(model, folder / "model.onnx", image_px=size_px)] if onnx else []
     card = write_card(
-        story,
-        members=[source.member],
+        data,
+        runs=[run],
         about=about,
         pretrained_licence=licence_of(about["model"]),
         has_onnx=onnx,
@@ -251,25 +301,24 @@ def _write_member(
 
 def _write_ensemble(
     folder: Path,
-    sources: Sequence[Source],
+    runs: Sequence[FinalRun],
     abouts: Sequence[dict[str, Any]],
     names: Sequence[str],
     *,
-    story: Story,
+    data: ModelCardData,
     onnx: bool,
 ) -> None:
-    members = [source.member for source in sources]
     content = {
-        MARKER: {"format": FORMAT, "results": asdict(story), "study": story.study},
+        MARKER: {"format": FORMAT, "results": _results(data), "study": data.study},
         "combine": "mean softmax",
         "members": [
-            {"folder": name, **asdict(member)} for name, member in zip(names, members, strict=True)
+            {"folder": name, **_member(run)} for name, run in zip(names, runs, strict=True)
         ],
     }
     _write_json(folder / ENSEMBLE, content)
     card = write_card(
-        story,
-        members=members,
+        data,
+        runs=runs,
         about=abouts[0],
         pretrained_licence=licence_of(abouts[0]["model"]),
         has_onnx=False,
@@ -292,13 +341,14 @@ def loaded(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def _copy_weights(source: Source, target: Path) -> None:
-    shutil.copyfile(source.folder / WEIGHTS, target)
-    with target.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+def _copy_weights(source: FinalWeights, target: Path) -> None:
+    file = Path(source.folder, WEIGHTS)
+    shutil.copyfile(file, target)
+    with target.open("rb") as copy:
+        digest = hashlib.file_digest(copy, "sha256").hexdigest()
     if digest != source.digest:
         message = (
-            f"sha256 of {str(source.folder / WEIGHTS)!r} == {source.digest[:12]}… as the study "
+            f"sha256 of {str(file)!r} == {source.digest[:12]}… as the study "
             f"has it, got {digest[:12]}…: the file is damaged or another one; fetch it again from "
             f"host {source.host!r}"
         )

@@ -22,6 +22,7 @@ from nbtl_search.errors import FencedError
 from nbtl_search.ledger import ledger, locks, schema
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch
+from nbtl_search.spec.verdict import FinalResult
 
 Desired = Literal["run", "pause", "stop"]
 Terminal = Literal["complete", "pruned", "failed"]
@@ -61,23 +62,6 @@ class Outcome:
     best_epoch: int | None = None
     cause: str | None = None
     message: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinalResult:
-    """What a final run gave on the test images, and where it left its weights."""
-
-    n_images: int
-    top1: float
-    top5: float
-    ten_crop_top1: float
-    ten_crop_top5: float
-    predictions: bytes
-    """The content of predictions.npz."""
-    host: str
-    folder: str
-    digest: str
-    """sha256 of model.safetensors."""
 
 
 def open_attempt(connection: Connection, row: Any) -> Lease:
@@ -255,8 +239,21 @@ class Leases:
                 if added.rowcount:  # a resumed trial sends again what it has, and is no further
                     _forgive_failures(connection, lease)
 
-    def finish(self, lease: Lease, outcome: Outcome, *, result: FinalResult | None = None) -> None:
-        """End the trial; a final run of the test stage has a result.
+    def finish(
+        self,
+        lease: Lease,
+        outcome: Outcome,
+        *,
+        result: FinalResult | None = None,
+        predictions: bytes = b"",
+    ) -> None:
+        """End the trial.
+
+        Args:
+            lease: under which it was trained.
+            outcome: how it ended.
+            result: of a final run of the test stage.
+            predictions: the content of its predictions.npz, stored beside the result.
 
         Raises:
             FencedError: another worker holds the trial.
@@ -264,7 +261,8 @@ class Leases:
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
             if result is not None:
-                row = vars(result) | {"trial_id": lease.trial_id}
+                row = result.score.model_dump() | result.weights.model_dump()
+                row |= {"trial_id": lease.trial_id, "predictions": predictions}
                 connection.execute(insert(schema.final_result).values(row))
             self._end_trial(connection, lease, outcome)
 

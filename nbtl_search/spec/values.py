@@ -40,6 +40,18 @@ class Value(BaseModel):
         except ValidationError as error:
             raise SpecError(_one_line(cls, error)) from error
 
+    @classmethod
+    def from_row(cls, row: object) -> Self:
+        """Build from a database row, whose columns have the names of the fields, among others.
+
+        Raises:
+            SpecError: a column is missing, or holds what no such value has.
+        """
+        try:
+            return cls.model_validate(row, from_attributes=True)
+        except ValidationError as error:
+            raise SpecError(_one_line(cls, error)) from error
+
     def plain(self) -> dict[str, Any]:
         """Return plain data that JSON and TOML can hold; None values are left out."""
         return self.model_dump(mode="json", exclude_none=True)

@@ -1,30 +1,37 @@
-"""What the final runs of a study say: the values that tables, pages and exports are made of."""
+"""The verdict of a finalisation, and the scores, intervals and runs that it is made of.
 
-from dataclasses import dataclass
+One value has one shape everywhere: a `TestScore` is made by the trainer, and the same value is
+sent to the supervisor, stored by the ledger, and shown in tables, pages and model cards.
+"""
+
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from nbtl_search.spec import Dials
+from pydantic import PlainSerializer
+
+from nbtl_search.spec.recipe import AtLeastOne, Count, Dials, NonNegative, Percentage
+from nbtl_search.spec.values import Value
 
 FinalStage = Literal["confirm", "test"]
 
+# `finalize --json` has printed dials as this text from its first version; scripts may read it.
+_DialsAsText = Annotated[Dials, PlainSerializer(str)]
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
+
+class Summary(Value):
     """Mean and sample standard deviation (n - 1) of runs that differ only in their seed."""
 
-    n: int
+    n: Count
     mean: float | None
     """None where n is 0."""
     std: float | None
     """None where n is less than 2."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interval:
+class Interval(Value):
     """A confidence interval of a mean difference; without bounds where one pair is all there is."""
 
-    n: int
+    n: AtLeastOne
     mean: float
     low: float | None
     high: float | None
@@ -36,43 +43,22 @@ class Interval:
         return self.low is None or self.high is None or self.low <= 0.0 <= self.high
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinalRun:
-    """One run of a finalisation, as the ledger has it; accuracies in percent."""
+class TestScore(Value):
+    """What the last weights of one run gave on the test images; accuracies in percent."""
 
-    number: int
-    """Its number among the final runs; its folder has this name too."""
-    stage: FinalStage
-    candidate: int
-    """The number of the trial of the search whose dials it has."""
-    seed: int
-    state: str
-    n_epochs: int
-    seconds: float
-    n_attempts: int
-    val_top1: float | None
-    """After the last epoch of the schedule; None until then, and in the test stage."""
-    test: "TestScore | None"
-    """None until the run has ended, in the confirm stage, and where there are no test images."""
-    weights: "FinalWeights | None"
-    """Of an ended run of the test stage."""
+    __test__: ClassVar[bool] = False  # no class of tests, whatever pytest takes it for
 
-
-@dataclass(frozen=True, kw_only=True)
-class TestScore:
-    """What one run's last weights gave on the test images; accuracies in percent."""
-
-    n_images: int
-    top1: float
+    n_images: AtLeastOne
+    top1: Percentage
     """Single centre crop, as timm evaluates."""
-    top5: float
-    ten_crop_top1: float
+    top5: Percentage
+    """With fewer than five classes top-5 takes all of them."""
+    ten_crop_top1: Percentage
     """Mean softmax over ten crops."""
-    ten_crop_top5: float
+    ten_crop_top5: Percentage
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinalWeights:
+class FinalWeights(Value):
     """Where the weights of a run lie: a folder with model.safetensors and about.json."""
 
     host: str
@@ -81,14 +67,41 @@ class FinalWeights:
     """sha256 of model.safetensors."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contender:
+class FinalResult(Value):
+    """What a run of the test stage leaves; its predictions lie in the folder of its weights."""
+
+    score: TestScore
+    weights: FinalWeights
+
+
+class FinalRun(Value):
+    """One run of a finalisation, as the ledger has it; accuracies in percent."""
+
+    number: Count
+    """Its number among the final runs; its folder has this name too."""
+    stage: FinalStage
+    candidate: Count
+    """The number of the trial of the search whose dials it has."""
+    seed: Count
+    state: str
+    n_epochs: Count
+    seconds: NonNegative
+    n_attempts: Count
+    val_top1: float | None
+    """After the last epoch of the schedule; None until then, and in the test stage."""
+    test: TestScore | None
+    """None until the run has ended, in the confirm stage, and where there are no test images."""
+    weights: FinalWeights | None
+    """Of an ended run of the test stage."""
+
+
+class Contender(Value):
     """A candidate after the confirm stage."""
 
-    trial: int
+    trial: Count
     name: str
     """'default', the name of a known recipe, or 'trial 17'."""
-    dials: Dials
+    dials: _DialsAsText
     search_top1: float
     """What the search saw: the best epoch of one run."""
     confirmed: Summary
@@ -100,13 +113,12 @@ class Contender:
     is_tied_with_winner: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(Value):
     """The winner or the default in the test stage."""
 
-    trial: int
+    trial: Count
     name: str
-    dials: Dials
+    dials: _DialsAsText
     single: Summary
     """Test top-1, single crop, over the seeds."""
     ten_crop: Summary
@@ -114,20 +126,20 @@ class Entry:
     """Of the mean softmax over the seeds and ten crops; None until all runs have ended."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
+class TestSetReading(Value):
     """One time that a study's test images were opened."""
 
-    round: int
+    __test__: ClassVar[bool] = False
+
+    round: AtLeastOne
     opened_at: datetime
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(Value):
     """Where the latest finalisation of a study stands."""
 
-    round: int
+    round: AtLeastOne
     stage: Literal["confirm", "test", "done"]
     study: str
     """The name under which the runs of the latest stage stand in the dashboard: 'dtd@test-1'."""
@@ -144,4 +156,4 @@ class Verdict:
     ten_crop_gain: Interval | None
     ensemble_gain: float | None
     runs: tuple[FinalRun, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[TestSetReading, ...]

@@ -21,8 +21,8 @@ from nbtl_search.spec.verdict import (
     FinalStage,
     FinalWeights,
     Interval,
-    Reading,
     TestScore,
+    TestSetReading,
     Verdict,
 )
 from nbtl_search.study import finals, seed_statistics
@@ -60,7 +60,7 @@ def verdict_of(study: Study) -> Verdict | None:
         ensemble_gain=_ensemble_gain(entries),
         runs=(*confirm, *test),
         readings=tuple(
-            Reading(round=each.round, opened_at=each.test_opened_at, reason=each.reason)
+            TestSetReading(round=each.round, opened_at=each.test_opened_at, reason=each.reason)
             for each in every
             if each.test_opened_at is not None
         ),
@@ -72,7 +72,7 @@ def _runs(study: Study, stage_id: int, stage: FinalStage) -> list[FinalRun]:
 
 
 def _run(row: Any, stage: FinalStage) -> FinalRun:
-    scored = row.digest is not None
+    is_scored = row.digest is not None
     return FinalRun(
         number=row.slot - 1,
         stage=stage,
@@ -83,18 +83,8 @@ def _run(row: Any, stage: FinalStage) -> FinalRun:
         seconds=row.seconds or 0.0,
         n_attempts=row.attempt or 0,
         val_top1=row.value if stage == "confirm" else None,
-        test=None
-        if not scored
-        else TestScore(
-            n_images=row.n_images,
-            top1=row.top1,
-            top5=row.top5,
-            ten_crop_top1=row.ten_crop_top1,
-            ten_crop_top5=row.ten_crop_top5,
-        ),
-        weights=None
-        if not scored
-        else FinalWeights(host=row.host, folder=row.folder, digest=row.digest),
+        test=TestScore.from_row(row) if is_scored else None,
+        weights=FinalWeights.from_row(row) if is_scored else None,
     )
 
 

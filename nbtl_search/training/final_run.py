@@ -22,6 +22,7 @@ from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.errors import DataError
 from nbtl_search.files.atomic import replace_folder
 from nbtl_search.network.device import Placement
+from nbtl_search.spec.verdict import TestScore
 from nbtl_search.training.evaluation import running_logits, running_ten_crop
 from nbtl_search.training.gradients import finite
 from nbtl_search.training.run import Run
@@ -35,8 +36,8 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How far the reading of the test images is."""
+class ScoringProgress:
+    """How far the scoring of the test images is."""
 
     n_done: int
     """Images whose ten crops are scored; 0 while the single crops are."""
@@ -44,19 +45,11 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestResult:
-    """What a network makes of the test images, in their order; accuracies in percent."""
+class TestPredictions:
+    """What a network makes of each test image, in their order: the arrays of predictions.npz."""
 
     __test__: ClassVar[bool] = False  # no class of tests, whatever pytest takes it for
 
-    n_images: int
-    top1: float
-    """Single centre crop, as timm evaluates."""
-    top5: float
-    """With fewer than five classes top-5 takes all of them."""
-    ten_crop_top1: float
-    """Mean softmax over ten crops."""
-    ten_crop_top5: float
     labels: Int64[np.ndarray, " n"]
     single: Int64[np.ndarray, " n"]
     """The class predicted from the single crop."""
@@ -64,12 +57,20 @@ class TestResult:
     """Mean softmax over ten crops."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoredImages:
+    """The test images scored: the score, which is reported, and what it was counted from."""
+
+    score: TestScore
+    predictions: TestPredictions
+
+
 def score_test(
     run: Run, *, home: Path, cache: Path | None = None
-) -> Iterator[Reading | TestResult]:
+) -> Iterator[ScoringProgress | ScoredImages]:
     """Evaluate a run's weights on the test images of its dataset, and on no others.
 
-    Yields a Reading at least after every forward of `micro_batch` images, and at last the result.
+    Yields its progress at least after every forward of `micro_batch` images, and at last the score.
     The model is left in evaluation mode.
 
     Args:
@@ -85,7 +86,7 @@ def score_test(
     yield from scored(run, prepared)
 
 
-def scored(run: Run, prepared: Prepared) -> Iterator[Reading | TestResult]:
+def scored(run: Run, prepared: Prepared) -> Iterator[ScoringProgress | ScoredImages]:
     """Evaluate on the test images of a dataset that is open: see `score_test`.
 
     Raises:
@@ -97,15 +98,15 @@ def scored(run: Run, prepared: Prepared) -> Iterator[Reading | TestResult]:
     single, probabilities, n_done = [], [], 0
     for ranked in _drawn(_ranked(run, prepared), run.placement):
         single.append(ranked)
-        yield Reading(n_done=0, n_images=n)
+        yield ScoringProgress(n_done=0, n_images=n)
     for mean in _drawn(_ten_crop(run, prepared), run.placement):
         probabilities.append(mean)
         n_done += len(mean)
-        yield Reading(n_done=n_done, n_images=n)
-    yield _result(labels, np.concatenate(single), np.concatenate(probabilities))
+        yield ScoringProgress(n_done=n_done, n_images=n)
+    yield _scored_images(labels, np.concatenate(single), np.concatenate(probabilities))
 
 
-def keep(run: Run, folder: Path, result: TestResult | None) -> str:
+def keep(run: Run, folder: Path, predictions: TestPredictions | None) -> str:
     """Write a run's weights, what they are and what they predict; return the weights' sha256.
 
     The folder is there with all its files or not at all; one of an earlier attempt is replaced.
@@ -114,7 +115,7 @@ def keep(run: Run, folder: Path, result: TestResult | None) -> str:
     Args:
         run: which has ended; its current weights are taken, in float32 under timm's own keys.
         folder: to write model.safetensors, about.json and predictions.npz into.
-        result: of the test images; None where there are none, and then no predictions.npz.
+        predictions: of the test images; None where there are none, and then no predictions.npz.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -124,13 +125,13 @@ def keep(run: Run, folder: Path, result: TestResult | None) -> str:
     digest = hashlib.sha256(weights).hexdigest()
     about = json.dumps(_about(run, digest), indent=2, allow_nan=False)
     files = {WEIGHTS_FILE: weights, ABOUT_FILE: f"{about}\n".encode()}
-    if result is not None:
+    if predictions is not None:
         content = BytesIO()
         np.savez(
             content,
-            labels=result.labels,
-            single=result.single,
-            probabilities=result.probabilities,
+            labels=predictions.labels,
+            single=predictions.single,
+            probabilities=predictions.probabilities,
         )
         files[PREDICTIONS_FILE] = content.getvalue()
     replace_folder(folder, files)
@@ -192,21 +193,22 @@ def _drawn(items: Iterator[Item], placement: Placement) -> Iterator[Item]:
         yield item
 
 
-def _result(
+def _scored_images(
     labels: NDArray[np.int64], ranked: NDArray[np.int64], probabilities: NDArray[np.float32]
-) -> TestResult:
+) -> ScoredImages:
     # Stable: of equals the first, as whoever takes the argmax of the file will find.
     ten_crop = np.argsort(-probabilities, axis=1, kind="stable")
-    return TestResult(
+    score = TestScore(
         n_images=len(labels),
         top1=_accuracy(ranked[:, :1], labels),
         top5=_accuracy(ranked, labels),
         ten_crop_top1=_accuracy(ten_crop[:, :1], labels),
         ten_crop_top5=_accuracy(ten_crop[:, :5], labels),
-        labels=labels,
-        single=ranked[:, 0].copy(),
-        probabilities=probabilities,
     )
+    predictions = TestPredictions(
+        labels=labels, single=ranked[:, 0].copy(), probabilities=probabilities
+    )
+    return ScoredImages(score=score, predictions=predictions)
 
 
 def _accuracy(classes: NDArray[np.int64], labels: NDArray[np.int64]) -> float:

@@ -1,7 +1,6 @@
 """Attempt: one worker's turn at a trial, from its lease until it ends, is released, or is lost."""
 
 import logging
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from typing import Any, Final, Literal, final
 
 from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import FinalResult, Lease, Leases, Outcome
+from nbtl_search.ledger.lifecycle import Lease, Leases, Outcome
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, Recipe, best_epoch
+from nbtl_search.spec.verdict import FinalResult
 from nbtl_search.study import pruning, sampling
 from nbtl_search.study.store import Study
 from nbtl_search.worker import protocol
@@ -133,9 +133,9 @@ class Attempt:
                     self._context.child.send(protocol.Continue())
             case protocol.Warned(message=message):
                 self._warn("%s", message)
-            case protocol.Completed(rss_mb=rss_mb, scores=scores):
+            case protocol.Completed(rss_mb=rss_mb, result=result):
                 self.rss_mb = rss_mb
-                self._complete(scores)
+                self._complete(result)
             case protocol.Halted(rss_mb=rss_mb):
                 self.rss_mb = rss_mb
                 self._halted()
@@ -243,7 +243,7 @@ class Attempt:
             case _:
                 self._is_over = True
 
-    def _complete(self, scores: protocol.Scores | None) -> None:
+    def _complete(self, result: FinalResult | None) -> None:
         """End a trial that ran to its end; what its value is depends on the stage.
 
         The search takes the best epoch. The first stage of a finalisation takes the last, which
@@ -255,10 +255,8 @@ class Attempt:
             case "confirm":
                 self._end(_outcome("complete", self._history[-1:]))
             case "test":
-                assert scores is not None, "the trainer was told where to keep them"  # noqa: S101
-                assert self._result_folder is not None  # noqa: S101
-                result = _final_result(scores, self._result_folder)
-                self._end(Outcome(state="complete", value=scores.top1), result=result)
+                assert result is not None, "the trainer was told where to leave it"  # noqa: S101
+                self._end(Outcome(state="complete", value=result.score.top1), result=result)
 
     def _finish(
         self,
@@ -276,12 +274,17 @@ class Attempt:
         if self._halting == "fenced":
             return
         self._context.metrics.trials.labels(end=outcome.cause or outcome.state).inc()
+        # The database holds them too: a verdict is computed on any machine, while the folder may
+        # be on a disk of this one.
+        predictions = _predictions(result)
 
         def end() -> None:
             # The last epochs before the end: with the end the lease is gone, and they would be
             # refused. Both in one try, as an outage may leave any number of them.
             self._record()
-            self._context.leases.finish(self._lease, outcome, result=result)
+            self._context.leases.finish(
+                self._lease, outcome, result=result, predictions=predictions
+            )
 
         self._try_until_done(end)
 
@@ -342,11 +345,5 @@ def _outcome(
     )
 
 
-def _final_result(scores: protocol.Scores, folder: Path) -> FinalResult:
-    """Return the result of a final run that left its weights in this folder."""
-    return FinalResult(
-        **scores.model_dump(),
-        predictions=(folder / "predictions.npz").read_bytes(),
-        host=socket.gethostname(),
-        folder=str(folder),
-    )
+def _predictions(result: FinalResult | None) -> bytes:
+    return b"" if result is None else Path(result.weights.folder, "predictions.npz").read_bytes()

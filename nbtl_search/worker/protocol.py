@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from nbtl_search.spec import Epoch, Facts, Recipe, Value
+from nbtl_search.spec.verdict import FinalResult
 
 
 class Open(Value):
@@ -92,23 +93,12 @@ class Trained(Value):
     epoch: Epoch
 
 
-class Scores(Value):
-    """What the last weights gave on the test images, in percent, and their own sha256."""
-
-    n_images: int
-    top1: float
-    top5: float
-    ten_crop_top1: float
-    ten_crop_top5: float
-    digest: str
-
-
 class Completed(Value):
-    """The schedule is done; with scores where there was a result folder."""
+    """The schedule is done; with a result where there was a folder for it."""
 
     kind: Literal["completed"] = "completed"
     rss_mb: float
-    scores: Scores | None = None
+    result: FinalResult | None = None
 
 
 class Halted(Value):

@@ -9,6 +9,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,8 +22,9 @@ import psutil
 
 from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.errors import DataError, NbtlError, TrialError, WeightsError
+from nbtl_search.spec.verdict import FinalResult, FinalWeights
 from nbtl_search.training import checkpoint
-from nbtl_search.training.final_run import TestResult, keep, score_test
+from nbtl_search.training.final_run import ScoredImages, keep, score_test
 from nbtl_search.training.run import Run, Step, train
 from nbtl_search.worker import protocol
 
@@ -129,10 +131,10 @@ class Trainer:
             checkpoint.load_latest(directory, run)
             self._send(protocol.Started(history=run.history))
             finished = self._epochs(run, directory)
-            scores = None
+            result = None
             if finished and order.result_folder is not None:
-                scores = self._score(run, Path(order.result_folder))
-                finished = scores is not None
+                result = self._final_result(run, Path(order.result_folder))
+                finished = result is not None
         except _HaltedError:
             return protocol.Halted(rss_mb=_rss_mb())
         except TrialError as error:
@@ -147,7 +149,7 @@ class Trainer:
             cause = "disk" if _is_of_full_disk(error) else "infra"
             return protocol.Failed(cause=cause, message=f"{type(error).__name__}: {error}")
         if finished:
-            return protocol.Completed(rss_mb=_rss_mb(), scores=scores)
+            return protocol.Completed(rss_mb=_rss_mb(), result=result)
         return protocol.Halted(rss_mb=_rss_mb())
 
     def _measuring(self, n_done: int, _n_all: int) -> None:
@@ -202,23 +204,17 @@ class Trainer:
             logger.warning("%s", message, extra={"action": "save_checkpoint"})
             self._send(protocol.Warned(message=message))
 
-    def _score(self, run: Run, folder: Path) -> protocol.Scores | None:
+    def _final_result(self, run: Run, folder: Path) -> FinalResult | None:
         """Read the test images, and keep weights and predictions; None if told to halt.
 
         The last epoch is in a checkpoint: who halts here begins to read anew.
         """
         said = time.monotonic()
         for event in score_test(run, home=self._home, cache=self._cache):
-            if isinstance(event, TestResult):
-                digest = keep(run, folder, event)
-                return protocol.Scores(
-                    n_images=event.n_images,
-                    top1=event.top1,
-                    top5=event.top5,
-                    ten_crop_top1=event.ten_crop_top1,
-                    ten_crop_top5=event.ten_crop_top5,
-                    digest=digest,
-                )
+            if isinstance(event, ScoredImages):
+                digest = keep(run, folder, event.predictions)
+                weights = FinalWeights(host=socket.gethostname(), folder=str(folder), digest=digest)
+                return FinalResult(score=event.score, weights=weights)
             if self._inbox.halt() is not None:
                 return None
             if time.monotonic() - said > _HEARTBEAT_EVERY_S:

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nbtl_search.data.prepared import prepare
-from nbtl_search.errors import SpecError, StudyNotFoundError, WeightsError
+from nbtl_search.errors import SpecError, StudyNotFoundError
 from nbtl_search.spec import Epoch, Recipe
-from nbtl_search.spec.verdict import Entry, FinalRun, Verdict
-from nbtl_search.study.verdicts import verdict_of
+from nbtl_search.spec.verdict import Verdict
 from nbtl_search.training import checkpoint
 from nbtl_search.training.run import Run
 from nbtl_search.training.run import train as epochs_of
-from nbtl_search.workspace.workspace import default_home, opened_study
 
 if TYPE_CHECKING:
-    from nbtl_search.exports.card import Gain, Outcome, Story
     from nbtl_search.exports.confusion import Confusion
-    from nbtl_search.exports.export import Export, Source
+    from nbtl_search.exports.export import Export
     from nbtl_search.exports.predict import Prediction
 
 Which = Literal["default", "winner"]
@@ -59,6 +56,9 @@ def export(
         StudyNotFoundError: no such study, or it is not finalised.
         WeightsError: the weights are not on this machine, or damaged; or `output` is taken.
     """
+    from nbtl_search.study.verdicts import verdict_of
+    from nbtl_search.workspace.workspace import default_home, opened_study
+
     with opened_study(name, storage, home or default_home()) as study:
         found = verdict_of(study)
     if found is None or found.stage != "done":
@@ -94,99 +94,14 @@ def write(
     Raises:
         WeightsError: the weights are not on this machine, or damaged; or `output` is taken.
     """
+    from nbtl_search.exports.card import ModelCardData
     from nbtl_search.exports.export import export as write_folder
 
-    entry = _entry(verdict, which)
-    runs = sorted(
-        (run for run in verdict.runs if run.stage == "test" and run.candidate == entry.trial),
-        key=lambda run: run.seed,
-    )
-    wanted = runs if seed_ensemble else runs[:1]
-    if not wanted or any(run.weights is None for run in wanted):
-        message = (
-            f"a run that is exported has left its weights, got none of {study!r}, recipe "
-            f"{entry.name!r}; run: nbtl-search finalize {study} --again 'weights were lost'"
-        )
-        raise WeightsError(message)
-    return write_folder(
-        [_source(run) for run in wanted],
-        output,
-        story=_story(verdict, entry, runs, study=study),
-        onnx=onnx,
-        force=force,
-    )
-
-
-def _entry(verdict: Verdict, which: Which) -> Entry:
-    """Return the winner or the default, which come as (default, winner), or alone."""
-    return verdict.entries[0] if which == "default" else verdict.entries[-1]
-
-
-def _source(run: FinalRun) -> "Source":
-    from nbtl_search.exports.card import Member
-    from nbtl_search.exports.export import Source
-
-    assert run.weights is not None, "checked by the caller"  # noqa: S101
-    return Source(
-        folder=Path(run.weights.folder),
-        host=run.weights.host,
-        digest=run.weights.digest,
-        member=Member(
-            seed=run.seed,
-            test_top1=run.test.top1 if run.test else None,
-            test_ten_crop_top1=run.test.ten_crop_top1 if run.test else None,
-        ),
-    )
-
-
-def _story(verdict: Verdict, entry: Entry, runs: list[FinalRun], *, study: str) -> "Story":
-    from nbtl_search.exports.card import Story
-
-    default = verdict.entries[0]
-    tied = [contender for contender in verdict.contenders if contender.is_tied_with_winner]
-    return Story(
-        study=study,
-        final_study=verdict.study,
-        chosen=_outcome(entry),
-        is_default=entry is default,
-        is_winner=entry.trial == verdict.winner,
-        default=None if entry is default else _outcome(default),
-        gain=_gain(verdict),
-        n_test_images=next((run.test.n_images for run in runs if run.test), None),
-        n_readings=len(verdict.readings),
-        n_candidates=len(verdict.contenders),
-        n_confirm_seeds=verdict.n_confirm_seeds,
-        tied_with_winner=tuple(contender.name for contender in tied),
-    )
-
-
-def _outcome(entry: Entry) -> "Outcome":
-    from nbtl_search.exports.card import Outcome
-
-    return Outcome(
-        name=entry.name,
-        n_seeds=entry.single.n,
-        top1_mean=entry.single.mean,
-        top1_std=entry.single.std,
-        ten_crop_mean=entry.ten_crop.mean,
-        ten_crop_std=entry.ten_crop.std,
-        ensemble_top1=entry.ensemble_top1,
-    )
-
-
-def _gain(verdict: Verdict) -> "Gain | None":
-    from nbtl_search.exports.card import Gain
-
-    gain = verdict.gain
-    if gain is None:
-        return None
-    return Gain(
-        n_seeds=gain.n,
-        mean=gain.mean,
-        low=gain.low,
-        high=gain.high,
-        confidence=gain.confidence,
-    )
+    # The entries are the default and the winner, or the default alone where it won.
+    chosen = verdict.entries[0] if which == "default" else verdict.entries[-1]
+    data = ModelCardData(study=study, verdict=verdict, chosen=chosen)
+    runs = data.runs if seed_ensemble else data.runs[:1]
+    return write_folder(runs, output, data=data, onnx=onnx, force=force)
 
 
 Progress = Callable[[int, int], None]
@@ -286,6 +201,8 @@ def train(
         WeightsError: the weights cannot be had, or are of another network.
         DivergedError: the loss is no longer finite.
     """
+    from nbtl_search.workspace.workspace import default_home
+
     home = home or default_home()
     prepared = prepare(recipe.data, home=home, progress=progress)
     run = Run(recipe, prepared=prepared, home=home, measuring=measuring)

@@ -5,8 +5,9 @@ from sqlalchemy import text
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.ledger import database, ledger
-from nbtl_search.ledger.lifecycle import FinalResult, Leases, Outcome
+from nbtl_search.ledger.lifecycle import Leases, Outcome
 from nbtl_search.spec import Budget, Epoch, Recipe
+from nbtl_search.spec.verdict import FinalResult, FinalWeights, TestScore
 from nbtl_search.study import (
     finals,
     sampling,
@@ -40,9 +41,11 @@ def run_one(study, value_of, *, state="complete"):
     result = None
     if study.stage == "test":
         result = FinalResult(
-            n_images=12, top1=value, top5=100.0, ten_crop_top1=value, ten_crop_top5=100.0,
-            predictions=b"", host="here", folder="/nowhere", digest="d",
-        )  # fmt: skip
+            score=TestScore(
+                n_images=12, top1=value, top5=100.0, ten_crop_top1=value, ten_crop_top5=100.0
+            ),
+            weights=FinalWeights(host="here", folder="/nowhere", digest="d"),
+        )
     else:
         leases.record(lease, [epoch(value)])
     leases.finish(lease, Outcome(state=state, value=value, best_epoch=1), result=result)

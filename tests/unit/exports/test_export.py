@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +61,12 @@ def source_of(verdict, *, candidate, seed):
 def broken_run(verdict, **changes):
     """Give the verdict other words about the weights of the run that is exported."""
     runs = [
-        replace(run, weights=replace(run.weights, **changes))
+        run.replace(weights=run.weights.replace(**changes))
         if (run.candidate, run.seed) == (7, 101)
         else run
         for run in verdict.runs
     ]
-    return replace(verdict, runs=tuple(runs))
+    return verdict.replace(runs=tuple(runs))
 
 
 class TestTimm:
@@ -138,7 +137,7 @@ def _one_run(tmp_path, **settings):
     digest = make_run(tmp_path / "large", seed=5, **settings)
     runs = [r for r in verdict.runs if (r.candidate, r.seed) == (7, 101)]
     weights = FinalWeights(host=HOST, folder=str(tmp_path / "large"), digest=digest)
-    return replace(verdict, runs=(replace(runs[0], weights=weights),))
+    return verdict.replace(runs=(runs[0].replace(weights=weights),))
 
 
 class TestChoice:
@@ -213,16 +212,15 @@ class TestCard:
 
     def test_without_test_images(self, verdict, tmp_path):
         entries = tuple(
-            replace(
-                entry,
-                single=replace(entry.single, n=0, mean=None, std=None),
-                ten_crop=replace(entry.ten_crop, n=0, mean=None, std=None),
+            entry.replace(
+                single=entry.single.replace(n=0, mean=None, std=None),
+                ten_crop=entry.ten_crop.replace(n=0, mean=None, std=None),
                 ensemble_top1=None,
             )
             for entry in verdict.entries
         )
-        runs = tuple(replace(run, test=None) for run in verdict.runs)
-        bare = replace(verdict, entries=entries, runs=runs, gain=None, ten_crop_gain=None)
+        runs = tuple(run.replace(test=None) for run in verdict.runs)
+        bare = verdict.replace(entries=entries, runs=runs, gain=None, ten_crop_gain=None)
         models.write(bare, tmp_path / "out", study="x")
         card = (tmp_path / "out/README.md").read_text("utf-8")
         assert "no test images" in card

@@ -4,7 +4,6 @@ From training to the exported folder, with nothing made by hand in between.
 """
 
 import json
-from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -15,7 +14,7 @@ from nbtl_search.errors import WeightsError
 from nbtl_search.network.weights import read_weights
 from nbtl_search.spec import ModelSettings
 from nbtl_search.spec.verdict import FinalWeights
-from nbtl_search.training.final_run import TestResult, keep, score_test
+from nbtl_search.training.final_run import ScoredImages, keep, score_test
 from nbtl_search.training.run import Run, train
 from nbtl_search.transfer import stochnorm
 from nbtl_search.workspace import models
@@ -43,13 +42,13 @@ def end_run(tiny_prepared, tiny_home, tiny_recipe):
     return end
 
 
-def export(run, result, tmp_path):
+def export(run, predictions, tmp_path):
     """Keep a run and export it, as `finalize` and `export` do."""
-    digest = keep(run, tmp_path / "final", result)
+    digest = keep(run, tmp_path / "final", predictions)
     verdict = make_verdict(tmp_path / "others")
     first = next(r for r in verdict.runs if (r.candidate, r.seed) == (7, 101))
     weights = FinalWeights(host=HOST, folder=str(tmp_path / "final"), digest=digest)
-    verdict = replace(verdict, runs=(replace(first, weights=weights),))
+    verdict = verdict.replace(runs=(first.replace(weights=weights),))
     models.write(verdict, tmp_path / "out", study="x")
     return tmp_path / "out"
 
@@ -60,8 +59,8 @@ def test_a_kept_source_classifier_from_training_to_predictions(
 ):
     run = end_run({"source_head": "keep"}, {"source_hidden": hidden})
     *_, result = score_test(run, home=tiny_home)
-    assert isinstance(result, TestResult)
-    folder = export(run, result, tmp_path)
+    assert isinstance(result, ScoredImages)
+    folder = export(run, result.predictions, tmp_path)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     assert config["model_args"] == {
         "backbone": "test_resnet", "n_source": 11, "hidden": list(hidden),

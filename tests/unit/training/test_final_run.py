@@ -27,8 +27,8 @@ from nbtl_search.network.device import Placement
 from nbtl_search.spec import Epoch, Recipe, write_toml
 from nbtl_search.training.evaluation import evaluate, running_ten_crop
 from nbtl_search.training.final_run import (
-    Reading,
-    TestResult,
+    ScoredImages,
+    ScoringProgress,
     keep,
     score_test,
     scored,
@@ -56,9 +56,9 @@ def ended(make_run):
 
 
 @pytest.fixture
-def result(ended, tiny_home) -> TestResult:
+def result(ended, tiny_home) -> ScoredImages:
     *_, last = score_test(ended, home=tiny_home)
-    assert isinstance(last, TestResult)
+    assert isinstance(last, ScoredImages)
     return last
 
 
@@ -203,8 +203,8 @@ class TestTenCrops:
 class TestScoreTest:
     def test_it_reports_as_it_goes_and_ends_with_the_result(self, ended, tiny_home):
         *events, last = score_test(ended, home=tiny_home)
-        assert isinstance(last, TestResult)
-        readings = [event for event in events if isinstance(event, Reading)]
+        assert isinstance(last, ScoredImages)
+        readings = [event for event in events if isinstance(event, ScoringProgress)]
         assert readings == events
         # Two batches of seven single crops, then one image's ten crops at a time.
         assert [reading.n_done for reading in readings] == [0, 0, *range(1, N_TEST + 1)]
@@ -216,19 +216,21 @@ class TestScoreTest:
             prepared, "test", format=ended.network.image_format, batch_size=4, device="cpu"
         )
         want = evaluate(ended.network.model, batches, placement=CPU)
-        assert (result.top1, result.top5) == pytest.approx((want.top1, want.top5))
-        assert result.top5 == 100  # of three classes
-        np.testing.assert_array_equal(result.labels, prepared.labels("test"))
-        assert result.top1 == pytest.approx(100 * np.mean(result.single == result.labels))
+        assert (result.score.top1, result.score.top5) == pytest.approx((want.top1, want.top5))
+        assert result.score.top5 == 100  # of three classes
+        np.testing.assert_array_equal(result.predictions.labels, prepared.labels("test"))
+        assert result.score.top1 == pytest.approx(
+            100 * np.mean(result.predictions.single == result.predictions.labels)
+        )
 
     def test_the_ten_crop_accuracy_is_that_of_the_probabilities(self, result):
-        assert result.n_images == N_TEST
-        assert result.probabilities.shape == (N_TEST, 3)
-        assert result.probabilities.dtype == np.float32
-        np.testing.assert_allclose(result.probabilities.sum(axis=1), 1, atol=1e-6)
-        right = result.probabilities.argmax(axis=1) == result.labels
-        assert result.ten_crop_top1 == pytest.approx(100 * right.mean())
-        assert result.ten_crop_top5 == 100
+        assert result.score.n_images == N_TEST
+        assert result.predictions.probabilities.shape == (N_TEST, 3)
+        assert result.predictions.probabilities.dtype == np.float32
+        np.testing.assert_allclose(result.predictions.probabilities.sum(axis=1), 1, atol=1e-6)
+        right = result.predictions.probabilities.argmax(axis=1) == result.predictions.labels
+        assert result.score.ten_crop_top1 == pytest.approx(100 * right.mean())
+        assert result.score.ten_crop_top5 == 100
 
     def test_it_reads_no_other_images(self, ended, tmp_path):
         list(score_test(ended, home=tmp_path))
@@ -265,7 +267,7 @@ class TestScoreTest:
 
 class TestKeep:
     def test_timm_loads_what_is_kept_and_computes_the_same(self, ended, result, tmp_path):
-        digest = keep(ended, tmp_path / "final" / "3", result)
+        digest = keep(ended, tmp_path / "final" / "3", result.predictions)
         folder = tmp_path / "final" / "3"
         assert sorted(path.name for path in folder.iterdir()) == [
             "about.json", "model.safetensors", "predictions.npz",
@@ -298,7 +300,7 @@ class TestKeep:
         ]  # fmt: skip
 
     def test_what_it_is_about(self, ended, result, tmp_path):
-        digest = keep(ended, tmp_path / "0", result)
+        digest = keep(ended, tmp_path / "0", result.predictions)
         about = json.loads((tmp_path / "0" / "about.json").read_text("utf-8"))
         assert about["model"] == "test_resnet"
         assert about["classes"] == ["amber", "blue", "grey"]
@@ -314,12 +316,12 @@ class TestKeep:
         assert (about["device"], about["precision"]) == ("cpu", "fp32")
 
     def test_the_predictions_read_back_equal(self, ended, result, tmp_path):
-        keep(ended, tmp_path / "0", result)
+        keep(ended, tmp_path / "0", result.predictions)
         content = BytesIO((tmp_path / "0" / "predictions.npz").read_bytes())
         with np.load(content, allow_pickle=False) as found:
             assert sorted(found) == ["labels", "probabilities", "single"]
             for name in found:
-                want = getattr(result, name)
+                want = getattr(result.predictions, name)
                 assert found[name].dtype == want.dtype
                 np.testing.assert_array_equal(found[name], want)
 
@@ -329,9 +331,9 @@ class TestKeep:
         folder = tmp_path / "0"
         folder.mkdir()
         (folder / "half").write_text("of an earlier attempt")
-        first = keep(ended, folder, result)
+        first = keep(ended, folder, result.predictions)
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
-        assert keep(ended, folder, result) == first
+        assert keep(ended, folder, result.predictions) == first
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert before.keys() == {"about.json", "model.safetensors", "predictions.npz"}
         assert [path.name for path in tmp_path.iterdir()] == ["0"]
@@ -343,7 +345,7 @@ class TestKeep:
     ):
         folder = tmp_path / "0"
         if earlier:
-            keep(ended, folder, result)
+            keep(ended, folder, result.predictions)
         before = sorted(tmp_path.rglob("*"))
         written: list[Path] = []
 
@@ -355,7 +357,7 @@ class TestKeep:
 
         monkeypatch.setattr("nbtl_search.files.atomic.write_durably", write_until_full)
         with pytest.raises(OSError, match="No space left"):
-            keep(ended, folder, result)
+            keep(ended, folder, result.predictions)
         assert len(written) == n_written
         assert sorted(tmp_path.rglob("*")) == before
         assert folder.exists() == earlier
