@@ -1,1 +1,1 @@
-"""Start workers: on this machine, and later on clusters."""
+"""Launchers of workers: on this machine, on Slurm, on Kubernetes."""

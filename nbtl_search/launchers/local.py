@@ -1,4 +1,4 @@
-"""One worker process per slot of this machine, restarted when it dies, until the study is over."""
+"""Local launch: one worker process per slot of this machine, until the study is over."""
 
 import logging
 import os
@@ -6,22 +6,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
 import psutil
 
-from nbtl_search.errors import NbtlError
+from nbtl_search import restart_policy
+from nbtl_search.errors import EXIT_CODE, NbtlError
 from nbtl_search.files.rotation import rotate
+from nbtl_search.restart_policy import Restarts
 
 logger = logging.getLogger(__name__)
 
-USER_ERROR: Final = 2
 _GB: Final = 2**30
 _MEMORY_GB: Final = 3.0  # a CPU worker on Inception-v4 at 299 px, batch 32, takes about this
-_MAX_RESTARTS: Final = 5
-_CALM_S: Final = 60.0
+_LOOK_S: Final = 0.5
+_GRACE_S: Final = 15.0  # a worker writes its checkpoint and releases its trial within ten
 
 
 def gpus() -> list[str]:
@@ -52,15 +53,17 @@ def default_slots(*, n_threads: int) -> int:
 
 @dataclass(kw_only=True)
 class _Slot:
-    """One worker's place: its environment, its process, and how often it had to be restarted."""
+    """One worker's place: its environment, its process, and its deaths."""
 
     environment: Mapping[str, str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    n_restarts: int = 0
-    started: float = 0.0
+    started_at: float = 0.0
     start_at: float = 0.0
-    done: bool = field(default=False)
+    is_done: bool = False
+
+    def __post_init__(self) -> None:
+        self.restarts = Restarts(restart_policy.WORKER)
 
 
 @final
@@ -89,35 +92,38 @@ class LocalLaunch:
             NbtlError: a worker refused to start, or kept dying; the others are stopped first.
         """
         try:
-            while not stopping() and not all(slot.done for slot in self._slots):
+            while not stopping() and not all(slot.is_done for slot in self._slots):
                 for slot in self._slots:
-                    self._look_after(slot)
+                    self._step(slot, time.monotonic())
                 tick()
-                time.sleep(0.5)
+                time.sleep(_LOOK_S)
         finally:
+            # Also after an error: nobody would restart or end a worker that is left behind.
             self._stop()
 
-    def _look_after(self, slot: _Slot) -> None:
-        now = time.monotonic()
-        if slot.done:
+    def _step(self, slot: _Slot, now: float) -> None:
+        """Start the slot's worker if it is time, or look how it ended."""
+        if slot.is_done:
             return
         if slot.process is None:
+            # Not slept for: the other slots' workers may die meanwhile, and Ctrl-C must be heard.
             if now >= slot.start_at:
-                self._start(slot)
+                self._start(slot, now)
             return
         code = slot.process.poll()
         if code is None:
             return
         slot.process = None
         if code == 0:
-            slot.done = True
-        elif code == USER_ERROR:
+            slot.is_done = True
+        elif code == EXIT_CODE:
+            # The others have the same study and the same machine: they would be refused as well.
             raise NbtlError(_last_line(slot.log))
         else:
             self._restart_later(slot, code, now)
 
-    def _start(self, slot: _Slot) -> None:
-        slot.started = time.monotonic()
+    def _start(self, slot: _Slot, now: float) -> None:
+        slot.started_at = now
         rotate(slot.log)
         with slot.log.open("ab") as log:
             slot.process = subprocess.Popen(
@@ -126,24 +132,26 @@ class LocalLaunch:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **slot.environment},  # noqa: TID251  (passed on, not read)
+                # Ctrl-C reaches the terminal's whole group; a worker is to get one SIGTERM from
+                # `_stop` instead, which waits for its checkpoint.
                 start_new_session=True,
             )
 
     def _restart_later(self, slot: _Slot, code: int, now: float) -> None:
-        """Restart a dead worker, after a pause that doubles while it keeps dying at once."""
-        slot.n_restarts = 0 if now - slot.started > _CALM_S else slot.n_restarts + 1
         logger.warning("a worker ended with %d; restarting", code, extra={"action": "restart"})
-        if slot.n_restarts > _MAX_RESTARTS:
+        pause_s = slot.restarts.after_death(lived_s=now - slot.started_at)
+        if pause_s is None:
             message = f"a worker keeps ending with code {code}; its log is {slot.log}"
             raise NbtlError(message)
-        slot.start_at = now + 0.5 * 2**slot.n_restarts
+        slot.start_at = now + pause_s
 
     def _stop(self) -> None:
-        """Ask every worker to checkpoint and go; end those that do not within 15 seconds."""
+        """Ask every worker to checkpoint and go; end those that do not in time."""
         running = [slot.process for slot in self._slots if slot.process is not None]
+        # All of them before any is waited for: they share one grace period.
         for process in running:
             process.terminate()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + _GRACE_S
         for process in running:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))

@@ -1,6 +1,7 @@
-"""What a task of a cluster's queue runs: a worker as a process of its own, and its signals.
+"""Task of a cluster's queue: a worker as a process of its own, and its signals.
 
-The object travels to the node as a pickle: it holds paths and arguments, and no secret.
+The object travels to the node as a pickle: it holds paths and arguments, and no secret. The node
+imports this module to read it, so that nothing here needs more than submitit.
 """
 
 import os
@@ -15,14 +16,17 @@ from typing import Final, final
 
 import submitit
 
-_USER_ERROR: Final = 2
+from nbtl_search import restart_policy
+from nbtl_search.errors import EXIT_CODE
+from nbtl_search.restart_policy import Restarts
+
 _POLL_S: Final = 0.5
-_LEAVE_S: Final = 25.0  # a worker writes its checkpoint and gives its trial back within ten
-_MAX_RESTARTS: Final = 5
-_CALM_S: Final = 60.0
+# A worker writes its checkpoint and releases its trial within ten seconds; Slurm kills a task that
+# was told to end after thirty (KillWait).
+_GRACE_S: Final = 25.0
 
 
-def _deaf_to_warnings() -> None:
+def _ignore_warnings() -> None:
     """Ignore the warning that Slurm sends to all processes of a task, until the worker listens."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -54,22 +58,22 @@ class WorkerTask:
             RuntimeError: it refused to start, or kept dying; its last words stand in the log.
         """
         signal.signal(signal.SIGTERM, self._leave_on)  # submitit would only log it
-        n_restarts = n_in_a_row = 0
+        restarts, n_restarts = Restarts(restart_policy.WORKER), 0
         while not self._leaving:
-            started = time.monotonic()
+            started_at = time.monotonic()
             code = self._run_once()
             if code == 0:
                 break
             n_restarts += 1
-            n_in_a_row = 1 if time.monotonic() - started > _CALM_S else n_in_a_row + 1
-            if code == _USER_ERROR or n_in_a_row > _MAX_RESTARTS:
+            pause_s = restarts.after_death(lived_s=time.monotonic() - started_at)
+            if code == EXIT_CODE or pause_s is None:
                 message = f"the worker ended with code {code}; its reason stands above"
                 raise RuntimeError(message)
-            time.sleep(0.5 * 2**n_in_a_row)
+            time.sleep(pause_s)  # a signal is handled in it, and ends the loop at its next turn
         return n_restarts
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
-        """End the worker, which writes a checkpoint and gives its trial back; be queued again.
+        """End the worker, which writes a checkpoint and releases its trial; be queued again.
 
         submitit calls this where the time limit is near or the job is preempted.
         """
@@ -85,7 +89,9 @@ class WorkerTask:
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_deaf_to_warnings,  # noqa: PLW1509  (this process has one thread)
+            # Slurm warns all processes of a task at once; Python dies of these signals by default,
+            # and a worker that is still importing has not yet taken them.
+            preexec_fn=_ignore_warnings,  # noqa: PLW1509  (this process has one thread)
         )
         if self._leaving:  # the signal came while the worker was being started
             self._process.terminate()
@@ -98,12 +104,14 @@ class WorkerTask:
         self._leave()
 
     def _leave(self) -> None:
+        # The flag before the process is looked at: a worker that is being started just now ends
+        # in `_run_once`, one that runs ends here, and none is started after it.
         self._leaving = True
         process = self._process
         if process is None:
             return
         process.terminate()
-        deadline = time.monotonic() + _LEAVE_S
+        deadline = time.monotonic() + _GRACE_S
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         if process.poll() is None:

@@ -1,1 +1,1 @@
-"""Where search and training meet: a supervisor without torch, a trainer without optuna."""
+"""Worker, where search and training meet: a supervisor without torch, a trainer without optuna."""
