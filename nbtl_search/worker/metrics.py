@@ -1,4 +1,4 @@
-"""What a worker counts, for Prometheus and for health probes, on loopback only.
+"""Metrics of a worker, for Prometheus and for health probes, on loopback only.
 
 Everything is counted always, and served only where a port was given. The registry is the worker's
 own: nothing global is touched.
@@ -8,20 +8,23 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Final, Self, final
+from typing import TYPE_CHECKING, Final, Self, final
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from nbtl_search.errors import NbtlError
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger(__name__)
 
 _HOST: Final = "127.0.0.1"
-_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MB: Final = 2**20
 _EPOCH_S: Final = (1, 5, 15, 60, 300, 900, 3600, 14400)
 
@@ -105,14 +108,22 @@ class MetricsServer:
             NbtlError: the port is taken.
         """
         try:
-            self._server = ThreadingHTTPServer((_HOST, port), _handler(metrics, stalled_after_s))
+            # With a thread for each request: a scraper that hangs must not keep a health probe
+            # waiting, for which the worker would be killed.
+            self._server = make_server(
+                _HOST,
+                port,
+                _application(metrics, stalled_after_s),
+                server_class=ThreadingWSGIServer,
+                handler_class=_QuietHandler,
+            )
         except OSError as error:
             message = (
                 f"--metrics-port must be free on {_HOST}, got {port}: {error.strerror}; give "
                 "another, or 0 for any"
             )
             raise NbtlError(message) from error
-        self.port: int = self._server.server_address[1]
+        self.port: int = self._server.server_port
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="metrics", daemon=True
         )
@@ -135,38 +146,28 @@ class MetricsServer:
         self._thread.join()
 
 
-def _handler(metrics: Metrics, stalled_after_s: float) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer = _ANSWERS.get(self.path)
-            if answer is None:
-                self.send_error(404)
-                return
-            code, kind, body = answer(metrics, stalled_after_s)
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing: a probe every few seconds is no news."""
-
-    return Handler
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing: a probe every few seconds is no news."""
 
 
-def _metrics(metrics: Metrics, _stalled_after_s: float) -> tuple[int, str, bytes]:
-    return 200, _TEXT, generate_latest(metrics.registry)
+def _application(metrics: Metrics, stalled_after_s: float) -> "WSGIApplication":
+    def health(_environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        still_s = metrics.still_s
+        well = still_s < stalled_after_s
+        status = "200 OK" if well else "503 Service Unavailable"
+        start_response(status, [("Content-Type", "application/json")])
+        return [json.dumps({"healthy": well, "still_s": round(still_s, 1)}).encode()]
+
+    # The library's application answers on every path, so that paths are told apart here.
+    pages = {"/metrics": make_wsgi_app(metrics.registry), "/healthz": health}
+
+    def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        return pages.get(environ["PATH_INFO"], _not_found)(environ, start_response)
+
+    return application
 
 
-def _health(metrics: Metrics, stalled_after_s: float) -> tuple[int, str, bytes]:
-    age_s = metrics.still_s
-    well = age_s < stalled_after_s
-    body = json.dumps({"healthy": well, "still_s": round(age_s, 1)}).encode()
-    return 200 if well else 503, "application/json", body
-
-
-_ANSWERS: Final[dict[str, Callable[[Metrics, float], tuple[int, str, bytes]]]] = {
-    "/metrics": _metrics,
-    "/healthz": _health,
-}
+def _not_found(_environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    start_response("404 Not Found", [("Content-Type", "text/plain")])
+    return [b"there are /metrics and /healthz\n"]

@@ -90,3 +90,18 @@ def test_a_loop_that_stands_still_is_not_healthy():
         c for c in psutil.Process().net_connections("tcp")
         if c.status == "LISTEN" and c.laddr.port == server.port
     ]  # fmt: skip
+
+
+def test_metrics_are_in_the_format_of_prometheus_and_nothing_else_is_served():
+    metrics = Metrics(study="x", worker="w")
+    metrics.epoch(seconds=2.0, n_images=32)
+    with MetricsServer(metrics, port=0, stalled_after_s=60.0) as server:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=")
+        found = scrape(server.port)
+        assert found is not None
+        assert found["nbtl_images_total", ""] == 32
+        for path in ("/", "/metrics/", "/healthz/x", "/favicon.ico"):
+            with pytest.raises(urllib.error.HTTPError, match="404") as caught:
+                urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5)
+            caught.value.close()
