@@ -138,6 +138,18 @@ class TestKubernetes:
         names = {kubernetes._name(one), kubernetes._name(other)}
         assert len(names) == len({one, other})
 
+    @given(st.text(st.characters(max_codepoint=126), max_size=40))
+    def test_a_value_stays_a_value_whatever_it_holds(self, value):
+        text = f"args: [worker, {kubernetes._quoted(value)}]\nnext: true\n"
+        assert yaml.safe_load(text) == {"args": ["worker", value], "next": True}
+
+    def test_an_image_that_looks_like_yaml_is_an_image(self):
+        image = """"a':b#{c}[d],&e*f!g|h>i%j@k`$name"""
+        _, job = yaml.safe_load_all(kubernetes.manifest("1e3", workers=1, image=image))
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == image
+        assert container["args"][:2] == ["worker", "1e3"]
+
     def test_no_secret_is_in_it(self):
         assert "PASSWORD@HOST" in kubernetes.manifest("dtd", workers=1)  # the comment's example
         for document in yaml.safe_load_all(kubernetes.manifest("dtd", workers=1)):
