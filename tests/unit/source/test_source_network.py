@@ -5,7 +5,7 @@ import pytest
 from nbtl_search.data.prepared import prepare
 from nbtl_search.diagnosis.diagnosis import diagnose
 from nbtl_search.network import weights
-from nbtl_search.training.final_run import TestResult, score_test
+from nbtl_search.training.final_run import ScoredImages, score_test
 from nbtl_search.training.run import Run, train
 
 METHODS = {
@@ -49,7 +49,7 @@ def test_a_trial_decodes_into_the_cache_and_reads_the_weights_once(
     for _ in train(run):
         pass
     *_, last = score_test(run, home=home, cache=cache)
-    assert isinstance(last, TestResult)
+    assert isinstance(last, ScoredImages)
     assert any((home / "features").rglob("*.part"))
     assert len(readings) == 1
     assert {name.partition("-")[0] for name in decoded_below(cache)} == {"train", "val", "test"}
