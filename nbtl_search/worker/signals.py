@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and a cluster's warnings as a request to stop; the old handlers come back."""
+"""Signals as a request to stop: SIGTERM, SIGINT and a cluster's warnings."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from typing import final
 
 @final
 class Stop:
-    """A request to stop, which only ever goes from no to yes."""
+    """A request to stop, which only ever goes from no to yes: a second signal changes nothing."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -37,6 +37,8 @@ def stop_on_signals() -> Iterator[Stop]:
     """
     stop = Stop()
 
+    # Only a flag: a handler runs between any two instructions, also within a transaction or while
+    # a lock is held, where it must neither raise nor talk to the database.
     def handle(_number: int, _frame: FrameType | None) -> None:
         stop.request()
 
@@ -45,5 +47,6 @@ def stop_on_signals() -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        # The old handlers come back: in a notebook or a test, Ctrl-C must again interrupt.
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The trainer: a process that turns recipes into epochs, and lives as long as its supervisor.
+"""Trainer: a process that turns recipes into epochs, and lives as long as its supervisor.
 
 It imports torch and never optuna. It ignores signals meant for the group of processes: what stops
 it is a message, or the end of the connection, which means that its supervisor is gone.
@@ -57,6 +57,8 @@ class Inbox:
             while True:
                 self._orders.put(protocol.receive_order(self._connection))
         except (EOFError, OSError):
+            # The supervisor is gone, and with it the lease: another worker may already train this
+            # trial. Not `sys.exit`, which only ends this thread while the other one trains on.
             os._exit(_ORPHANED)
 
     def wait(self) -> protocol.Order:
@@ -64,7 +66,7 @@ class Inbox:
         return self._orders.get()
 
     def halt(self) -> protocol.Halt | None:
-        """Return the order to halt, if one has come."""
+        """Return the order to halt, if one has come; never wait, as training goes on."""
         try:
             order = self._orders.get_nowait()
         except queue.Empty:
@@ -86,7 +88,7 @@ class Trainer:
         self._prepared: Prepared | None = None
         self._home = Path()
         self._cache: Path | None = None
-        self._said = 0.0
+        self._heartbeat_at = 0.0
 
     def serve(self) -> None:
         """Carry out orders until the supervisor goes."""
@@ -97,7 +99,9 @@ class Trainer:
                     self._send(self._open(order))
                 case protocol.Train():
                     self._send(self._train(order))
-                case protocol.Continue() | protocol.Halt():  # too late: that run has ended
+                case protocol.Continue() | protocol.Halt():
+                    # Too late: sent while that run was ending. Left in the queue, it would halt the
+                    # next one.
                     continue
 
     def _send(self, report: protocol.Report) -> None:
@@ -120,7 +124,6 @@ class Trainer:
         assert self._prepared is not None, "Train comes after Open"  # noqa: S101
         cause: Literal["disk", "user_error", "infra"]
         try:
-            self._said = time.monotonic()
             run = Run(
                 order.recipe,
                 prepared=self._prepared,
@@ -128,6 +131,8 @@ class Trainer:
                 measuring=self._measuring,
             )
             directory = Path(order.checkpoints)
+            # Loaded before the start is reported: the report carries the epochs of the checkpoint,
+            # some of which the ledger may lack.
             checkpoint.load_latest(directory, run)
             self._send(protocol.Started(history=run.history))
             finished = self._epochs(run, directory)
@@ -153,36 +158,43 @@ class Trainer:
         return protocol.Halted(rss_mb=_rss_mb())
 
     def _measuring(self, n_done: int, _n_all: int) -> None:
-        """Give a sign of life while the source network is measured; leave if told to halt.
+        """Send heartbeats while the source network is measured; leave if ordered to halt.
 
         What is measured is kept as it comes: who halts here goes on from there.
         """
         if self._inbox.halt() is not None:
             raise _HaltedError
-        if time.monotonic() - self._said > _HEARTBEAT_EVERY_S:
-            self._send(protocol.Heartbeat(epoch=0, update=n_done))
-            self._said = time.monotonic()
+        self._heartbeat(epoch=0, update=n_done)
+
+    def _heartbeat(self, *, epoch: int, update: int) -> None:
+        now = time.monotonic()
+        # At most one a second: a small network makes hundreds of updates in that time, and each
+        # message wakes the supervisor.
+        if now - self._heartbeat_at > _HEARTBEAT_EVERY_S:
+            self._send(protocol.Heartbeat(epoch=epoch, update=update))
+            self._heartbeat_at = now
 
     def _epochs(self, run: Run, directory: Path) -> bool:
-        """Train to the end, or until told to halt; return whether the end was reached."""
+        """Train to the end, or until ordered to halt; return whether the end was reached."""
         events: Iterator[object] = train(run)
-        saved = said = time.monotonic()
+        saved_at = time.monotonic()
         for event in events:
             if isinstance(event, Step):
                 halt = self._inbox.halt()
                 if halt is None:
-                    now = time.monotonic()
-                    if now - said > _HEARTBEAT_EVERY_S:
-                        self._send(protocol.Heartbeat(epoch=event.epoch, update=event.update))
-                        said = now
-                    if now - saved > CHECKPOINT_EVERY_S:
+                    self._heartbeat(epoch=event.epoch, update=event.update)
+                    if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                         self._save(directory, run)
-                        saved = now
+                        saved_at = time.monotonic()
                     continue
             else:
+                # Saved before it is reported: killed in between, the trial has an epoch that the
+                # ledger will be sent again. The other way round it would train that epoch twice.
                 self._save(directory, run)
-                saved = time.monotonic()
+                saved_at = time.monotonic()
                 self._send(protocol.Trained(epoch=run.history[-1]))
+                # Wait for the verdict of the rung. To train on meanwhile would win the milliseconds
+                # of a query, and all of it would be lost whenever the trial is stopped.
                 order = self._inbox.wait()
                 halt = order if isinstance(order, protocol.Halt) else None
                 if halt is None:
@@ -205,11 +217,10 @@ class Trainer:
             self._send(protocol.Warned(message=message))
 
     def _final_result(self, run: Run, folder: Path) -> FinalResult | None:
-        """Read the test images, and keep weights and predictions; None if told to halt.
+        """Read the test images, and keep weights and predictions; None if ordered to halt.
 
         The last epoch is in a checkpoint: who halts here begins to read anew.
         """
-        said = time.monotonic()
         for event in score_test(run, home=self._home, cache=self._cache):
             if isinstance(event, ScoredImages):
                 digest = keep(run, folder, event.predictions)
@@ -217,9 +228,7 @@ class Trainer:
                 return FinalResult(score=event.score, weights=weights)
             if self._inbox.halt() is not None:
                 return None
-            if time.monotonic() - said > _HEARTBEAT_EVERY_S:
-                self._send(protocol.Heartbeat(epoch=len(run.history), update=event.n_done))
-                said = time.monotonic()
+            self._heartbeat(epoch=len(run.history), update=event.n_done)
         message = "reading the test images must end with a result"
         raise AssertionError(message)
 
@@ -257,6 +266,8 @@ def _rss_mb() -> float:
 
 def main() -> None:
     """Serve on the connection whose file descriptor is the first argument."""
+    # Before anything else: a signal to the group in the first moments would end the process, and
+    # the supervisor would take that for a death.
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

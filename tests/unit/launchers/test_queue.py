@@ -82,7 +82,7 @@ def test_a_queue_that_fails_is_one_line(cluster):
 
 
 def test_a_queue_that_hangs_is_not_waited_for(cluster, monkeypatch):
-    monkeypatch.setattr(slurm, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(slurm, "_TIMEOUT_S", 0.2)
     cluster("squeue", "exec sleep 60")
     started = time.monotonic()
     with pytest.raises(NbtlError, match="must answer within"):
