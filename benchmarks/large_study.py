@@ -42,7 +42,7 @@ from nbtl_search.ledger.lifecycle import Leases  # noqa: E402
 from nbtl_search.postgres import server  # noqa: E402
 from nbtl_search.reports.dashboard import server as dashboard  # noqa: E402
 from nbtl_search.study import sampling, store  # noqa: E402
-from nbtl_search.workspace.workspace import opened_study  # noqa: E402  (from the checkout, tests included)
+from nbtl_search.workspace.workspace import Workspace  # noqa: E402  (from the checkout, tests included)
 from tests.plausible_study import make_spec  # noqa: E402
 
 LARGE, SMALL = "large", "small"
@@ -132,7 +132,7 @@ def _part(name: str, home: Path) -> dict[str, list[float]]:
 def _cold(home: Path) -> dict[str, list[float]]:
     """Do what a worker does from its start to its first lease; all is imported already."""
     started = time.perf_counter()
-    with opened_study(LARGE, None, home) as study:
+    with Workspace(home).open_study(LARGE) as study:
         engine = study.storage.engine
         # A lease that outlives the benchmark: the next run is to ask, not to take this one's over.
         ledger, leases = Ledger(engine, study.id), Leases(engine, study.id, lease_s=86400)

@@ -25,7 +25,7 @@ from nbtl_search.worker.attempt import Attempt
 from nbtl_search.worker.settings import Timing, WorkerSettings
 from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.supervisor import Supervisor
-from nbtl_search.workspace.workspace import opened_study
+from nbtl_search.workspace.workspace import Workspace
 
 _FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 TRAINER = Path(__file__).with_name("idle_trainer.py")
@@ -77,7 +77,8 @@ def supervise(job: Job) -> None:
     _watch(notes, job.rss_at)
     command = (sys.executable, "-I", "-S", str(TRAINER), str(job.epoch_s))
     try:
-        with stop_on_signals() as stop, opened_study(job.study, job.url, job.home) as study:
+        workspace = Workspace(job.home, job.url)
+        with stop_on_signals() as stop, workspace.open_study(job.study) as study:
             settings = WorkerSettings(home=job.home, trainer=command)
             supervisor = Supervisor(study, settings=settings, stop=stop, timing=Timing())
             try:

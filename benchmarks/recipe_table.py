@@ -18,7 +18,7 @@ from scipy.stats import qmc
 
 import nbtl_search as nbtl
 from nbtl_search.ledger import records
-from nbtl_search.workspace.workspace import opened_study
+from nbtl_search.workspace.workspace import Workspace
 
 L2 = {"n_l2sp": 0, "beta": 5e-4}
 N_DESIGN = 24
@@ -58,7 +58,7 @@ def _trained(options: argparse.Namespace, seed: int) -> tuple[nbtl.StudySpec, di
     file.write_text(tomli_w.dumps(_study(options, seed)), encoding="utf-8")
     spec = nbtl.create(study=file, advise=False, home=options.home)
     nbtl.launch(spec.name, workers=options.workers, home=options.home)
-    with opened_study(spec.name, None, options.home) as study:
+    with Workspace(options.home).open_study(spec.name) as study:
         trials = records.trials(study.storage.engine, study.id)
         curves = records.curves(study.storage.engine, study.id)
     return spec, {trial.number: trial for trial in trials}, curves

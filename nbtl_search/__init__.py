@@ -35,10 +35,12 @@ if TYPE_CHECKING:
         verdict,
     )
     from nbtl_search.spec import Recipe, StudySpec
+    from nbtl_search.workspace.workspace import Workspace
 
 __all__ = [
     "Recipe",
     "StudySpec",
+    "Workspace",
     "best",
     "create",
     "dashboard",
@@ -59,12 +61,15 @@ __all__ = [
 ]
 
 
+_MODULES = {"Recipe": "spec", "StudySpec": "spec", "Workspace": "workspace.workspace"}
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    place = "spec" if name in {"Recipe", "StudySpec"} else "api"
-    return getattr(import_module(f"{__name__}.{place}"), name)
+    module = import_module(f"{__name__}.{_MODULES.get(name, 'api')}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -2,69 +2,43 @@
 
 import difflib
 from importlib import import_module
+from typing import Final
 
 import click
+from click.shell_completion import get_completion_class
 
-_PLACES = {
-    "create": "search",
-    "prepare": "search",
-    "doctor": "machine",
-    "preflight": "machine",
-    "launch": "launch",
-    "worker": "launch",
-    "status": "search",
-    "list": "search",
-    "best": "search",
-    "dashboard": "search",
-    "finalize": "results",
-    "report": "results",
-    "export": "results",
-    "predict": "predict",
-    "diagnose": "diagnose",
-    "reproduce": "results",
-    "pause": "search",
-    "resume": "search",
-    "stop": "search",
-    "delete": "search",
-    "train": "single",
-    "demo": "demo",
-    "db": "database",
-    "logs": "machine",
-    "notify": "machine",
-    "clean": "machine",
-    "completion": "shell",
+# Of each command its module, and its line in the list of commands.
+_COMMANDS: Final = {
+    "create": ("search", "Create a study: what to search, on which images."),
+    "prepare": ("search", "Decode a dataset once, for all workers of this machine."),
+    "doctor": ("machine", "Check this machine and the database."),
+    "preflight": ("machine", "Say what a study will cost on this hardware."),
+    "launch": ("training", "Run workers on this machine until the study is over."),
+    "worker": ("training", "Be one worker: train trials until the study is over."),
+    "status": ("search", "Show where a study stands."),
+    "list": ("search", "List all studies."),
+    "best": ("search", "Print the best recipe as TOML, for `train`."),
+    "dashboard": ("search", "Show all studies in a browser."),
+    "finalize": ("results", "Confirm the best recipes over several seeds; read the test set once."),
+    "report": ("results", "Write what a study found as one HTML page."),
+    "export": ("results", "Write the final model for timm, or as ONNX."),
+    "predict": ("predict", "Classify images with an exported model."),
+    "diagnose": ("diagnose", "Measure how well the weights fit the images, and what to try first."),
+    "reproduce": ("results", "Repeat the paper's tables for one of its datasets."),
+    "pause": ("search", "Checkpoint all trials and wait."),
+    "resume": ("search", "Go on with a paused or stopped study."),
+    "stop": ("search", "Checkpoint all trials and end the workers."),
+    "delete": ("search", "Delete a study and its trials."),
+    "train": ("training", "Train one recipe, without a study."),
+    "demo": ("demo", "Search a small task from start to end, in minutes."),
+    "db": ("database", "Start, stop, serve, back up, restore, inspect or upgrade the database."),
+    "logs": ("machine", "Show what workers wrote."),
+    "notify": ("machine", "Send a signed message when a study finishes, stalls or fails."),
+    "clean": ("machine", "Remove checkpoints and logs that nobody needs any more."),
+    "completion": ("app", "Print the completion script of a shell."),
 }
-# For who makes this program, not for who uses it: in no list, but with a --help of its own.
-_HIDDEN = {"pretrain": "single"}
-_SHORT = {
-    "create": "Create a study: what to search, on which images.",
-    "prepare": "Decode a dataset once, for all workers of this machine.",
-    "doctor": "Check this machine and the database.",
-    "preflight": "Say what a study will cost on this hardware.",
-    "launch": "Run workers on this machine until the study is over.",
-    "worker": "Be one worker: train trials until the study is over.",
-    "status": "Show where a study stands.",
-    "list": "List all studies.",
-    "best": "Print the best recipe as TOML, for `train`.",
-    "dashboard": "Show all studies in a browser.",
-    "finalize": "Confirm the best recipes over several seeds; read the test images once.",
-    "report": "Write what a study found as one HTML page.",
-    "export": "Write the final model for timm, or as ONNX.",
-    "predict": "Classify images with an exported model.",
-    "diagnose": "Measure how well the weights fit the images, and what to try first.",
-    "reproduce": "Repeat the paper's tables for one of its datasets.",
-    "pause": "Checkpoint all trials and wait.",
-    "resume": "Go on with a paused or stopped study.",
-    "stop": "Checkpoint all trials and end the workers.",
-    "delete": "Delete a study and its trials.",
-    "train": "Train one recipe, without a study.",
-    "demo": "Search a small task from start to end, in minutes.",
-    "db": "Start, stop, serve, back up, restore, inspect or upgrade the database.",
-    "logs": "Show what workers wrote.",
-    "notify": "Send a signed message when a study finishes, stalls or fails.",
-    "clean": "Remove checkpoints and logs that nobody needs any more.",
-    "completion": "Print the completion script of a shell.",
-}
+# For those who make this program: in no list, but with a --help of its own.
+_HIDDEN: Final = {"pretrain": "demo"}
 
 
 class LazyGroup(click.Group):
@@ -72,14 +46,17 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names in the order of use."""
-        return list(_PLACES)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import the command."""
-        place = (_PLACES | _HIDDEN).get(cmd_name)
-        if place is None:
+        if cmd_name in _HIDDEN:
+            module_name = _HIDDEN[cmd_name]
+        elif cmd_name in _COMMANDS:
+            module_name, _ = _COMMANDS[cmd_name]
+        else:
             return None
-        module = import_module(f"nbtl_search.cli.{place}")
+        module = import_module(f"nbtl_search.cli.{module_name}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
@@ -87,9 +64,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the nearest one."""
-        if args and args[0] not in _PLACES | _HIDDEN and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], _PLACES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(_PLACES)}"
+        if args and args[0] not in _COMMANDS | _HIDDEN and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(_COMMANDS)}"
             message = f"no command {args[0]!r}; {hint}"
             raise click.UsageError(message, ctx)
         return super().resolve_command(ctx, args)
@@ -97,7 +74,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(_SHORT.items()))
+            formatter.write_dl([(name, short) for name, (_, short) in _COMMANDS.items()])
 
 
 @click.group(
@@ -114,3 +91,16 @@ def app() -> None:
     nbtl-search status my-folder
     nbtl-search dashboard
     """
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(*, shell: str) -> None:
+    """Print the completion script of SHELL.
+
+    \b
+    nbtl-search completion bash > ~/.local/share/bash-completion/completions/nbtl-search
+    """
+    found = get_completion_class(shell)
+    assert found is not None, "click knows the three"  # noqa: S101
+    click.echo(found(app, {}, "nbtl-search", "_NBTL_SEARCH_COMPLETE").source())

@@ -7,6 +7,7 @@ import click
 
 from nbtl_search.cli.options import home_option, json_option, storage_option
 from nbtl_search.cli.output import echo_json, waiting
+from nbtl_search.workspace.workspace import Workspace
 
 
 @click.group("db")
@@ -23,37 +24,34 @@ def db_command() -> None:
 
 @db_command.command("start")
 @home_option
-def start_command(*, home: Path | None) -> None:
+def start_command(*, workspace: Workspace) -> None:
     """Start the embedded database; every command that needs it does so by itself."""
-    from nbtl_search.api import default_home
     from nbtl_search.postgres import server
 
-    server.start(home or default_home())
+    server.start(workspace.home)
     click.echo("the embedded database is up")
 
 
 @db_command.command("stop")
 @home_option
-def stop_command(*, home: Path | None) -> None:
+def stop_command(*, workspace: Workspace) -> None:
     """Stop the embedded database; workers wait for it and go on when it is back."""
-    from nbtl_search.api import default_home
     from nbtl_search.postgres import server
 
-    stopped = server.stop(home or default_home())
+    stopped = server.stop(workspace.home)
     click.echo("the embedded database is stopped" if stopped else "it was not running")
 
 
 @db_command.command("status")
 @home_option
 @json_option
-def status_command(*, home: Path | None, as_json: bool) -> None:
+def status_command(*, workspace: Workspace, as_json: bool) -> None:
     """Show whether the embedded database runs, and where it lies."""
     from dataclasses import asdict
 
-    from nbtl_search.api import default_home
     from nbtl_search.postgres import server
 
-    found = asdict(server.status(home or default_home()))
+    found = asdict(server.status(workspace.home))
     if as_json:
         echo_json(found)
     else:
@@ -62,16 +60,10 @@ def status_command(*, home: Path | None, as_json: bool) -> None:
 
 @db_command.command("upgrade")
 @storage_option
-def upgrade_command(*, home: Path | None, storage: str | None) -> None:
+def upgrade_command(*, workspace: Workspace) -> None:
     """Make the tables, or bring them to the version that this program needs."""
-    from nbtl_search.api import default_home
-    from nbtl_search.ledger.database import connect, create_or_upgrade
-
-    opened = connect(storage, home=home or default_home())
-    try:
-        create_or_upgrade(opened)
-    finally:
-        opened.close()
+    with workspace.open_database_of_any_version():
+        pass
     click.echo("the database is up to date")
 
 
@@ -89,12 +81,12 @@ def upgrade_command(*, home: Path | None, storage: str | None) -> None:
 @json_option
 def serve_command(
     *,
+    workspace: Workspace,
     host: str | None,
     port: int,
     allow: str | None,
     any_interface: bool,
     off: bool,
-    home: Path | None,
     as_json: bool,
 ) -> None:
     """Let the embedded database listen on an address, for workers of other machines.
@@ -106,7 +98,6 @@ def serve_command(
     nbtl-search db serve --host 10.0.0.5
     nbtl-search db serve --off
     """
-    from nbtl_search.api import default_home
     from nbtl_search.postgres import network, server
 
     if off == (host is not None):
@@ -115,7 +106,7 @@ def serve_command(
     wanted = None
     if host is not None:
         wanted = network.choose(host, port=port, allow=allow, any_interface=any_interface)
-    file = server.serve(home or default_home(), wanted)
+    file = server.serve(workspace.home, wanted)
     if as_json:
         echo_json({"serves": wanted and f"{wanted.host}:{wanted.port}", "storage_file": file})
     elif wanted is None:
@@ -129,16 +120,14 @@ def serve_command(
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @storage_option
-def backup_command(*, file: Path, force: bool, home: Path | None, storage: str | None) -> None:
+def backup_command(*, workspace: Workspace, file: Path, force: bool) -> None:
     """Write all studies into FILE, while workers run.
 
     \b
     nbtl-search db backup studies.backup
     """
-    from nbtl_search import api
-
     with waiting("backing up"):
-        size = api.backup(file, force=force, home=home, storage=storage)
+        size = workspace.backups.write(file, force=force)
     click.echo(f"{file}: {size / 1e6:.1f} MB")
 
 
@@ -148,7 +137,11 @@ def backup_command(*, file: Path, force: bool, home: Path | None, storage: str |
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @storage_option
 def restore_command(
-    *, file: Path, replace: bool, yes: bool, home: Path | None, storage: str | None
+    *,
+    workspace: Workspace,
+    file: Path,
+    replace: bool,
+    yes: bool,
 ) -> None:
     """Bring the database to the state in FILE; if that fails it stays as it is.
 
@@ -157,10 +150,8 @@ def restore_command(
     \b
     nbtl-search db restore studies.backup
     """
-    from nbtl_search import api
-
     if replace and not yes:
         click.confirm("all studies in the database will be replaced; go on?", abort=True)
     with waiting("restoring"):
-        done = api.restore(file, replace=replace, home=home, storage=storage)
+        done = workspace.backups.restore(file, replace=replace)
     click.echo(f"{done.n_studies} studies are back; nbtl-search list")

@@ -1,4 +1,4 @@
-"""The command that measures how well the weights fit the images."""
+"""Command that measures how well the weights fit the images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import click
 
 from nbtl_search.cli.options import assignments, json_option, settings_option, storage_option
 from nbtl_search.cli.output import console, echo_json, late_stages
+from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from nbtl_search.spec import Diagnosis
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 @json_option
 def diagnose_command(
     *,
+    workspace: Workspace,
     target: str,
     layer: str,
     source: Path | None,
@@ -68,8 +70,6 @@ def diagnose_command(
     random_epochs: int | None,
     no_random: bool,
     settings: Sequence[str],
-    home: Path | None,
-    storage: str | None,
     as_json: bool,
     **shortcuts: str | int | None,
 ) -> None:
@@ -86,10 +86,8 @@ def diagnose_command(
     if no_random and random_epochs is not None:
         message = "--random-epochs and --no-random exclude each other; give one"
         raise click.UsageError(message)
-    from nbtl_search import api
-
     with late_stages() as progress:
-        diagnosis = api.diagnose(
+        diagnosis = workspace.diagnoses.measure(
             target,
             layer=layer,
             source=source,
@@ -98,8 +96,6 @@ def diagnose_command(
             random_epochs=random_epochs,
             no_random=no_random,
             settings=[*assignments(shortcuts), *settings],
-            home=home,
-            storage=storage,
             progress=progress,
         )
     if as_json:

@@ -1,9 +1,4 @@
-"""Commands to run before a search: is all well here, and what will it cost?
-
-The command that tells people.
-
-Commands for what workers leave on the disk: checkpoints and logs.
-"""
+"""Commands for this machine: checks and costs before a search, logs, leftovers, notifications."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +8,10 @@ import click
 
 from nbtl_search.cli.options import home_option, json_option, storage_option
 from nbtl_search.cli.output import echo_json, waiting
+from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
-    from nbtl_search.study.cost_estimate import Price
+    from nbtl_search.study.cost_estimate import CostEstimate
     from nbtl_search.workspace.maintenance import LogLine
 
 _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
@@ -32,9 +28,7 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 )
 @storage_option
 @json_option
-def doctor_command(
-    *, study: str | None, workers: int, home: Path | None, storage: str | None, as_json: bool
-) -> None:
+def doctor_command(*, workspace: Workspace, study: str | None, workers: int, as_json: bool) -> None:
     """Check this machine and the database, with STUDY also its device and weights.
 
     Exits with 1 where something must be mended first.
@@ -43,10 +37,8 @@ def doctor_command(
     nbtl-search doctor
     nbtl-search doctor dtd --workers 64
     """
-    from nbtl_search import api
-
     with waiting("looking"):
-        found = api.doctor(study, workers=workers, home=home, storage=storage)
+        found = workspace.machine.doctor(study, workers=workers)
     if as_json:
         echo_json([check.plain() for check in found])
     else:
@@ -65,11 +57,10 @@ def doctor_command(
 @json_option
 def preflight_command(
     *,
+    workspace: Workspace,
     study: str,
     workers: int | None,
     packed: bool,
-    home: Path | None,
-    storage: str | None,
     as_json: bool,
 ) -> None:
     """Train a few batches of STUDY's default recipe, and say what the study will cost here.
@@ -80,21 +71,19 @@ def preflight_command(
     """
     from dataclasses import asdict
 
-    from nbtl_search import api
-
     with waiting("training a few batches"):
-        found = api.preflight(study, workers=workers, home=home, storage=storage)
-    rates = api.packed(study, home=home, storage=storage) if packed else iter(())
+        found = workspace.machine.preflight(study, workers=workers)
+    rates = workspace.machine.packed(study) if packed else iter(())
     if as_json:
         plain = asdict(found) | {"speed": found.speed.plain()}
         echo_json(plain | {"packed": [{"slots": n, "images_per_s": rate} for n, rate in rates]})
         return
-    say_price(found)
+    say_cost_estimate(found)
     say_packed(rates)
 
 
-def say_price(found: "Price") -> None:
-    """Print what a study costs."""
+def say_cost_estimate(found: "CostEstimate") -> None:
+    """Print the cost estimate of a study."""
     speed = found.speed
     slot = "GPU-hours" if speed.device != "cpu" else "slot-hours"
     click.echo(
@@ -105,7 +94,7 @@ def say_price(found: "Price") -> None:
         f"{_slots(found)}checkpoints up to {found.checkpoints_gb:.1f} GB\n"
         f"epochs   {found.epochs[0]} to {found.epochs[1]} "
         f"(all stopped after epoch {found.first_rung}, none stopped)\n"
-        f"price    {found.slot_h[0]:.2g} to {found.slot_h[1]:.2g} {slot}, "
+        f"cost     {found.slot_h[0]:.2g} to {found.slot_h[1]:.2g} {slot}, "
         f"{found.hours[0]:.2g} to {found.hours[1]:.2g} h with {found.n_workers} workers"
     )
     for warning in found.warnings:
@@ -121,7 +110,7 @@ def say_packed(rates: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
     return found
 
 
-def _slots(found: "Price") -> str:
+def _slots(found: "CostEstimate") -> str:
     if found.speed.device == "cpu":
         return ""
     return f"room for {found.slots_per_gpu} such trainings; "
@@ -149,13 +138,12 @@ def _slots(found: "Price") -> str:
 @storage_option
 def notify_command(
     *,
+    workspace: Workspace,
     study: str,
     webhook_file: Path,
     every_s: float,
     once: bool,
     test: bool,
-    home: Path | None,
-    storage: str | None,
 ) -> None:
     """Send a signed message when STUDY has finished, stalls, or a trial fails. Stays until then.
 
@@ -164,18 +152,16 @@ def notify_command(
     \b
     NBTL_WEBHOOK_FILE=~/.config/nbtl-search/webhook.toml nbtl-search notify dtd
     """
-    from nbtl_search import api
-
     if test:
-        api.tell_test(webhook_file)
+        from nbtl_search.workspace.notifications import send_test
+
+        send_test(webhook_file)
         click.echo("a test message was taken")
         return
-    api.notify(
+    workspace.notifications.send(
         study,
         webhook_file,
         every_s=None if once else every_s,
-        home=home,
-        storage=storage,
         on_told=lambda notice: click.echo(f"told: {notice.text}"),
     )
 
@@ -196,11 +182,10 @@ def notify_command(
 @json_option
 def clean_command(
     *,
+    workspace: Workspace,
     study: str | None,
     dry_run: bool,
     older_than_days: float,
-    home: Path | None,
-    storage: str | None,
     as_json: bool,
 ) -> None:
     """Remove checkpoints of trials that ended, those of deleted studies, and old logs.
@@ -211,11 +196,7 @@ def clean_command(
     nbtl-search clean --dry-run
     nbtl-search clean dtd
     """
-    from nbtl_search import api
-
-    found = api.clean(
-        study, older_than_days=older_than_days, dry_run=dry_run, home=home, storage=storage
-    )
+    found = workspace.leftovers.remove(study, older_than_days=older_than_days, dry_run=dry_run)
     total = sum(item.n_bytes for item in found)
     if as_json:
         rows = [{"path": item.path, "why": item.why, "bytes": item.n_bytes} for item in found]
@@ -243,11 +224,11 @@ def clean_command(
 @json_option
 def logs_command(
     *,
+    workspace: Workspace,
     study: str,
     worker: str | None,
     n_lines: int,
     follow: bool,
-    home: Path | None,
     as_json: bool,
 ) -> None:
     """Show what the workers of STUDY wrote, on this machine or on the cluster's shared disk.
@@ -256,19 +237,17 @@ def logs_command(
     nbtl-search logs dtd
     nbtl-search logs dtd --worker slot-0 --follow
     """
-    from nbtl_search import api
-
-    found = api.logs(study, worker=worker, n_lines=n_lines, home=home)
+    found = workspace.logs.last(study, worker=worker, n_lines=n_lines)
     if as_json:
         echo_json([{"file": line.file, "text": line.text} for line in found])
         return
-    folder = api.logs_folder(study, home=home)
+    folder = workspace.logs_folder(study)
     for line in found:
         _say(line, folder)
     click.echo(f"in {folder}", err=True)
     if follow:
         try:
-            for line in api.follow(study, worker=worker, home=home):
+            for line in workspace.logs.follow(study, worker=worker):
                 _say(line, folder)
         except KeyboardInterrupt:
             return

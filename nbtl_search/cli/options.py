@@ -1,5 +1,6 @@
 """Options that many commands share, and where their values come from."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,23 +10,29 @@ from urllib.parse import urlsplit
 import click
 
 from nbtl_search.errors import StorageError
+from nbtl_search.workspace.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def home_option(command: F) -> F:
-    """Add `--home`."""
+def home_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--home`; the command gets a `workspace`, whose database is the embedded one."""
+
+    @functools.wraps(command)
+    def with_workspace(*, home: Path | None, storage: str | None = None, **others: Any) -> Any:
+        return command(workspace=Workspace(home, storage), **others)
+
     return click.option(
         "--home",
         type=click.Path(file_okay=False, path_type=Path),
         envvar="NBTL_HOME",
         show_envvar=True,
         help="Folder for data, weights, checkpoints and the embedded database.",
-    )(command)
+    )(with_workspace)
 
 
-def storage_option(command: F) -> F:
-    """Add `--home` and `--storage`; the command gets the URL, from wherever it comes, or None."""
+def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--home` and `--storage`; the command gets the `workspace` that they name."""
     return home_option(
         click.option(
             "--storage",
@@ -34,6 +41,28 @@ def storage_option(command: F) -> F:
             "belong here: put the URL in NBTL_STORAGE, or in a file named by NBTL_STORAGE_FILE.",
         )(command)
     )
+
+
+def launch_options(command: F) -> F:
+    """Add what `launch` and `finalize` share: how workers run on this machine."""
+    for option in (
+        click.option("--quiet", is_flag=True, help="No progress bar."),
+        click.option(
+            "--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats."
+        ),
+        click.option(
+            "--gpus",
+            callback=_gpus,
+            help="Ids of the GPUs to use, such as 0,1; by default all.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def worker_options(beat_s: float | None) -> list[str]:
+    """Return the options of `worker` that `launch` and `finalize` pass on."""
+    return [] if beat_s is None else ["--beat-s", str(beat_s)]
 
 
 def json_option(command: F) -> F:
@@ -69,6 +98,12 @@ def assignments(shortcuts: dict[str, str | int | None]) -> list[str]:
         for key, value in shortcuts.items()
         if value is not None
     ]
+
+
+def _gpus(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> list[str] | None:
+    return None if value is None else value.split(",")
 
 
 def _storage(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:

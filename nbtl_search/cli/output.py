@@ -1,4 +1,4 @@
-"""What commands print besides plain lines: JSON, progress bars, a picture that stays."""
+"""Output of commands besides plain lines: JSON, progress bars, a screen that stays."""
 
 import json
 import threading
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from nbtl_search.spec import Epoch
     from nbtl_search.study.store import Study
-
 
 DECODING: Final = "decoding images"
 _PATIENCE_S: Final = 2.0
@@ -130,16 +130,23 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
             bar.stop()
 
 
-def live(picture: Callable[[], tuple[Any, bool]], *, every_s: float) -> None:
-    """Show a picture anew every so many seconds, until it says it is the last or Ctrl-C."""
+def validation(epoch: "Epoch") -> str:
+    """Return the validation accuracy of an epoch in words."""
+    if epoch.val_top1 is None:
+        return "not validated"
+    return f"validation top-1 {epoch.val_top1:.2f} %"
+
+
+def live(screen: Callable[[], tuple[Any, bool]], *, every_s: float) -> None:
+    """Show a screen anew every so many seconds, until it says it is the last or Ctrl-C."""
     from rich.live import Live
 
-    drawn, last = picture()
-    with Live(drawn, console=console(), auto_refresh=False) as screen:
+    drawn, last = screen()
+    with Live(drawn, console=console(), auto_refresh=False) as shown:
         try:
             while not last:
                 time.sleep(every_s)
-                drawn, last = picture()
-                screen.update(drawn, refresh=True)
+                drawn, last = screen()
+                shown.update(drawn, refresh=True)
         except KeyboardInterrupt:
             return

@@ -1,7 +1,4 @@
-"""How predictions are printed: tables, JSON, CSV; names shown as they are, and harmlessly.
-
-The command that classifies images.
-"""
+"""Command that classifies images, and its tables, JSON and CSV; names are shown harmlessly."""
 
 import csv
 import json
@@ -238,15 +235,14 @@ def predict_command(
     nbtl-search predict model photos/*.jpg
     nbtl-search predict model photos --top-k 3 --json
     """
-    from nbtl_search import api
-    # MOVED
+    from nbtl_search.workspace.models import predict
 
     if as_csv and as_json:
         message = "--json and --csv exclude each other; give one"
         raise click.UsageError(message)
     check_confusion_file(confusion)
     with late_progress("images") as progress:
-        found = api.predict(
+        found = predict(
             model,
             images,
             ten_crop=ten_crop,
@@ -266,8 +262,6 @@ def predict_command(
 
 def _end(found: "Predictions", confusion: Path | None) -> int:
     """Name on stderr what could not be read, write the matrix, and return the exit code."""
-    # MOVED
-
     if confusion is not None:
         write_confusion(found, confusion)
     for line in complaints(found):

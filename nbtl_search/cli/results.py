@@ -1,11 +1,4 @@
-"""The command that turns a search into a result.
-
-The command that writes what a study found.
-
-The command that writes a model.
-
-The command that repeats the paper's tables.
-"""
+"""Commands that turn a search into results: confirm, report, export, compare with the paper."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from nbtl_search.cli.options import json_option, settings_option, storage_option
+from nbtl_search.cli.options import (
+    json_option,
+    launch_options,
+    settings_option,
+    storage_option,
+    worker_options,
+)
 from nbtl_search.cli.output import (
     DECODING,
     console,
@@ -22,6 +21,7 @@ from nbtl_search.cli.output import (
     late_stages,
     search_progress,
 )
+from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from nbtl_search.workspace.results import Format
@@ -52,24 +52,21 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     help="By default one per GPU or core; 0 leaves it to workers on other machines.",
 )
-@click.option("--gpus", help="Ids of the GPUs to use, such as 0,1; by default all.")
-@click.option("--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@launch_options
 @storage_option
 @json_option
 def finalize_command(
     *,
+    workspace: Workspace,
     study: str,
     candidates: int | None,
     confirm_seeds: int | None,
     test_seeds: int | None,
     again: str | None,
     workers: int | None,
-    gpus: str | None,
+    gpus: list[str] | None,
     beat_s: float | None,
     quiet: bool,
-    home: Path | None,
-    storage: str | None,
     as_json: bool,
 ) -> None:
     """Confirm the best recipes of STUDY over several seeds, then read the test images once.
@@ -80,21 +77,18 @@ def finalize_command(
     nbtl-search finalize dtd
     nbtl-search finalize dtd --candidates 2 --confirm-seeds 3
     """
-    from nbtl_search import api
     from nbtl_search.reports.terminal.finals import render
 
     with search_progress(quiet=quiet) as tick:
-        verdict = api.finalize(
+        verdict = workspace.results.finalize(
             study,
             candidates=candidates,
             confirm_seeds=confirm_seeds,
             test_seeds=test_seeds,
             again=again,
             workers=workers,
-            gpus=None if gpus is None else gpus.split(","),
-            home=home,
-            storage=storage,
-            options=[] if beat_s is None else ["--beat-s", str(beat_s)],
+            gpus=gpus,
+            options=worker_options(beat_s),
             on_tick=tick,
         )
     if as_json:
@@ -130,12 +124,11 @@ _FORMATS = ("html", "md", "csv", "json")
 @storage_option
 def report_command(
     *,
+    workspace: Workspace,
     study: str,
     output: Path | None,
     kind: "Format",
     figures: Path | None,
-    home: Path | None,
-    storage: str | None,
 ) -> None:
     """Write what STUDY found as one HTML page, which opens from disk and needs no network.
 
@@ -146,18 +139,14 @@ def report_command(
     nbtl-search report dtd --format md -o -
     nbtl-search report dtd --figures figures/
     """
-    from nbtl_search import api
-
     to_stdout = output == Path("-")
     target = output or Path(f"{study}-report.{kind}")
     with late_stages() as step:
-        text = api.report(
+        text = workspace.results.report(
             study,
             None if to_stdout else target,
             kind=kind,
             figures=figures,
-            home=home,
-            storage=storage,
             on_step=step,
         )
     if to_stdout:
@@ -194,14 +183,13 @@ def report_command(
 @json_option
 def export_command(
     *,
+    workspace: Workspace,
     study: str,
     output: Path,
     onnx: bool,
     seed_ensemble: bool,
     recipe: Literal["default", "winner"],
     force: bool,
-    home: Path | None,
-    storage: str | None,
     as_json: bool,
 ) -> None:
     """Write the final model of STUDY as a folder that timm loads, with a model card.
@@ -213,18 +201,14 @@ def export_command(
     nbtl-search export dtd -o model
     nbtl-search export dtd -o model --onnx
     """
-    from nbtl_search import api
-
     with console(stderr=True).status("writing the model"):
-        done = api.export(
+        done = workspace.models.export(
             study,
             output,
             onnx=onnx,
             seed_ensemble=seed_ensemble,
             which=recipe,
             force=force,
-            home=home,
-            storage=storage,
         )
     if as_json:
         echo_json(
@@ -264,6 +248,7 @@ def export_command(
 @json_option
 def reproduce_command(
     *,
+    workspace: Workspace,
     dataset: str,
     name: str | None,
     model: str | None,
@@ -273,8 +258,6 @@ def reproduce_command(
     epochs: int | None,
     form: str,
     settings: Sequence[str],
-    home: Path | None,
-    storage: str | None,
     as_json: bool,
 ) -> None:
     """Repeat the paper's tables 2-6 for DATASET: aircraft, caltech256, cars or dtd.
@@ -287,11 +270,10 @@ def reproduce_command(
     nbtl-search launch paper-dtd
     nbtl-search reproduce dtd --format md > dtd.md
     """
-    from nbtl_search import api
     from nbtl_search.reports import reproduction
 
     with late_progress(DECODING) as progress:
-        found = api.reproduce(
+        found = workspace.results.reproduce(
             dataset,
             name=name,
             model=model,
@@ -300,8 +282,6 @@ def reproduce_command(
             image_px=image_px,
             epochs=epochs,
             settings=settings,
-            home=home,
-            storage=storage,
             progress=progress,
         )
     if as_json:

@@ -1,9 +1,4 @@
-"""Commands that make and run a search.
-
-Commands that steer a search.
-
-Commands that show a search.
-"""
+"""Commands for a study: create it, steer it, look at it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +15,7 @@ from nbtl_search.cli.options import (
     storage_option,
 )
 from nbtl_search.cli.output import DECODING, console, echo_json, late_progress, late_stages, live
+from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from nbtl_search.spec import StudySpec
@@ -61,14 +57,13 @@ REGIMES: Final = ("larger-similar", "larger-dissimilar", "smaller-similar", "sma
 @json_option
 def create_command(
     *,
+    workspace: Workspace,
     dataset: str | None,
     study: Path | None,
     name: str | None,
     start: Sequence[str],
     advise: bool | None,
     settings: Sequence[str],
-    home: Path | None,
-    storage: str | None,
     as_json: bool,
     **shortcuts: str | int | None,
 ) -> None:
@@ -79,18 +74,14 @@ def create_command(
     nbtl-search create --dataset ./photos --model mobilenetv2_100 --image-px 224 --trials 24
     nbtl-search create --dataset ./photos --set search.space=extended --start smaller-similar
     """
-    from nbtl_search import api
-
     with late_stages() as tick:
-        spec = api.create(
+        spec = workspace.studies.create(
             dataset,
             study=study,
             name=name,
             settings=[*assignments(shortcuts), *settings],
             start=start,
             advise=advise,
-            home=home,
-            storage=storage,
             progress=partial(tick, DECODING),
             checking=partial(tick, "checking methods"),
         )
@@ -148,7 +139,12 @@ def _say_advice(spec: "StudySpec") -> None:
 @home_option
 @json_option
 def prepare_command(
-    *, dataset: str, skip_corrupt: bool, settings: Sequence[str], home: Path | None, as_json: bool
+    *,
+    workspace: Workspace,
+    dataset: str,
+    skip_corrupt: bool,
+    settings: Sequence[str],
+    as_json: bool,
 ) -> None:
     """Decode DATASET (a name or a folder) once, for all workers of this machine.
 
@@ -156,11 +152,9 @@ def prepare_command(
     nbtl-search prepare dtd
     nbtl-search prepare ./photos --set data.image_px=224 --skip-corrupt
     """
-    from nbtl_search import api
-
     with late_progress(DECODING) as progress:
-        prepared = api.prepare(
-            dataset, settings=settings, skip_corrupt=skip_corrupt, home=home, progress=progress
+        prepared = workspace.studies.prepare(
+            dataset, settings=settings, skip_corrupt=skip_corrupt, progress=progress
         )
     counts = {
         "train": prepared.n_train,
@@ -176,72 +170,64 @@ def prepare_command(
 
 
 def _steer(
-    study: str,
-    wish: Literal["pause", "resume", "stop"],
-    home: Path | None,
-    storage: str | None,
-    said: str,
+    workspace: Workspace, study: str, wish: Literal["pause", "resume", "stop"], answer: str
 ) -> None:
-    from nbtl_search import api
-
-    api.steer(study, wish, home=home, storage=storage)
-    click.echo(f"study {study!r} {said}")
+    workspace.studies.steer(study, wish)
+    click.echo(f"study {study!r} {answer}")
 
 
 @click.command("pause")
 @click.argument("study")
 @storage_option
-def pause_command(*, study: str, home: Path | None, storage: str | None) -> None:
+def pause_command(*, workspace: Workspace, study: str) -> None:
     """Checkpoint all running trials of STUDY and let its workers wait for `resume`.
 
     \b
     nbtl-search pause dtd
     """
-    _steer(study, "pause", home, storage, "pauses with the next heartbeat of its workers")
+    _steer(workspace, study, "pause", "pauses with the next heartbeat of its workers")
 
 
 @click.command("resume")
 @click.argument("study")
 @storage_option
-def resume_command(*, study: str, home: Path | None, storage: str | None) -> None:
+def resume_command(*, workspace: Workspace, study: str) -> None:
     """Go on with STUDY after `pause` or `stop`; after `stop`, launch workers again.
 
     \b
     nbtl-search resume dtd
     """
-    _steer(study, "resume", home, storage, "goes on; workers that ended need a new launch")
+    _steer(workspace, study, "resume", "goes on; workers that ended need a new launch")
 
 
 @click.command("stop")
 @click.argument("study")
 @storage_option
-def stop_command(*, study: str, home: Path | None, storage: str | None) -> None:
+def stop_command(*, workspace: Workspace, study: str) -> None:
     """Checkpoint all running trials of STUDY and end its workers; nothing is lost.
 
     \b
     nbtl-search stop dtd
     """
-    _steer(study, "stop", home, storage, "stops with the next heartbeat of its workers")
+    _steer(workspace, study, "stop", "stops with the next heartbeat of its workers")
 
 
 @click.command("delete")
 @click.argument("study")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @storage_option
-def delete_command(*, study: str, yes: bool, home: Path | None, storage: str | None) -> None:
+def delete_command(*, workspace: Workspace, study: str, yes: bool) -> None:
     """Delete STUDY with all its trials, after asking.
 
     \b
     nbtl-search delete dtd
     """
-    from nbtl_search import api
-
-    report, trials = api.status(study, home=home, storage=storage)
+    report, trials = workspace.studies.status(study)
     n_workers = len(report.workers)
     if not yes:
         working = f"; {n_workers} workers are at it and will end" if n_workers else ""
         click.confirm(f"delete study {study!r} with {len(trials)} trials{working}?", abort=True)
-    api.delete(study, home=home, storage=storage)
+    workspace.studies.delete(study)
     click.echo(f"study {study!r} is deleted")
 
 
@@ -253,11 +239,10 @@ def delete_command(*, study: str, yes: bool, home: Path | None, storage: str | N
 @json_option
 def status_command(
     *,
+    workspace: Workspace,
     study: str,
     watch: bool,
     show_all: bool,
-    home: Path | None,
-    storage: str | None,
     as_json: bool,
 ) -> None:
     """Show where STUDY stands: its trials, the best against the default, its workers.
@@ -266,28 +251,26 @@ def status_command(
     nbtl-search status dtd
     nbtl-search status dtd --json
     """
-    from nbtl_search import api
-
     if as_json:
-        report, _trials = api.status(study, home=home, storage=storage)
+        report, _trials = workspace.studies.status(study)
         echo_json(report.plain())
         return
     from nbtl_search.reports.terminal.status import render
 
-    def picture() -> tuple[object, bool]:
-        report, trials = api.status(study, home=home, storage=storage)
+    def screen() -> tuple[object, bool]:
+        report, trials = workspace.studies.status(study)
         return render(report, trials, show_all=show_all), report.state == "finished"
 
     if watch:
-        live(picture, every_s=2.0)
+        live(screen, every_s=2.0)
     else:
-        console().print(picture()[0])
+        console().print(screen()[0])
 
 
 @click.command("list")
 @storage_option
 @json_option
-def list_command(*, home: Path | None, storage: str | None, as_json: bool) -> None:
+def list_command(*, workspace: Workspace, as_json: bool) -> None:
     """List all studies of the database.
 
     \b
@@ -295,10 +278,9 @@ def list_command(*, home: Path | None, storage: str | None, as_json: bool) -> No
     """
     from dataclasses import asdict
 
-    from nbtl_search import api
     from nbtl_search.reports.terminal.status import render_list
 
-    found = api.studies(home=home, storage=storage)
+    found = workspace.studies.all()
     if as_json:
         echo_json([asdict(summary) for summary in found])
     else:
@@ -310,18 +292,15 @@ def list_command(*, home: Path | None, storage: str | None, as_json: bool) -> No
 @click.option("--trial", type=int, help="This trial's recipe instead of the best one's.")
 @storage_option
 @json_option
-def best_command(
-    *, study: str, trial: int | None, home: Path | None, storage: str | None, as_json: bool
-) -> None:
+def best_command(*, workspace: Workspace, study: str, trial: int | None, as_json: bool) -> None:
     """Print the best recipe of STUDY as TOML, which `train` accepts.
 
     \b
     nbtl-search best dtd > recipe.toml
     """
-    from nbtl_search import api
     from nbtl_search.spec import write_toml
 
-    recipe, record = api.best(study, trial=trial, home=home, storage=storage)
+    recipe, record = workspace.studies.best(study, trial=trial)
     if as_json:
         echo_json({"trial": record.number, "value": record.value, "recipe": recipe.plain()})
         return
@@ -338,12 +317,11 @@ def best_command(
 @storage_option
 def dashboard_command(
     *,
+    workspace: Workspace,
     study: str | None,
     host: str,
     port: int,
     writable: bool,
-    home: Path | None,
-    storage: str | None,
 ) -> None:
     """Show all studies in a browser, until Ctrl-C. Nothing can be changed there.
 
@@ -351,14 +329,10 @@ def dashboard_command(
     nbtl-search dashboard
     nbtl-search dashboard dtd --port 9000
     """
-    from nbtl_search import api
-
-    api.dashboard(
+    workspace.studies.dashboard(
         study,
         host=host,
         port=port,
         writable=writable,
-        home=home,
-        storage=storage,
         ready=lambda url: click.echo(f"dashboard: {url}  (Ctrl-C to end)"),
     )

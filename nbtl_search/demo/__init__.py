@@ -1,1 +1,1 @@
-"""The search that runs anywhere, and the weights it starts from."""
+"""The demo: a search that runs anywhere, and the pre-training of the weights it starts from."""

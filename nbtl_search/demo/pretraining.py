@@ -1,7 +1,7 @@
-"""Pre-train the weights that ship with the package, on textures that the demo never shows.
+"""Pre-training of the weights that ship with the package, on textures that the demo never shows.
 
-The loop is the engine's own, from random weights, and a recipe holds every setting: the same seed
-on the same kind of processor writes the same file, bit for bit.
+The loop is the one of every trial, from random weights, and a recipe holds every setting: the same
+seed on the same kind of processor writes the same file, bit for bit.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a study costs on this hardware, and whether its budget is enough: arithmetic on a speed."""
+"""Cost estimate of a study on this hardware, and whether its budget is enough: plain arithmetic."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,8 +14,8 @@ _KEPT_CHECKPOINTS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
-    """The price of a study. Ranges: all trials stopped at the first rung, none stopped at all."""
+class CostEstimate:
+    """What a study costs. Ranges: all trials stopped at the first rung, none stopped at all."""
 
     speed: Speed
     n_workers: int
@@ -29,7 +29,7 @@ class Price:
     warnings: tuple[str, ...]
 
 
-def price(spec: StudySpec, speed: Speed, *, n_workers: int) -> Price:
+def estimate_cost(spec: StudySpec, speed: Speed, *, n_workers: int) -> CostEstimate:
     """Return what the study costs with so many workers.
 
     Raises:
@@ -43,7 +43,7 @@ def price(spec: StudySpec, speed: Speed, *, n_workers: int) -> Price:
     low = n_known * n_epochs + (n_trials - n_known) * first
     epochs = tuple(_within(spec, count) for count in (low, n_trials * n_epochs))
     slot_h = tuple(count * speed.epoch_s / 3600 for count in epochs)
-    return Price(
+    return CostEstimate(
         speed=speed,
         n_workers=n_workers,
         trial_s=n_epochs * speed.epoch_s,

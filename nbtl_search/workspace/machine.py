@@ -1,6 +1,6 @@
-"""Look whether this machine and the database are fit for a search.
+"""Machine of a workspace: is it fit for a search, and what will a study cost on it?
 
-Measure before the first trial what a study will cost, and how many workers a GPU can hold.
+The arguments of the methods are explained at the functions of `nbtl_search.api`.
 """
 
 import json
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Any, Final
 
@@ -18,41 +18,10 @@ from nbtl_search.launchers import local
 from nbtl_search.spec import Dials, TrainSettings
 from nbtl_search.spec.machine import Check, Speed
 from nbtl_search.study import checks as database_checks
-from nbtl_search.study.cost_estimate import Price, price, slots_by_memory
+from nbtl_search.study.cost_estimate import CostEstimate, estimate_cost, slots_by_memory
 from nbtl_search.study.store import Study
-from nbtl_search.workspace.workspace import default_home, opened_study
-
-
-def doctor(
-    name: str | None = None,
-    *,
-    workers: int = 8,
-    home: Path | None = None,
-    storage: str | None = None,
-) -> list[Check]:
-    """Return what was looked at: interpreter, devices, disk, database. Nothing is changed.
-
-    Args:
-        name: a study whose device, precision and weights are looked at as well.
-        workers: how many are planned, against the server's limit of connections.
-        home: see above.
-        storage: see above.
-
-    Raises:
-        StudyNotFoundError: no such study.
-    """
-    from nbtl_search.training import checks as machine_checks
-
-    home = home or default_home()
-    train, model = TrainSettings(), None
-    if name is not None:
-        with opened_study(name, storage, home) as study:
-            train, model = study.spec.train, study.spec.model
-    found = [*machine_checks.machine(home, train=train)]
-    if model is not None:
-        found.append(machine_checks.weights(model, home=home))
-    return [*found, *database_checks.database(storage, home=home, n_workers=workers)]
-
+from nbtl_search.workspace.workers import default_slots
+from nbtl_search.workspace.workspace import Workspace
 
 Child = subprocess.Popen[str]
 
@@ -61,93 +30,72 @@ _WORTH_IT: Final = 1.03  # one more slot must add this much, or it only adds wai
 _MOST_SLOTS: Final = 8
 
 
-def preflight(
-    name: str,
-    *,
-    workers: int | None = None,
-    slots_per_gpu: int = 1,
-    home: Path | None = None,
-    storage: str | None = None,
-) -> Price:
-    """Train a few batches of the default recipe; return what the study will cost here.
+@dataclass(frozen=True)
+class Machine:
+    """The machine that this process runs on, as a place for a workspace's studies."""
 
-    Args:
-        name: of the study.
-        workers: how many there will be; by default as `launch` would start.
-        slots_per_gpu: how many share a GPU.
-        home: see above.
-        storage: see above.
+    workspace: Workspace
 
-    Raises:
-        StudyNotFoundError: no such study.
-        SpecError: the budget does not bring one trial to its first rung.
-        NbtlError: data or weights cannot be had here.
-    """
-    home = home or default_home()
-    with opened_study(name, storage, home) as study:
-        n_workers = workers or default_workers(study, slots_per_gpu=slots_per_gpu)
-        return price(study.spec, speed_of(study, home=home), n_workers=n_workers)
+    def doctor(self, name: str | None = None, *, workers: int = 8) -> list[Check]:
+        """Return what was looked at: interpreter, devices, disk, database. Nothing is changed."""
+        from nbtl_search.training import checks as machine_checks
 
+        home = self.workspace.home
+        train, model = TrainSettings(), None
+        if name is not None:
+            with self.workspace.open_study(name) as study:
+                train, model = study.spec.train, study.spec.model
+        found = [*machine_checks.machine(home, train=train)]
+        if model is not None:
+            found.append(machine_checks.weights(model, home=home))
+        storage = self.workspace.storage
+        return [*found, *database_checks.database(storage, home=home, n_workers=workers)]
 
-def default_workers(study: Study, *, slots_per_gpu: int = 1) -> int:
-    """Return how many workers `launch` starts here when it is not told."""
-    n_gpus = len(local.gpus())
-    n_threads = study.spec.train.n_threads or 1
-    return n_gpus * slots_per_gpu or local.default_slots(n_threads=n_threads)
+    def preflight(
+        self, name: str, *, workers: int | None = None, slots_per_gpu: int = 1
+    ) -> CostEstimate:
+        """Train a few batches of the default recipe; return what the study will cost here."""
+        with self.workspace.open_study(name) as study:
+            n_workers = workers or default_slots(
+                study, n_gpus=len(local.gpus()), per_gpu=slots_per_gpu
+            )
+            return estimate_cost(study.spec, self._speed(study), n_workers=n_workers)
 
+    def packed(self, name: str, *, seconds: float = 10.0) -> Iterator[tuple[int, float]]:
+        """Yield images per second of 1, 2, ... trainings that share the first GPU (or the CPU)."""
+        with self.workspace.open_study(name) as study:
+            speed = self._speed(study)
+            order = self._order(study, seconds=seconds)
+        environment = {"CUDA_VISIBLE_DEVICES": gpus[0]} if (gpus := local.gpus()) else {}
+        before = 0.0
+        with ExitStack() as stack:
+            children: list[Child] = []
+            for n_slots in range(1, min(_MOST_SLOTS, slots_by_memory(speed)) + 1):
+                children.append(stack.enter_context(_measuring(order, environment)))
+                # Building and compiling would count as training: all start together once warm.
+                _line(children[-1])
+                for child in children:
+                    _write(child, "go")
+                rate = float(sum(_line(child)["images_per_s"] for child in children))
+                yield n_slots, rate
+                if rate < _WORTH_IT * before:
+                    break
+                before = rate
 
-def speed_of(study: Study, *, home: Path) -> Speed:
-    """Measure the default recipe, in a process of its own that gives its memory back."""
-    with _measuring(_order(study, home), {}) as child:
-        return Speed.parse(_line(child)["speed"])
+    def _speed(self, study: Study) -> Speed:
+        """Measure the default recipe, in a process of its own that gives its memory back."""
+        with _measuring(self._order(study), {}) as child:
+            return Speed.parse(_line(child)["speed"])
 
-
-def packed(
-    name: str, *, seconds: float = 10.0, home: Path | None = None, storage: str | None = None
-) -> Iterator[tuple[int, float]]:
-    """Yield images per second of 1, 2, ... trainings that share the first GPU (or the CPU).
-
-    It ends where the memory holds no more, or where one more adds less than three per cent.
-
-    Args:
-        name: of the study.
-        seconds: how long each number of them trains.
-        home: see above.
-        storage: see above.
-
-    Raises:
-        StudyNotFoundError: no such study.
-        NbtlError: data or weights cannot be had here.
-    """
-    home = home or default_home()
-    with opened_study(name, storage, home) as study:
-        speed = speed_of(study, home=home)
-        order = _order(study, home, seconds=seconds)
-    environment = {"CUDA_VISIBLE_DEVICES": gpus[0]} if (gpus := local.gpus()) else {}
-    before = 0.0
-    with ExitStack() as stack:
-        children: list[Child] = []
-        for n_slots in range(1, min(_MOST_SLOTS, slots_by_memory(speed)) + 1):
-            children.append(stack.enter_context(_measuring(order, environment)))
-            _line(children[-1])  # it is warm
-            for child in children:
-                _write(child, "go")
-            rate = float(sum(_line(child)["images_per_s"] for child in children))
-            yield n_slots, rate
-            if rate < _WORTH_IT * before:
-                break
-            before = rate
+    def _order(self, study: Study, *, seconds: float | None = None) -> dict[str, Any]:
+        recipe = study.spec.recipe(Dials()).plain()
+        return {"recipe": recipe, "home": str(self.workspace.home), "seconds": seconds}
 
 
 def best_slots(rates: Sequence[tuple[int, float]]) -> int:
     """Return the fewest slots that come within three per cent of the best throughput."""
     best = max(rate for _, rate in rates)
     return min(n for n, rate in rates if rate * _WORTH_IT >= best)
-
-
-def _order(study: Study, home: Path, *, seconds: float | None = None) -> dict[str, Any]:
-    recipe = study.spec.recipe(Dials()).plain()
-    return {"recipe": recipe, "home": str(home), "seconds": seconds}
 
 
 @contextmanager

@@ -1,8 +1,6 @@
-"""Write the final model of a study as a folder that timm loads.
+"""Models of a workspace: exported as a folder that timm loads, used, or trained without a study.
 
-Classify images with an exported model.
-
-Train one recipe without a study.
+The arguments of the methods are explained at the functions of `nbtl_search.api`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,66 +15,75 @@ from nbtl_search.spec.verdict import Verdict
 from nbtl_search.training import checkpoint
 from nbtl_search.training.run import Run
 from nbtl_search.training.run import train as epochs_of
+from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from nbtl_search.exports.confusion import Confusion
     from nbtl_search.exports.export import Export
     from nbtl_search.exports.predict import Prediction
 
+Progress = Callable[[int, int], None]
 Which = Literal["default", "winner"]
 
 
-def export(
-    name: str,
-    output: Path,
-    *,
-    onnx: bool = False,
-    seed_ensemble: bool = False,
-    which: Which = "winner",
-    force: bool = False,
-    home: Path | None = None,
-    storage: str | None = None,
-) -> "Export":
-    """Write the winner's weights of the first seed of the test stage, or those of all its seeds.
+@dataclass(frozen=True)
+class Models:
+    """The trained models of a workspace."""
 
-    The first seed, whatever the test images said of it: to take the best would be to select on
-    them.
+    workspace: Workspace
 
-    Args:
-        name: of the study, which is finalised.
-        output: the folder to make; it must not exist, or be empty.
-        onnx: write model.onnx as well, checked against torch.
-        seed_ensemble: all seeds, each in a folder of its own, to be averaged by `predict`.
-        which: the winner, or the default recipe.
-        force: replace a folder that an earlier export made.
-        home: see above.
-        storage: see above.
+    def export(
+        self,
+        name: str,
+        output: Path,
+        *,
+        onnx: bool = False,
+        seed_ensemble: bool = False,
+        which: Which = "winner",
+        force: bool = False,
+    ) -> "Export":
+        """Write the winner's weights of the first seed of the test stage, or of all its seeds."""
+        from nbtl_search.study.verdicts import verdict_of
 
-    Raises:
-        StudyNotFoundError: no such study, or it is not finalised.
-        WeightsError: the weights are not on this machine, or damaged; or `output` is taken.
-    """
-    from nbtl_search.study.verdicts import verdict_of
-    from nbtl_search.workspace.workspace import default_home, opened_study
-
-    with opened_study(name, storage, home or default_home()) as study:
-        found = verdict_of(study)
-    if found is None or found.stage != "done":
-        stands = "it never was" if found is None else f"its {found.stage} stage is not over"
-        message = (
-            f"a study is exported after it was finalised, got {name!r}: {stands}; run: "
-            f"nbtl-search finalize {name}"
+        with self.workspace.open_study(name) as study:
+            found = verdict_of(study)
+        if found is None or found.stage != "done":
+            stands = "it never was" if found is None else f"its {found.stage} stage is not over"
+            message = (
+                f"a study is exported after it was finalised, got {name!r}: {stands}; run: "
+                f"nbtl-search finalize {name}"
+            )
+            raise StudyNotFoundError(message)
+        return write(
+            found,
+            output,
+            study=name,
+            onnx=onnx,
+            seed_ensemble=seed_ensemble,
+            which=which,
+            force=force,
         )
-        raise StudyNotFoundError(message)
-    return write(
-        found,
-        output,
-        study=name,
-        onnx=onnx,
-        seed_ensemble=seed_ensemble,
-        which=which,
-        force=force,
-    )
+
+    def train(
+        self,
+        recipe: Recipe,
+        *,
+        checkpoints: Path | None = None,
+        progress: Progress | None = None,
+        measuring: Progress | None = None,
+    ) -> Iterator[Epoch]:
+        """Train one recipe without a study, and yield its epochs."""
+        home = self.workspace.home
+        prepared = prepare(recipe.data, home=home, progress=progress)
+        run = Run(recipe, prepared=prepared, home=home, measuring=measuring)
+        if checkpoints is not None and checkpoint.load_latest(checkpoints, run):
+            yield from run.history
+        for event in epochs_of(run):
+            if isinstance(event, Epoch):
+                # First on the disk, then shown: whoever stops at an epoch can go on from it.
+                if checkpoints is not None:
+                    checkpoint.save(checkpoints, run)
+                yield event
 
 
 def write(
@@ -102,9 +109,6 @@ def write(
     data = ModelCardData(study=study, verdict=verdict, chosen=chosen)
     runs = data.runs if seed_ensemble else data.runs[:1]
     return write_folder(runs, output, data=data, onnx=onnx, force=force)
-
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,39 +181,3 @@ def predict(
             labels=classifier.labels,
         ),
     )
-
-
-def train(
-    recipe: Recipe,
-    *,
-    home: Path | None = None,
-    checkpoints: Path | None = None,
-    progress: Progress | None = None,
-    measuring: Progress | None = None,
-) -> Iterator[Epoch]:
-    """Train one recipe without a study, and yield its epochs.
-
-    Args:
-        recipe: what to train; `best` returns one.
-        home: see above.
-        checkpoints: a folder to resume from and to write to after each epoch.
-        progress: of the decoding of images, where that is still to be done.
-        measuring: of what some methods measure of the source network, once for a dataset.
-
-    Raises:
-        DataError: the images cannot be had, or are not as they should be.
-        WeightsError: the weights cannot be had, or are of another network.
-        DivergedError: the loss is no longer finite.
-    """
-    from nbtl_search.workspace.workspace import default_home
-
-    home = home or default_home()
-    prepared = prepare(recipe.data, home=home, progress=progress)
-    run = Run(recipe, prepared=prepared, home=home, measuring=measuring)
-    if checkpoints is not None and checkpoint.load_latest(checkpoints, run):
-        yield from run.history
-    for event in epochs_of(run):
-        if isinstance(event, Epoch):
-            if checkpoints is not None:
-                checkpoint.save(checkpoints, run)
-            yield event

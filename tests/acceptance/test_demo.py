@@ -5,7 +5,7 @@ import re
 import pytest
 
 from nbtl_search import api
-from nbtl_search.demo import demo
+from nbtl_search.demo import search as demo
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(640)]
 

@@ -33,7 +33,7 @@ def test_a_doctor_of_a_study_looks_at_the_database_and_the_weights(program, tiny
     assert "set max_connections" in done.stdout
 
 
-def test_a_price_is_of_the_real_recipe_and_leaves_nothing(program, tiny):
+def test_a_cost_estimate_is_of_the_real_recipe_and_leaves_nothing(program, tiny):
     program.ok(*tiny, "--epochs", 4, "--trials", 5)
     found = json.loads(program.ok("preflight", "tiny", "--workers", 2, "--json"))
     speed = found["speed"]

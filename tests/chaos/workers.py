@@ -14,7 +14,7 @@ from nbtl_search.postgres.connection import wait_for
 from nbtl_search.worker.settings import Timing, WorkerSettings
 from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.supervisor import Supervisor
-from nbtl_search.workspace.workspace import opened_study
+from nbtl_search.workspace.workspace import Workspace
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 BEAT_S = 0.25
@@ -53,7 +53,8 @@ def work(job):
     settings = WorkerSettings(home=job.home, trainer=job.trainer, free_gb=job.free_gb)
     try:
         with stop_on_signals() as stop, ExitStack() as stack:
-            opening = partial(opened_study, job.study, job.url, job.home, answer_s=job.answer_s)
+            workspace = Workspace(job.home, job.url)
+            opening = partial(workspace.open_study, job.study, answer_s=job.answer_s)
             study = wait_for(
                 lambda: stack.enter_context(opening()), deadline=time.monotonic() + 60, longest_s=1
             )

@@ -16,7 +16,8 @@ from nbtl_search.ledger.lifecycle import Leases, Outcome
 from nbtl_search.spec import Budget, Epoch
 from nbtl_search.study import notifications, sampling, store
 from nbtl_search.study.notifications import WebhookSettings
-from nbtl_search.workspace.maintenance import notify, tell_once
+from nbtl_search.workspace.notifications import send_due
+from nbtl_search.workspace.workspace import Workspace
 
 SECRET = "a-secret-of-some-length"
 pytestmark = pytest.mark.postgres
@@ -71,6 +72,10 @@ def study(db, spec):
     return store.create(db, spec.replace(budget=Budget(n_trials=2)))
 
 
+def send_now(study, settings):
+    return send_due(study, settings, notifications.due(study))
+
+
 def run(study, *, failing=0):
     """End all trials, the first ones as failed."""
     leases, ledger = Leases(study.storage.engine, study.id), Ledger(study.storage.engine, study.id)
@@ -91,12 +96,12 @@ def run(study, *, failing=0):
 
 
 def test_a_finished_study_is_told_once_and_signed(study, receiver):
-    assert tell_once(study, receiver.settings) == []
+    assert send_now(study, receiver.settings) == []
     run(study, failing=1)
-    assert sorted(notice.event for notice in tell_once(study, receiver.settings)) == [
+    assert sorted(notice.event for notice in send_now(study, receiver.settings)) == [
         "failed", "finished",
     ]  # fmt: skip
-    assert tell_once(study, receiver.settings) == []
+    assert send_now(study, receiver.settings) == []
     for header, body in receiver.received:
         seconds, given = (part.partition("=")[2] for part in header.split(","))
         wanted = hmac.new(SECRET.encode(), f"{seconds}.".encode() + body, hashlib.sha256)
@@ -110,9 +115,7 @@ def test_a_finished_study_is_told_once_and_signed(study, receiver):
 
 def test_many_tellers_send_one_message(study, receiver):
     run(study)
-    tellers = [
-        threading.Thread(target=tell_once, args=(study, receiver.settings)) for _ in range(2)
-    ]
+    tellers = [threading.Thread(target=send_now, args=(study, receiver.settings)) for _ in range(2)]
     for teller in tellers:
         teller.start()
     for teller in tellers:
@@ -124,10 +127,10 @@ def test_many_tellers_send_one_message(study, receiver):
 def test_what_was_not_taken_is_sent_again_after_a_pause(study, receiver, code):
     run(study)
     receiver.codes = [code]
-    assert tell_once(study, receiver.settings) == []
-    assert tell_once(study, receiver.settings) == [], "not at once"
+    assert send_now(study, receiver.settings) == []
+    assert send_now(study, receiver.settings) == [], "not at once"
     age(study, "claimed_at", "2 minutes", table="nbtl_notice")
-    (told,) = tell_once(study, receiver.settings)
+    (told,) = send_now(study, receiver.settings)
     assert told.event == "finished"
     assert len(receiver.received) == 1
 
@@ -141,11 +144,11 @@ def test_a_claim_whose_sender_died_is_taken_again_with_the_same_id(study, receiv
     run(study)
     (notice,) = notifications.due(study)
     assert notifications.claim(study, notice)
-    assert tell_once(study, receiver.settings) == []
+    assert send_now(study, receiver.settings) == []
     age(study, "claimed_at", "2 minutes", table="nbtl_notice")
-    assert tell_once(study, receiver.settings)
+    assert send_now(study, receiver.settings)
     age(study, "claimed_at", "1 day", table="nbtl_notice")
-    assert tell_once(study, receiver.settings) == []
+    assert send_now(study, receiver.settings) == []
 
 
 def test_a_study_stalls_when_nothing_happens_for_long_and_only_then(study):
@@ -200,13 +203,14 @@ def test_nobody_there_is_one_line_with_the_host_only():
 
 def test_who_watches_ends_also_where_another_told_the_end(study, receiver, tmp_path, database_url):
     run(study)
-    tell_once(study, receiver.settings)
+    send_now(study, receiver.settings)
+    workspace = Workspace(tmp_path, database_url)
     file = tmp_path / "webhook.toml"
     file.touch(mode=0o600)
     file.write_text(f'url = "{receiver.settings.url}"\nsecret = "{SECRET}"\n')
-    notify("cats", file, every_s=60.0, home=tmp_path, storage=database_url)
+    workspace.notifications.send("cats", file, every_s=60.0)
     file.write_text(f'url = "{receiver.settings.url}"\nsecret = "{SECRET}"\nevents = ["failed"]\n')
-    notify("cats", file, every_s=60.0, home=tmp_path, storage=database_url)
+    workspace.notifications.send("cats", file, every_s=60.0)
     assert len(receiver.received) == 1
 
 

@@ -13,7 +13,7 @@ from nbtl_search.study import sampling, store
 from nbtl_search.worker import retention
 from nbtl_search.worker.retention import Retention, checkpoints_of
 from nbtl_search.worker.settings import WorkerSettings
-from nbtl_search.workspace.maintenance import logs
+from nbtl_search.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.postgres
 
@@ -133,5 +133,6 @@ def test_logs_show_the_end_and_no_control_characters(tmp_path):
     folder = tmp_path / "logs" / "x"
     folder.mkdir(parents=True)
     (folder / "slot-0.log").write_bytes(b"one\ntwo\n\x1b[31mred\xff\n")
-    assert next(line.text for line in logs("x", n_lines=2, home=tmp_path)) == "two"
+    lines = Workspace(tmp_path).logs.last("x", n_lines=2)
+    assert lines[0].text == "two"
     assert "\x1b" not in printable("\x1b[31mred")

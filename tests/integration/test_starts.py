@@ -13,7 +13,7 @@ from nbtl_search.cli import main
 from nbtl_search.errors import StudyExistsError
 from nbtl_search.space.survey import decay_updates
 from nbtl_search.study.store import DIALS, NAME
-from nbtl_search.workspace.workspace import opened_study
+from nbtl_search.workspace.workspace import Workspace
 
 WANTED: Final = "smaller-dissimilar"
 SMALL = (
@@ -59,7 +59,7 @@ def test_a_start_is_a_trial_with_decay_in_the_studys_updates(made, home, databas
     assert spec.facts is not None
     expected = decay_updates(WANTED, n_updates=spec.facts.n_train // 4 * 20)
     assert spec.search.known[-1].dials["decay_updates"] == expected
-    with opened_study("photos", database_url, home) as study:
+    with Workspace(home, database_url).open_study("photos") as study:
         attributes = [trial.user_attrs for trial in study.optuna.get_trials(deepcopy=False)]
     (dials,) = [one[DIALS] for one in attributes if one.get(NAME) == f"survey-{WANTED}"]
     assert json.loads(dials)["decay_updates"] == expected

@@ -10,13 +10,13 @@ from PIL import Image
 from rich.console import Console
 from sqlalchemy import select
 
+from nbtl_search.api import diagnose
 from nbtl_search.cli import main
 from nbtl_search.errors import SpecError
 from nbtl_search.ledger import schema
 from nbtl_search.ledger.database import connect
 from nbtl_search.reports.terminal.diagnosis import MEANINGS, render
 from nbtl_search.spec import TITLES, Diagnosis, Measured
-from nbtl_search.workspace.diagnoses import diagnose
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from nbtl_search.errors import SpecError
 from nbtl_search.spec import Budget, DataSettings, StudySpec, TrainSettings
 from nbtl_search.spec.machine import Speed
-from nbtl_search.study.cost_estimate import price, slots_by_memory
+from nbtl_search.study.cost_estimate import estimate_cost, slots_by_memory
 
 SPEED = Speed(
     device="NVIDIA Something", precision="bf16", update_s=0.1, update_low_s=0.09,
@@ -22,7 +22,7 @@ def spec(**budget):
 
 
 def test_the_range_is_from_all_stopped_to_none_stopped():
-    found = price(spec(), SPEED, n_workers=2)
+    found = estimate_cost(spec(), SPEED, n_workers=2)
     assert SPEED.epoch_s == 12.0
     assert found.epochs == (30 + 9 * found.first_rung, 300)
     assert found.slot_h[1] == pytest.approx(300 * 12 / 3600)
@@ -31,7 +31,7 @@ def test_the_range_is_from_all_stopped_to_none_stopped():
 
 
 def test_a_budget_of_epochs_bounds_it():
-    assert price(spec(epochs=100), SPEED, n_workers=1).epochs[1] == 100
+    assert estimate_cost(spec(epochs=100), SPEED, n_workers=1).epochs[1] == 100
 
 
 @pytest.mark.parametrize(
@@ -39,17 +39,17 @@ def test_a_budget_of_epochs_bounds_it():
 )
 def test_a_budget_that_ends_before_the_first_comparison_is_refused(budget):
     with pytest.raises(SpecError, match=f"budget.{next(iter(budget))}.*first comparison"):
-        price(spec(**budget), SPEED, n_workers=1)
+        estimate_cost(spec(**budget), SPEED, n_workers=1)
 
 
 def test_a_budget_that_ends_before_a_whole_trial_is_a_warning():
-    found = price(spec(wall_clock_h=0.05), SPEED, n_workers=1)
+    found = estimate_cost(spec(wall_clock_h=0.05), SPEED, n_workers=1)
     assert any("wall_clock_h" in warning for warning in found.warnings)
 
 
 def test_batches_in_pieces_are_a_warning():
-    assert price(spec(), SPEED.replace(micro_batch=8), n_workers=1).warnings
-    assert price(spec(), SPEED, n_workers=1).warnings == ()
+    assert estimate_cost(spec(), SPEED.replace(micro_batch=8), n_workers=1).warnings
+    assert estimate_cost(spec(), SPEED, n_workers=1).warnings == ()
 
 
 @pytest.mark.parametrize(("peak", "slots"), [(4000, 15), (79_000, 1), (35_000, 2)])

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from nbtl_search.cli.single import train_command
+from nbtl_search.cli.training import train_command
 from nbtl_search.data.loader import EvalBatches, TenCropBatches
 from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import DataError, DivergedError

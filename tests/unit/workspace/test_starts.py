@@ -14,7 +14,7 @@ from nbtl_search.space.survey import (
     starting_recipe,
 )
 from nbtl_search.spec import Facts, Row
-from nbtl_search.workspace.studies import draft, with_starts
+from nbtl_search.workspace.drafts import draft, with_starts
 
 FACTS = Facts(
     n_blocks=22,

@@ -1,7 +1,7 @@
-"""The demo: a whole search on procedural textures, and what it found, in a few minutes.
+"""Demo search: a whole study of procedural textures, and what it found, in a few minutes.
 
-It uses the verbs of the API and nothing else. Everything it makes can be made again, or gone on
-with: the study stands in the database, and its runs from random weights keep checkpoints.
+It uses a `Workspace` and nothing else. Everything it makes can be made again, or gone on with: the
+study stands in the database, and its runs from random weights keep checkpoints.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nbtl_search import api
 from nbtl_search.errors import SchemaError, StudyExistsError, StudyNotFoundError
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.comparison import best_of, default_of, gain_of
@@ -25,6 +24,7 @@ from nbtl_search.reports.terminal.finals import render
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
 from nbtl_search.spec.verdict import Verdict
 from nbtl_search.study.store import Study
+from nbtl_search.workspace.workspace import Workspace
 
 STUDY: Final = "demo"
 # From random weights a network wants other rates than in fine-tuning; the best of these counts.
@@ -45,7 +45,7 @@ class RandomRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Findings:
     """What a demo has to show."""
 
     spec: StudySpec
@@ -61,20 +61,14 @@ class Outcome:
 
 
 def create(
-    *,
-    trials: int | None,
-    fresh: bool,
-    home: Path,
-    storage: str | None,
-    progress: Progress | None = None,
+    workspace: Workspace, *, trials: int | None, fresh: bool, progress: Progress | None = None
 ) -> StudySpec:
     """Make the demo's study, the shipped one for textures; where it is there, return it.
 
     Args:
+        workspace: where it is made.
         trials: how many in all; None for the study's own number. It changes no study that exists.
         fresh: delete what an earlier demo has left first.
-        home: for images, checkpoints and the embedded database.
-        storage: a PostgreSQL URL; None for the embedded one.
         progress: of the drawing of the images.
 
     Raises:
@@ -83,17 +77,12 @@ def create(
     """
     if fresh:
         with suppress(StudyNotFoundError, SchemaError):
-            api.delete(STUDY, home=home, storage=storage)
-        shutil.rmtree(home / STUDY, ignore_errors=True)
+            workspace.studies.delete(STUDY)
+        shutil.rmtree(workspace.home / STUDY, ignore_errors=True)
     settings = [] if trials is None else [f"budget.n_trials={trials}"]
     try:
-        return api.create(
-            "textures",
-            name=STUDY,
-            settings=settings,
-            home=home,
-            storage=storage,
-            progress=progress,
+        return workspace.studies.create(
+            "textures", name=STUDY, settings=settings, progress=progress
         )
     except StudyExistsError as error:
         message = (
@@ -104,10 +93,9 @@ def create(
 
 
 def search(
+    workspace: Workspace,
     *,
     workers: int,
-    home: Path,
-    storage: str | None,
     on_tick: Callable[[Study], None] | None = None,
 ) -> bool:
     """Run workers until the study is over; return False where they were stopped before.
@@ -115,21 +103,20 @@ def search(
     Raises:
         NbtlError: a worker refused to start, or kept dying.
     """
-    report, _ = api.status(STUDY, home=home, storage=storage)
+    report, _ = workspace.studies.status(STUDY)
     if report.state == "finished":
         return True
     if report.state in {"paused", "stopped"}:
-        api.steer(STUDY, "resume", home=home, storage=storage)
-    api.launch(STUDY, workers=workers, home=home, storage=storage, on_tick=on_tick)
-    report, _ = api.status(STUDY, home=home, storage=storage)
+        workspace.studies.steer(STUDY, "resume")
+    workspace.workers.launch(STUDY, workers=workers, on_tick=on_tick)
+    report, _ = workspace.studies.status(STUDY)
     return report.state == "finished"
 
 
 def finalize(
+    workspace: Workspace,
     *,
     workers: int,
-    home: Path,
-    storage: str | None,
     on_tick: Callable[[Study], None] | None = None,
 ) -> Verdict:
     """Run the best recipe and the default over further seeds, then read the test images once.
@@ -137,24 +124,24 @@ def finalize(
     Raises:
         NbtlError: a worker refused to start, or kept dying.
     """
-    return api.finalize(
+    return workspace.results.finalize(
         STUDY,
         candidates=1,
         confirm_seeds=CONFIRM_SEEDS,
         test_seeds=TEST_SEEDS,
         workers=workers,
-        home=home,
-        storage=storage,
         on_tick=on_tick,
     )
 
 
-def random_runs(spec: StudySpec, *, home: Path, progress: Progress) -> Iterator[RandomRun]:
+def random_runs(
+    workspace: Workspace, spec: StudySpec, *, progress: Progress
+) -> Iterator[RandomRun]:
     """Train from random weights, with the study's images and epochs, at each of `RANDOM_RATES`.
 
     Args:
+        workspace: where the study is.
         spec: of the study.
-        home: see `create`.
         progress: called with (epochs done, epochs in all).
 
     Raises:
@@ -164,7 +151,9 @@ def random_runs(spec: StudySpec, *, home: Path, progress: Progress) -> Iterator[
     for index, lr in enumerate(RANDOM_RATES):
         recipe = random_recipe(spec, lr=lr)
         best = 0.0
-        for epoch in api.train(recipe, home=home, checkpoints=_checkpoints(recipe, home)):
+        # Kept, so that a demo that was interrupted does not train them again.
+        checkpoints = _checkpoints(workspace, recipe)
+        for epoch in workspace.models.train(recipe, checkpoints=checkpoints):
             best = max(best, epoch.val_top1 or 0.0)
             progress(index * n_epochs + epoch.epoch, len(RANDOM_RATES) * n_epochs)
         yield RandomRun(lr=lr, val_top1=best)
@@ -176,9 +165,9 @@ def random_recipe(spec: StudySpec, *, lr: float) -> Recipe:
     return binary.replace(model=spec.model.replace(weights="random"))
 
 
-def _checkpoints(recipe: Recipe, home: Path) -> Path:
+def _checkpoints(workspace: Workspace, recipe: Recipe) -> Path:
     digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
-    return home / STUDY / f"random-weights-{digest[:12]}"
+    return workspace.home / STUDY / f"random-weights-{digest[:12]}"
 
 
 # -- what is shown --------------------------------------------------------------------------
@@ -198,16 +187,16 @@ def introduction(spec: StudySpec) -> RenderableType:
     )
 
 
-def conclusion(outcome: Outcome) -> RenderableType:
+def conclusion(found: Findings) -> RenderableType:
     """Show random weights against the usual practice against the best found."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     table.add_column("top-1", justify="right", no_wrap=True)
     table.add_column("")
-    for name, value, how in _lines(outcome):
+    for name, value, how in _lines(found):
         table.add_row(Text(name, style="bold"), f"{value:.2f} %", Text(how))
-    remarks = map(Text, _remarks(outcome))
-    return Group("", table, "", *remarks, "", render(outcome.verdict, name=STUDY))
+    remarks = map(Text, _remarks(found))
+    return Group("", table, "", *remarks, "", render(found.verdict, name=STUDY))
 
 
 def next_steps(options: str) -> str:
@@ -224,21 +213,25 @@ def next_steps(options: str) -> str:
     return "\n".join(f"{what:<19}nbtl-search {command}{options}" for what, command in steps)
 
 
-def _lines(outcome: Outcome) -> Iterator[tuple[str, float, str]]:
-    lucky = max(outcome.random, key=lambda run: run.val_top1)
-    rates = ", ".join(f"{run.lr:g}" for run in outcome.random)
-    yield "random weights", lucky.val_top1, f"no transfer; rate {lucky.lr:g}, the best of {rates}"
-    default, best = default_of(outcome.trials), best_of(outcome.trials)
-    n_blocks = outcome.facts.n_blocks
+def _lines(found: Findings) -> Iterator[tuple[str, float, str]]:
+    best_run = max(found.random, key=lambda run: run.val_top1)
+    rates = ", ".join(f"{run.lr:g}" for run in found.random)
+    yield (
+        "random weights",
+        best_run.val_top1,
+        f"no transfer; rate {best_run.lr:g}, the best of {rates}",
+    )
+    default, best = default_of(found.trials), best_of(found.trials)
+    n_blocks = found.facts.n_blocks
     for name, trial in (("default binary", default), ("best found", best)):
         if trial is not None and trial.value is not None:
-            words = f"trial {trial.number}: {recipe_in_words(trial.dials, n_blocks=n_blocks)}"
-            yield name, trial.value, words
+            recipe = recipe_in_words(trial.dials, n_blocks=n_blocks)
+            yield name, trial.value, f"trial {trial.number}: {recipe}"
 
 
-def _remarks(outcome: Outcome) -> Iterator[str]:
-    facts, spec = outcome.facts, outcome.spec
-    default, best = default_of(outcome.trials), best_of(outcome.trials)
+def _remarks(found: Findings) -> Iterator[str]:
+    facts, spec = found.facts, found.spec
+    default, best = default_of(found.trials), best_of(found.trials)
     yield (
         f"Validation accuracy after {spec.train.epochs} epochs on the same {facts.n_train} images, "
         f"one run each. One of {facts.n_val} validation images is {100 / facts.n_val:.2f} points."
@@ -248,10 +241,10 @@ def _remarks(outcome: Outcome) -> Iterator[str]:
     gain = gain_of(best, default, n_val=facts.n_val)
     if gain is not None and not gain.is_tie:
         yield (
-            f"Best against default: {gain.words()}. The best of {len(outcome.trials)} was chosen "
+            f"Best against default: {gain.words()}. The best of {len(found.trials)} was chosen "
             "on these very images, so part of the gain is luck."
         )
     elif gain is not None:
         yield f"Best against default: {gain.words()}: nothing says that one is better."
-    n_pruned = sum(trial.state == "pruned" for trial in outcome.trials)
-    yield f"Trials stopped early: {n_pruned} of {len(outcome.trials)}."
+    n_pruned = sum(trial.state == "pruned" for trial in found.trials)
+    yield f"Trials stopped early: {n_pruned} of {len(found.trials)}."

@@ -1,14 +1,30 @@
-"""Commands that run workers."""
+"""Commands that train: a study on this machine or a cluster, one worker, or a single recipe."""
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbtl_search.cli.options import json_option, storage_option
-from nbtl_search.cli.output import echo_json, search_progress, waiting
+from nbtl_search.cli.options import (
+    home_option,
+    json_option,
+    launch_options,
+    settings_option,
+    storage_option,
+    worker_options,
+)
+from nbtl_search.cli.output import (
+    DECODING,
+    echo_json,
+    late_stages,
+    search_progress,
+    validation,
+    waiting,
+)
+from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from nbtl_search.workspace.workers import Queued
@@ -17,7 +33,6 @@ if TYPE_CHECKING:
 @click.command("launch")
 @click.argument("study")
 @click.option("--workers", type=click.IntRange(min=0), help="By default one per GPU or core.")
-@click.option("--gpus", help="Ids of the GPUs to use, such as 0,1; by default all.")
 @click.option(
     "--slots-per-gpu",
     metavar="N|auto",
@@ -25,14 +40,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Workers that share a GPU; auto measures how many give the most images per second.",
 )
-@click.option("--beat-s", type=click.FloatRange(min=0.05), help="Seconds between heartbeats.")
+@launch_options
 @click.option(
     "--preflight/--no-preflight",
     default=True,
     show_default=True,
     help="Before the first trial, train a few batches and say what the study will cost.",
 )
-@click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option(
     "--slurm",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -49,9 +63,10 @@ if TYPE_CHECKING:
 @storage_option
 def launch_command(
     *,
+    workspace: Workspace,
     study: str,
     workers: int | None,
-    gpus: str | None,
+    gpus: list[str] | None,
     slots_per_gpu: str,
     preflight: bool,
     beat_s: float | None,
@@ -61,8 +76,6 @@ def launch_command(
     image: str | None,
     dry_run: bool,
     as_json: bool,
-    home: Path | None,
-    storage: str | None,
 ) -> None:
     """Run workers for STUDY on this machine until it is over; Ctrl-C checkpoints and ends them.
 
@@ -72,9 +85,7 @@ def launch_command(
     nbtl-search launch dtd --slurm workers/slurm.toml --workers 8
     nbtl-search launch dtd --kubernetes --workers 8
     """
-    from nbtl_search import api
-
-    options = [] if beat_s is None else ["--beat-s", str(beat_s)]
+    options = worker_options(beat_s)
     if kubernetes:
         _refuse_with("--kubernetes", gpus=gpus, slurm=slurm)
         _say_manifest(study, workers=workers, image=image)
@@ -82,68 +93,56 @@ def launch_command(
     if slurm is not None:
         _refuse_with("--slurm", gpus=gpus)
         with waiting("asking the queue"):
-            done = api.launch_on_slurm(
-                study, slurm, workers=workers, dry_run=dry_run, home=home, storage=storage,
-                options=options,
-            )  # fmt: skip
+            done = workspace.workers.launch_on_slurm(
+                study, slurm, workers=workers, dry_run=dry_run, options=options
+            )
         _say_queued(study, done, as_json=as_json)
         return
     if workers == 0 or dry_run or as_json:
         message = "--workers 0, --dry-run and --json go with --slurm"
         raise click.UsageError(message)
-    where: Where = {"home": home, "storage": storage}
-    n_slots = _slots(study, slots_per_gpu, where)
+    n_slots = _slots(workspace, study, slots_per_gpu)
     if preflight and not quiet:
-        _say_price(study, workers, n_slots, where)
+        _say_cost_estimate(workspace, study, workers, n_slots)
     with search_progress(quiet=quiet) as tick:
-        api.launch(
+        workspace.workers.launch(
             study,
             workers=workers,
-            gpus=None if gpus is None else gpus.split(","),
+            gpus=gpus,
             slots_per_gpu=n_slots,
-            home=home,
-            storage=storage,
             options=options,
             on_tick=tick,
         )
 
 
-class Where(TypedDict):
-    """Where the database and all files are."""
-
-    home: Path | None
-    storage: str | None
-
-
-def _slots(study: str, wanted: str, where: Where) -> int:
+def _slots(workspace: Workspace, study: str, wanted: str) -> int:
     """Return how many workers share a GPU; measure it where that is wanted."""
-    from nbtl_search import api
     from nbtl_search.cli.machine import say_packed
     from nbtl_search.launchers import local
 
     if wanted != "1" and not local.gpus():
-        message = "--slots-per-gpu needs a GPU, and there is none here; --workers is a CPU's way"
+        message = "--slots-per-gpu needs a GPU, and there is none here; on a CPU, give --workers"
         raise click.UsageError(message)
     if wanted != "auto":
         if not wanted.isdigit() or int(wanted) < 1:
             message = f"--slots-per-gpu takes a number from 1 or auto, got {wanted!r}"
             raise click.UsageError(message)
         return int(wanted)
+    from nbtl_search.workspace.machine import best_slots
+
     click.echo("trying several trainings on one GPU", err=True)
-    return api.best_slots(say_packed(api.packed(study, **where)))
+    return best_slots(say_packed(workspace.machine.packed(study)))
 
 
-def _say_price(study: str, workers: int | None, n_slots: int, where: Where) -> None:
+def _say_cost_estimate(workspace: Workspace, study: str, workers: int | None, n_slots: int) -> None:
     """Say what the study will cost, once: before its first trial."""
-    from nbtl_search import api
-    from nbtl_search.cli.machine import say_price
+    from nbtl_search.cli.machine import say_cost_estimate
 
-    _, trials = api.status(study, **where)
-    if trials:
+    if workspace.studies.have_trials(study):
         return
     with waiting("training a few batches"):
-        found = api.preflight(study, workers=workers, slots_per_gpu=n_slots, **where)
-    say_price(found)
+        found = workspace.machine.preflight(study, workers=workers, slots_per_gpu=n_slots)
+    say_cost_estimate(found)
 
 
 def _say_manifest(study: str, *, workers: int | None, image: str | None) -> None:
@@ -228,19 +227,7 @@ def _say_queued(study: str, done: "Queued", *, as_json: bool) -> None:
     help="Serve metrics for Prometheus on this port of 127.0.0.1; 0 for any free one.",
 )
 @storage_option
-def worker_command(
-    *,
-    study: str,
-    beat_s: float,
-    wait_s: float,
-    cache: Path | None,
-    free_gb: float,
-    quota_gb: float | None,
-    keep_best: int,
-    metrics_port: int | None,
-    home: Path | None,
-    storage: str | None,
-) -> None:
+def worker_command(*, workspace: Workspace, study: str, **settings: Any) -> None:
     """Be one worker for STUDY: one trial after the other, until the study is over.
 
     SIGTERM checkpoints, gives the trial back and exits 0.
@@ -248,20 +235,61 @@ def worker_command(
     \b
     nbtl-search worker dtd
     """
-    from nbtl_search import api
-
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    api.work(
-        study,
-        home=home,
-        storage=storage,
-        cache=cache,
-        beat_s=beat_s,
-        wait_s=wait_s,
-        free_gb=free_gb,
-        quota_gb=quota_gb,
-        keep_best=keep_best,
-        metrics_port=metrics_port,
-    )
+    workspace.workers.work(study, **settings)  # each option has the name of an argument
+
+
+@click.command("train")
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--checkpoints",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to resume from, and to write to after each epoch.",
+)
+@settings_option
+@home_option
+@json_option
+def train_command(
+    *,
+    workspace: Workspace,
+    recipe: Path,
+    checkpoints: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train RECIPE, a TOML file as `best` prints it, and show its epochs.
+
+    \b
+    nbtl-search best dtd > recipe.toml
+    nbtl-search train recipe.toml --set train.seed=1
+    """
+    from nbtl_search.spec import Recipe, best_epoch, read_toml, with_settings
+
+    parsed = Recipe.parse(with_settings(read_toml(recipe), settings))
+    epochs = []
+    with late_stages() as tick:
+        for epoch in workspace.models.train(
+            parsed,
+            checkpoints=checkpoints,
+            progress=partial(tick, DECODING),
+            measuring=partial(tick, "measuring the source network"),
+        ):
+            epochs.append(epoch)
+            if not as_json:
+                click.echo(
+                    f"epoch {epoch.epoch:3d}/{parsed.train.epochs}  loss {epoch.train_loss:.4f}  "
+                    f"{validation(epoch)}  {epoch.seconds:.1f} s"
+                )
+    best = best_epoch(epochs)
+    if as_json:
+        echo_json(
+            {
+                "best": None if best is None else best.plain(),
+                "last": epochs[-1].plain(),
+                "epochs": [e.plain() for e in epochs],
+            }
+        )
+    elif best is not None:
+        click.echo(f"best: epoch {best.epoch}, {validation(best)}")

@@ -1,0 +1,129 @@
+"""Drafts: specifications made of a dataset or a TOML file, without a look at data or weights."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nbtl_search import space
+from nbtl_search.errors import SpecError
+from nbtl_search.launchers import local
+from nbtl_search.space.survey import SURVEY, starting_recipe
+from nbtl_search.spec import StudySpec, read_toml, with_settings
+from nbtl_search.spec.study import shipped_studies, shipped_study
+
+
+def draft(
+    dataset: str | None = None,
+    *,
+    study: Path | None = None,
+    name: str | None = None,
+    settings: Sequence[str] = (),
+) -> StudySpec:
+    """Return the specification that `create` would store, without looking at data or weights.
+
+    Args:
+        dataset: a shipped study's name, or a folder of images.
+        study: a TOML file instead.
+        name: of the study; by default that of the dataset or the file's.
+        settings: `dotted.key=value`, applied last.
+
+    Raises:
+        SpecError: neither or both are given, or something in them is not valid.
+    """
+    if (dataset is None) == (study is None):
+        message = "create takes either --dataset or --study, got both or neither"
+        raise SpecError(message)
+    plain = read_toml(study) if study is not None else _of_dataset(str(dataset))
+    return drafted(plain, name=name, settings=settings)
+
+
+def drafted(
+    plain: dict[str, Any], *, name: str | None = None, settings: Sequence[str] = ()
+) -> StudySpec:
+    """Return the specification in this plain data, with its name and settings changed.
+
+    Raises:
+        SpecError: something in them is not valid.
+    """
+    if name is not None:
+        plain = plain | {"name": name}
+    return StudySpec.parse(_absolute(with_settings(plain, settings)))
+
+
+def with_threads(spec: StudySpec) -> StudySpec:
+    """Return it with the threads of a CPU slot fixed: they are part of the result, bit for bit."""
+    if spec.train.n_threads is not None or local.gpus():
+        return spec
+    return spec.replace(train=spec.train.replace(n_threads=1))
+
+
+def with_starts(spec: StudySpec, regimes: Sequence[str]) -> StudySpec:
+    """Return it with the survey's starting recipes of these regimes behind its known recipes.
+
+    Where the facts are known and the space searches `decay_updates`, they have the regime's own
+    decay, counted in the study's updates; elsewhere the rates follow the schedule of [train].
+
+    Args:
+        spec: the study.
+        regimes: of `nbtl_search.space.survey.SURVEY`; the same one twice counts once.
+
+    Raises:
+        SpecError: there is no such regime, or the study knows a recipe of its name already.
+    """
+    added = []
+    for name in dict.fromkeys(regimes):
+        regime = next((known for known in SURVEY if known == name), None)
+        if regime is None:
+            message = f"start must be one of {', '.join(SURVEY)}; got {name!r}; choose one of them"
+            raise SpecError(message)
+        added.append(starting_recipe(regime, n_updates=_decaying_updates(spec)))
+    taken = {known.name for known in spec.search.known} & {recipe.name for recipe in added}
+    if taken:
+        message = (
+            f"known recipes have different names, and the study has {', '.join(sorted(taken))} "
+            "already; leave its start out"
+        )
+        raise SpecError(message)
+    return spec.replace(search=spec.search.replace(known=(*spec.search.known, *added)))
+
+
+def _decaying_updates(spec: StudySpec) -> int | None:
+    """Return the updates of a run, where their number is known and decay in them is searched."""
+    facts = spec.facts
+    if facts is None:
+        return None
+    if space.build_for(spec.search, facts).row("decay_updates") is None:
+        return None
+    return spec.train.updates_per_epoch(facts.n_train) * spec.train.epochs
+
+
+def _of_dataset(dataset: str) -> dict[str, Any]:
+    """Return the shipped study of this name, or the one for folders with this folder in it."""
+    folder = Path(dataset).expanduser()
+    if dataset in shipped_studies() and dataset != "folder":
+        return shipped_study(dataset)
+    if not folder.is_dir():
+        names = ", ".join(known for known in shipped_studies() if known != "folder")
+        message = f"--dataset must be one of {names}, or a folder of images; got {dataset!r}"
+        raise SpecError(message)
+    plain = shipped_study("folder")
+    plain["data"]["dataset"] = str(folder)
+    plain["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "folder"
+    return plain
+
+
+def _absolute(plain: dict[str, Any]) -> dict[str, Any]:
+    """Make the paths of a specification absolute, since workers start in other folders."""
+    places = (("data", "dataset"), ("data", "root"), ("model", "weights"))
+    for table, key in places:
+        value = plain.get(table, {}).get(key)
+        if isinstance(value, str) and Path(value).expanduser().exists() and _is_path(table, value):
+            plain[table][key] = str(Path(value).expanduser().resolve())
+    return plain
+
+
+def _is_path(table: str, value: str) -> bool:
+    """Tell a path from a name that a file of the current folder happens to have."""
+    names = {"timm", "shipped", "random"} if table == "model" else set(shipped_studies())
+    return value not in names
