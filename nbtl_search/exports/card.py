@@ -5,16 +5,17 @@ The methods that were on in a run, in words: what its dials add to plain fine-tu
 The model card of an exported model: Markdown with the Hugging Face hub's front matter.
 """
 
-import html
-import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from string import Template
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
+import jinja2
+import yaml
+
+from nbtl_search import escaping
 from nbtl_search.spec import Dials, Recipe
-from nbtl_search.spec.verdict import Entry, FinalRun, Interval, Summary, Verdict
+from nbtl_search.spec.verdict import Entry, FinalRun, Summary, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class ModelCardData:
         return [each.name for each in self.verdict.contenders if each.is_tied_with_winner]
 
 
-def recipe_in_words(recipe: Recipe) -> str:
+def describe_recipe(recipe: Recipe) -> str:
     """Return a paragraph that says how the network was trained."""
     dials, train = recipe.dials, recipe.train
     start = (
@@ -104,7 +105,7 @@ def _fresh(dials: Dials) -> str:
     return "The classifier alone" if r == 1 else f"The last {r} layers, classifier included,"
 
 
-def methods_in_words(recipe: Recipe) -> tuple[str, ...]:
+def describe_methods(recipe: Recipe) -> tuple[str, ...]:
     """Return a sentence for each method that was on; none where all dials were usual."""
     return (*_layers(recipe), *_source(recipe), *_training(recipe))
 
@@ -174,7 +175,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
         )
 
 
-N_LABELS_LISTED = 100
+_MAX_LABELS: Final = 100
 
 
 def write_card(
@@ -195,174 +196,75 @@ def write_card(
         has_onnx: whether model.onnx lies beside the weights.
     """
     recipe = Recipe.parse(about["recipe"])
-    parts = [
-        front_matter(data),
-        f"# {escape(data.study)}: {escape(about['model'])}, {len(about['classes'])} classes",
-        _summary(data, runs),
-        _usage(runs, about, has_onnx=has_onnx, is_kept=recipe.dials.source_head == "keep"),
-        _results(data, runs),
-        _choice(data),
-        f"## Recipe\n\n{recipe_in_words(recipe)}",
-        *_methods(recipe),
-        "Every setting is in `config.json`, under `nbtl_search.recipe`, without its folders.",
-        _labels(about["classes"]),
-        _limits(data),
-        _licences(about, pretrained_licence),
-        _versions(about),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def escape(text: str) -> str:
-    """Return text that Markdown and HTML show as it is, in one line."""
-    line = "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text)
-    return re.sub(r"([\\`*_{}\[\]()#!|~$^@])", r"\\\1", html.escape(" ".join(line.split())))
+    text = (
+        _templates()
+        .get_template("model_card.md.jinja")
+        .render(
+            data=data,
+            runs=runs,
+            is_ensemble=len(runs) > 1,
+            about={"device": None, "precision": None} | about,
+            entries=[entry for entry in (data.chosen, data.default) if entry is not None],
+            gain=data.verdict.gain,
+            n_readings=len(data.verdict.readings),
+            recipe=describe_recipe(recipe),
+            methods=describe_methods(recipe),
+            is_kept=recipe.dials.source_head == "keep",
+            n_labels=_MAX_LABELS,
+            pretrained_licence=pretrained_licence,
+            has_onnx=has_onnx,
+        )
+    )
+    return f"{front_matter(data)}\n\n{text}"
 
 
 def front_matter(data: ModelCardData) -> str:
-    """Return what the Hugging Face hub reads; strings in JSON's form, which is YAML's as well."""
-    lines = [
-        "library_name: timm",
-        "pipeline_tag: image-classification",
-        "license: other",
-        "license_name: unknown",
-        "tags: [image-classification, timm, transfer-learning, nbtl-search]",
-        "metrics: [accuracy]",
-    ]
-    if data.chosen.single.mean is not None:
-        name = " ".join("".join(c if c.isprintable() else " " for c in data.study).split())
+    """Return what the Hugging Face hub reads of a card: YAML between two rules."""
+    fields: dict[str, Any] = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "license": "other",
+        "license_name": "unknown",
+        "tags": ["image-classification", "timm", "transfer-learning", "nbtl-search"],
+        "metrics": ["accuracy"],
+    }
+    single = data.chosen.single
+    if single.mean is not None:
+        name = " ".join(escaping.visible(data.study).split())
         metric = {
             "type": "accuracy",
-            "name": f"test top-1 in percent, mean of {data.chosen.single.n} seeds",
-            "value": round(data.chosen.single.mean, 4),
+            "name": f"test top-1 in percent, mean of {single.n} seeds",
+            "value": round(single.mean, 4),
         }
         result = {
             "task": {"type": "image-classification"},
             "dataset": {"name": name, "type": "images"},
             "metrics": [metric],
         }
-        lines += ["model-index:", "- " + _flow({"name": name, "results": [result]})]
-    return "\n".join(["---", *lines, "---"])
+        fields["model-index"] = [{"name": name, "results": [result]}]
+    plain = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{plain}---"
 
 
-def _flow(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _summary(data: ModelCardData, runs: Sequence[FinalRun]) -> str:
-    what = "the winning recipe" if data.is_winner else "the default recipe"
-    which = (
-        f"the run with seed {runs[0].seed}, the first of the test stage"
-        if len(runs) == 1
-        else f"all {len(runs)} runs of the test stage, to be averaged"
+@cache
+def _templates() -> jinja2.Environment:
+    """Return the templates, in which each expression is escaped for Markdown as it is written."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nbtl_search.exports"),
+        # Jinja's own autoescape knows HTML alone. `finalize` sees every expression, none can be
+        # forgotten, and the text of the template itself passes as it is.
+        autoescape=False,  # noqa: S701
+        finalize=lambda value: escaping.markdown(str(value)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return (
-        f"An image classifier, fine-tuned with `nbtl-search`. It is {what} of the study "
-        f"{escape(data.study)}: {which}. Which run that is was settled before any result was "
-        "known: **it is not the run that was best on the test images**, since to choose that one "
-        "would be to select on them."
-    )
+    environment.filters |= {"mean_std": _mean_std, "percent": _percent}
+    return environment
 
 
-_ONE = Template("""\
-## Usage
-
-$loading
-
-```python
-import timm
-import torch
-${also}from PIL import Image
-
-model = timm.create_model("local-dir:$folder", pretrained=True).eval()
-config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config, is_training=False)
-with torch.inference_mode():
-    image = transform(Image.open("photo.jpg").convert("RGB"))
-    probabilities = model(image[None]).softmax(1)[0]
-names = model.pretrained_cfg["label_names"]
-print(names[int(probabilities.argmax())], float(probabilities.max()))
-```
-
-Or `nbtl-search predict $whole photo.jpg` from the shell.""")
-
-
-_PLAIN = "A plain timm model: `timm` alone loads it."
-_KEPT = (
-    "A timm model that keeps its source classifier below new layers: `timm` loads it where the "
-    "package `nbtl-search` is installed and `nbtl_search.transfer.kept_architecture` was imported, "
-    "and refuses it as an unknown model elsewhere."
-)
-_KEPT_IMPORT = "import nbtl_search.transfer.kept_architecture  # teaches timm this architecture\n"
-
-
-def _usage(
-    runs: Sequence[FinalRun], about: dict[str, Any], *, has_onnx: bool, is_kept: bool
-) -> str:
-    many = len(runs) > 1
-    text = _ONE.substitute(
-        folder="THIS_FOLDER/seed-1" if many else "THIS_FOLDER",
-        whole="THIS_FOLDER",
-        loading=_KEPT if is_kept else _PLAIN,
-        also=_KEPT_IMPORT if is_kept else "",
-    )
-    if many:
-        text += (
-            " That averages the probabilities of all members, which `ensemble.json` lists; a "
-            "single member loads with timm as above."
-        )
-    if has_onnx:
-        size = f"3, {about['image_format']['image_px']}, {about['image_format']['image_px']}"
-        text += (
-            f"\n\n`model.onnx` takes `images`, float32 (batch, {size}), normalised as by the "
-            "transform above, and gives `logits`."
-        )
-    return text
-
-
-def _results(data: ModelCardData, runs: Sequence[FinalRun]) -> str:
-    if data.chosen.single.mean is None:
-        return "## Results\n\nThe study has no test images: nothing was measured on any."
-    rows = [_row(entry) for entry in (data.chosen, data.default) if entry is not None]
-    table = [
-        "| recipe | seeds | top-1, one crop | top-1, ten crops | ensemble, ten crops |",
-        "|---|---|---|---|---|",
-        *rows,
-    ]
-    own = [
-        f"Seed {run.seed}: {_percent(run.test.top1 if run.test else None)} (one crop), "
-        f"{_percent(run.test.ten_crop_top1 if run.test else None)} (ten crops)."
-        for run in runs
-    ]
-    n_readings = len(data.verdict.readings)
-    read = (
-        "opened once, after every choice was made"
-        if n_readings <= 1
-        else f"opened {n_readings} times: what was chosen after the first may fit them"
-    )
-    said = (
-        f"On {data.n_test_images} test images, {read}. "
-        "Percent, mean ± sample standard deviation over seeds; the ensemble is the mean softmax."
-    )
-    return "\n\n".join(
-        [
-            "## Results",
-            said,
-            "\n".join(table),
-            *([_gain(data.verdict.gain)] if data.verdict.gain else []),
-            "What is in this folder: " + " ".join(own),
-        ]
-    )
-
-
-def _row(entry: Entry) -> str:
-    return (
-        f"| {escape(entry.name)} | {entry.single.n} | {_spread(entry.single)} "
-        f"| {_spread(entry.ten_crop)} | {_percent(entry.ensemble_top1)} |"
-    )
-
-
-def _spread(found: Summary) -> str:
+def _mean_std(found: Summary) -> str:
     if found.mean is None:
         return "not measured"
     return f"{found.mean:.2f} %" if found.std is None else f"{found.mean:.2f} ± {found.std:.2f} %"
@@ -370,72 +272,3 @@ def _spread(found: Summary) -> str:
 
 def _percent(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f} %"
-
-
-def _gain(gain: Interval) -> str:
-    text = f"The winner's gain over the default, one crop: {gain.mean:+.2f} points"
-    if gain.low is None or gain.high is None:
-        return f"{text}; with {gain.n} pair of seeds nothing can be said of its spread."
-    tie = " Zero lies inside: a tie." if gain.is_tie else ""
-    return (
-        f"{text}, {gain.confidence:.0%} confidence interval {gain.low:+.2f} to {gain.high:+.2f} "
-        f"({gain.n} pairs of runs with equal seeds).{tie}"
-    )
-
-
-def _choice(data: ModelCardData) -> str:
-    text = (
-        f"## How it was chosen\n\nOf the search's best trials and the default recipe, "
-        f"{len(data.verdict.contenders)} candidates in all, each was trained "
-        f"{data.verdict.n_confirm_seeds} times with new seeds and judged on validation images. "
-        "The winner has the highest lower confidence bound of the mean. Then it was trained on "
-        "training and validation images, over new seeds again, and the test images were read."
-    )
-    if data.tied_with_winner:
-        names = ", ".join(escape(name) for name in data.tied_with_winner)
-        text += f" On the validation images it was not told apart from: {names}."
-    return text
-
-
-def _methods(recipe: Recipe) -> list[str]:
-    listed = [f"* {method}" for method in methods_in_words(recipe)]
-    return ["Methods beyond plain fine-tuning:\n\n" + "\n".join(listed)] if listed else []
-
-
-def _labels(classes: Sequence[str]) -> str:
-    listed = "\n".join(f"{i}. {escape(name)}" for i, name in enumerate(classes[:N_LABELS_LISTED]))
-    more = len(classes) - N_LABELS_LISTED
-    rest = f"\n\n… and {more} more, in `config.json`." if more > 0 else ""
-    return f"## Classes\n\n{listed}{rest}"
-
-
-def _limits(data: ModelCardData) -> str:
-    spread = data.chosen.single.std
-    seeds = f" (here by {spread:.2f} points, one standard deviation)" if spread is not None else ""
-    return (
-        "## Limits\n\n* The accuracies hold for images like those of the study. Photographs of "
-        "another kind, camera or resolution will do worse.\n* The classifier knows its own "
-        "classes only: an image of anything else gets one of them, too, often with a high "
-        f"probability.\n* Probabilities are not calibrated.\n* Runs differ by their seed{seeds}: a "
-        "smaller difference between two models says nothing."
-    )
-
-
-def _licences(about: dict[str, Any], pretrained: str) -> str:
-    return (
-        "## Licence\n\n**To be filled in by whoever passes this model on.** The images it was "
-        "trained on have a licence of their own, and so have the pre-trained weights it started "
-        f"from ({escape(about['model'])}; timm states for them: {escape(pretrained)}). Which terms "
-        "this model may be passed on under follows from both; put them here and at the top of this "
-        "file, in place of `other`."
-    )
-
-
-def _versions(about: dict[str, Any]) -> str:
-    versions = ", ".join(
-        f"{escape(str(name))} {escape(str(version))}" for name, version in about["versions"].items()
-    )
-    return (
-        f"## Made with\n\n{versions}; {escape(str(about['device']))}, "
-        f"{escape(str(about['precision']))}."
-    )

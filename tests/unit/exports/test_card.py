@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nbtl_search.exports.card import methods_in_words, recipe_in_words
+from nbtl_search.exports.card import describe_methods, describe_recipe
 from nbtl_search.spec import Dials, Recipe
 from nbtl_search.spec.recipe import MethodSettings
 
@@ -41,7 +41,7 @@ def words(dials=None, methods=None):
     recipe = Recipe.parse(
         {"data": {"dataset": "pets"}, "dials": dials or {}, "methods": methods or {}}
     )
-    return methods_in_words(recipe)
+    return describe_methods(recipe)
 
 
 def test_plain_fine_tuning_has_none():
@@ -77,12 +77,12 @@ def test_all_at_once():
     assert len(words(dials)) == len(EXTENDED) - len(STRENGTHS)
 
 
-def test_the_recipe_in_words_follows_the_methods():
+def test_the_describe_recipe_follows_the_methods():
     data = {"dataset": "pets"}
-    usual = recipe_in_words(Recipe.parse({"data": data}))
+    usual = describe_recipe(Recipe.parse({"data": data}))
     assert "The classifier alone started fresh" in usual
     assert "step schedule" in usual
     dials = {"source_head": "keep", "decay_updates": 50}
-    other = recipe_in_words(Recipe.parse({"data": data, "dials": dials}))
+    other = describe_recipe(Recipe.parse({"data": data, "dials": dials}))
     assert "The new layers on top of the kept source classifier started fresh" in other
     assert "step schedule" not in other
