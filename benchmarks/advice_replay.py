@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 
 from nbtl_search import space as spaces
-from nbtl_search.advice import Remembered, RememberedRecipe, advise
+from nbtl_search.advice import EarlierRecipe, EarlierStudy, advise
 from nbtl_search.space import Space
 from nbtl_search.spec import (
     Advised,
@@ -39,7 +39,7 @@ from nbtl_search.spec.study import shipped_study
 from nbtl_search.study.sampling import sampler
 
 TABLES = Path(__file__).with_name("tables")
-N_REMEMBERED = 3
+N_EARLIER = 3
 ARMS = {
     "default first": "the default recipe, then the search",
     "both forms": "the shipped study for folders: default and one form of each regime",
@@ -130,7 +130,7 @@ def _advice(table: Table, others: Sequence[Table], arm: str, spec: StudySpec) ->
     diagnosis = table.diagnosis
     if arm == "memory":  # without the accuracies nothing is concluded; closeness needs them
         advice = _advised(table, others, spec, diagnosis)
-        kept = [recipe for recipe in advice.recipes if recipe.name.startswith("memory-")]
+        kept = [recipe for recipe in advice.recipes if recipe.name.startswith("warm-start-")]
         return Advised(recipes=tuple(kept))
     return _advised(table, others if arm == "advice" else (), spec, diagnosis)
 
@@ -143,23 +143,23 @@ def _advised(
         space=table.space,
         known=spec.search.known,
         n_trials=spec.budget.n_trials,
-        remembered=[_remembered(other) for other in others],
+        earlier=[_earlier(other) for other in others],
     )
 
 
-def _remembered(table: Table) -> Remembered:
-    """Return what a finished study of the whole table would be remembered for: training seed 0."""
+def _earlier(table: Table) -> EarlierStudy:
+    """Return what a finished study of the whole table would be earlier for: training seed 0."""
     ranked = sorted(range(len(table.dials)), key=lambda row: (-table.top1[row][0], row))
     recipes = [
-        RememberedRecipe(
+        EarlierRecipe(
             trial=row,
             top1=table.top1[row][0],
             gain=table.top1[row][0] - table.top1[0][0],
             dials=table.dials[row].model_dump(),
         )
-        for row in ranked[:N_REMEMBERED]
+        for row in ranked[:N_EARLIER]
     ]
-    return Remembered(
+    return EarlierStudy(
         study=table.name,
         diagnosis=table.diagnosis,
         model=table.about["model"],

@@ -3,8 +3,8 @@
 import math
 import random
 
-from nbtl_search.ledger.ledger import Ended, Ledger
-from nbtl_search.ledger.lifecycle import Asked, Lease, Leases, Outcome
+from nbtl_search.ledger.ledger import FinishedTrial, Ledger
+from nbtl_search.ledger.lifecycle import Asked, Lease, Leases, TrialOutcome
 from nbtl_search.spec import (
     Budget,
     DataSettings,
@@ -81,13 +81,17 @@ def fill(study: Study, *, n_trials: int, running: int = 0, failed: int = 0) -> N
             continue
         outcome = _train(study, leases, ledger, lease, until=study.spec.train.epochs)
         if index >= n_trials - running - failed:
-            outcome = Outcome(state="pruned", cause="diverged", message="the loss is *inf*")
+            outcome = TrialOutcome(state="pruned", cause="diverged", message="the loss is *inf*")
         leases.finish(lease, outcome)
-        ended = Ended(
-            trial_id=lease.trial_id, state=outcome.state, value=outcome.value, cause=outcome.cause
+        ended = FinishedTrial(
+            trial_id=lease.trial_id,
+            number=lease.number,
+            state=outcome.state,
+            value=outcome.value,
+            cause=outcome.cause,
         )
         sampling.tell(study, ended)
-        ledger.mark_told(lease.trial_id)
+        ledger.mark_notified(lease.trial_id)
 
 
 def curve(dials: Dials, *, n_epochs: int, n_val: int, seed: int) -> list[Epoch]:
@@ -122,7 +126,9 @@ def _ask(study: Study, ledger: Ledger, slot: int) -> Asked:
     return sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
 
 
-def _train(study: Study, leases: Leases, ledger: Ledger, lease: Lease, *, until: int) -> Outcome:
+def _train(
+    study: Study, leases: Leases, ledger: Ledger, lease: Lease, *, until: int
+) -> TrialOutcome:
     """Record a trial's epochs up to `until`, or to the rung that stops it."""
     spec = study.spec
     recipe = Recipe.parse_json(lease.recipe_json)
@@ -140,7 +146,7 @@ def _train(study: Study, leases: Leases, ledger: Ledger, lease: Lease, *, until:
         peers = ledger.best_at(stop).values()
         rated = stop in rungs and not lease.protected and len(done) == stop
         if rated and not pruning.goes_on(mine, peers, pruning=spec.search.pruning):
-            return Outcome(state="pruned", value=mine, best_epoch=len(done))
+            return TrialOutcome(state="pruned", value=mine, best_epoch=len(done))
     best = best_epoch(done)
     assert best is not None
-    return Outcome(state="complete", value=best.val_top1, best_epoch=best.epoch)
+    return TrialOutcome(state="complete", value=best.val_top1, best_epoch=best.epoch)

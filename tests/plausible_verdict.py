@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from nbtl_search.ledger.records import TrialRecord
-from nbtl_search.reports.comparison import default_of
+from nbtl_search.ledger.records import TrialRecord, default_of
 from nbtl_search.spec.verdict import (
     Contender,
     Entry,

@@ -1,23 +1,23 @@
 """What a diagnosis and earlier studies say about the next search. Pure: no torch, no database."""
 
-from nbtl_search.advice.recipes import MEMORY_PART, TABLE7_PART, advise, prior, table7
+from nbtl_search.advice.recipes import TABLE7_PART, WARM_START_PART, advise, prior, table7
 from nbtl_search.advice.regime import WARNING, Conclusion, conclude
-from nbtl_search.advice.remembered import (
+from nbtl_search.advice.warm_start import (
     Distance,
-    Remembered,
-    RememberedRecipe,
+    EarlierRecipe,
+    EarlierStudy,
     closeness,
     ranked,
 )
 
 __all__ = [
-    "MEMORY_PART",
     "TABLE7_PART",
+    "WARM_START_PART",
     "WARNING",
     "Conclusion",
     "Distance",
-    "Remembered",
-    "RememberedRecipe",
+    "EarlierRecipe",
+    "EarlierStudy",
     "advise",
     "closeness",
     "conclude",

@@ -15,7 +15,7 @@ from itertools import chain, zip_longest
 from typing import Final
 
 from nbtl_search.advice.regime import WARNING, conclude
-from nbtl_search.advice.remembered import Remembered, effective, ranked
+from nbtl_search.advice.warm_start import EarlierStudy, effective, ranked
 from nbtl_search.errors import SpecError
 from nbtl_search.space import CONDITIONS, Space, idle, known_dials, outside
 from nbtl_search.space.survey import effective_rate
@@ -185,8 +185,8 @@ def _alternating(
 TABLE7_PART: Final = 6
 """Table 7's recipes take at most one in so many trials, rounded down."""
 
-MEMORY_PART: Final = 6
-"""Those of study memory take at most one in so many. Together: never worse than a search without
+WARM_START_PART: Final = 6
+"""Those of warm start take at most one in so many. Together: never worse than a search without
 advice by more than what these shares cost it, however wrong the advice."""
 
 
@@ -206,12 +206,12 @@ def advise(
     space: Space,
     known: Sequence[KnownRecipe],
     n_trials: int,
-    remembered: Sequence[Remembered] = (),
+    earlier: Sequence[EarlierStudy] = (),
     margin: float = 3.0,
 ) -> Advised:
     """Return what to try first and where to look more, with the reason of each and the evidence.
 
-    Study memory and table 7 take turns, within their shares of the budget and within what the
+    Warm start and table 7 take turns, within their shares of the budget and within what the
     study's known recipes leave of it. A recipe that equals a known or an earlier one makes room for
     the next of its kind; one outside the space does too, and the evidence says so.
 
@@ -219,18 +219,18 @@ def advise(
         SpecError: the margin is negative, or a known recipe's dials are not valid.
     """
     conclusion = conclude(diagnosis, margin=margin)
-    of_memory = ranked(diagnosis, remembered, n=sum(len(one.recipes) for one in remembered))
-    memory = _Source(waiting=deque(of_memory), share=n_trials // MEMORY_PART)
+    of_earlier = ranked(diagnosis, earlier, n=sum(len(one.recipes) for one in earlier))
+    memory = _Source(waiting=deque(of_earlier), share=n_trials // WARM_START_PART)
     paper = _Source(waiting=deque(table7(conclusion.regime)), share=n_trials // TABLE7_PART)
     recipes = tuple(_in_turns(memory, paper, space=space, known=known, n_trials=n_trials))
     evidence = [line for line in conclusion.evidence if line != WARNING]
     if recipes:
         evidence.append(
             f"of {n_trials} trials {len(memory.taken)} try what earlier studies found (at most 1 "
-            f"in {MEMORY_PART}) and {len(paper.taken)} what table 7 leads to (at most 1 in "
+            f"in {WARM_START_PART}) and {len(paper.taken)} what table 7 leads to (at most 1 in "
             f"{TABLE7_PART})"
         )
-    evidence += _left_out(memory, "study memory") + _left_out(paper, "table 7")
+    evidence += _left_out(memory, "warm start") + _left_out(paper, "table 7")
     return Advised(
         regime=conclusion.regime,
         evidence=(*evidence, WARNING),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nbtl_search.ledger.backup import Restored
     from nbtl_search.spec.machine import Check
     from nbtl_search.study.cost_estimate import CostEstimate
-    from nbtl_search.study.notifications import Notice
+    from nbtl_search.study.notifications import Notification
     from nbtl_search.worker.retention import Leftover
     from nbtl_search.workspace.maintenance import LogLine
 
@@ -174,7 +174,7 @@ def notify(
     home: Path | None = None,
     storage: str | None = None,
     stopping: Callable[[], bool] = lambda: False,
-    on_told: Callable[[Notice], None] = lambda _: None,
+    on_sent: Callable[[Notification], None] = lambda _: None,
 ) -> None:
     """Tell what became of a study, once or until it is told that it has finished.
 
@@ -185,14 +185,14 @@ def notify(
         home: of the workspace; by default the user's data folder.
         storage: URL of the workspace's database; by default the embedded one.
         stopping: asked between looks.
-        on_told: called with each notice that was delivered.
+        on_sent: called with each notification that was delivered.
 
     Raises:
         SpecError: the file is not valid.
         StudyNotFoundError: no such study.
     """
     Workspace(home, storage).notifications.send(
-        name, file, every_s=every_s, stopping=stopping, on_told=on_told
+        name, file, every_s=every_s, stopping=stopping, on_sent=on_sent
     )
 
 

@@ -162,7 +162,7 @@ def notify_command(
         study,
         webhook_file,
         every_s=None if once else every_s,
-        on_told=lambda notice: click.echo(f"told: {notice.text}"),
+        on_sent=lambda notification: click.echo(f"sent: {notification.text}"),
     )
 
 

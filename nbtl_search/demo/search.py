@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nbtl_search.errors import SchemaError, StudyExistsError, StudyNotFoundError
-from nbtl_search.ledger.records import TrialRecord
-from nbtl_search.reports.comparison import best_of, default_of, gain_of
+from nbtl_search.ledger.records import TrialRecord, best_of, default_of
+from nbtl_search.reports.comparison import gain_of
 from nbtl_search.reports.prose import recipe_in_words
 from nbtl_search.reports.terminal.finals import render
 from nbtl_search.spec import Dials, Facts, Recipe, StudySpec

@@ -1,13 +1,13 @@
-"""A study's ledger: what is wanted, what the budget allows, and what has been trained so far.
+"""The ledger of a study: what is wanted, what the budget allows, and what has been trained.
 
 The database's clock decides (`clock_timestamp()`), never a worker's.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, final
+from dataclasses import dataclass, fields
+from typing import Any, Final, final
 
-from sqlalchemy import ColumnElement, Engine, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Select, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
@@ -20,10 +20,11 @@ NOW: Final = func.clock_timestamp()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A trial that ended, as Optuna must be told."""
+class FinishedTrial:
+    """How a trial ended; accuracy in percent."""
 
     trial_id: int
+    number: int
     state: str
     value: float | None
     cause: str | None
@@ -67,16 +68,14 @@ class Ledger:
         with storage_errors(), self._engine.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
-    def untold(self) -> list[Ended]:
-        """Return the trials that ended and of which Optuna may not have been told."""
+    def unnotified(self) -> list[FinishedTrial]:
+        """Return the finished trials of whose end Optuna may not have been notified."""
         trial = schema.trial
-        query = select(trial.c.trial_id, trial.c.state, trial.c.value, trial.c.cause).where(
-            trial.c.study_id == self._study_id, trial.c.state.in_(TERMINAL), ~trial.c.told
-        )
+        query = finished_trials().where(trial.c.study_id == self._study_id, ~trial.c.told)
         with storage_errors(), self._engine.connect() as connection:
-            return [Ended(**row) for row in connection.execute(query).mappings()]
+            return [FinishedTrial(**row) for row in connection.execute(query).mappings()]
 
-    def mark_told(self, trial_id: int) -> None:
+    def mark_notified(self, trial_id: int) -> None:
         """Note that Optuna knows how the trial ended."""
         query = update(schema.trial).where(schema.trial.c.trial_id == trial_id).values(told=True)
         with storage_errors(), self._engine.begin() as connection:
@@ -129,6 +128,12 @@ class Ledger:
         )
         with suppress(IntegrityError), storage_errors(), self._engine.begin() as connection:
             connection.execute(query)
+
+
+def finished_trials() -> Select[Any]:
+    """Return the query of `FinishedTrial`s, of every study."""
+    columns = [schema.trial.c[field.name] for field in fields(FinishedTrial)]
+    return select(*columns).where(schema.trial.c.state.in_(TERMINAL))
 
 
 def wants_to_run(study_id: int) -> ColumnElement[bool]:

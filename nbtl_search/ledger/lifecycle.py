@@ -54,7 +54,7 @@ class Lease:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended."""
 
     state: Terminal
@@ -155,7 +155,7 @@ class Leases:
                 return lease
             message = f"{row.n_lost} workers in a row were lost with it before an epoch was done"
             self._end_trial(
-                connection, lease, Outcome(state="failed", cause="infra", message=message)
+                connection, lease, TrialOutcome(state="failed", cause="infra", message=message)
             )
             return None
 
@@ -242,7 +242,7 @@ class Leases:
     def finish(
         self,
         lease: Lease,
-        outcome: Outcome,
+        outcome: TrialOutcome,
         *,
         result: FinalResult | None = None,
         predictions: bytes = b"",
@@ -297,14 +297,14 @@ class Leases:
             ).scalar_one()
             if n_failures > MAX_FAILURES:
                 self._end_trial(
-                    connection, lease, Outcome(state="failed", cause=cause, message=message)
+                    connection, lease, TrialOutcome(state="failed", cause=cause, message=message)
                 )
                 return False
             _set_waiting(connection, lease)
             close_attempts(connection, lease.trial_id, cause, message)
             return True
 
-    def _end_trial(self, connection: Connection, lease: Lease, outcome: Outcome) -> None:
+    def _end_trial(self, connection: Connection, lease: Lease, outcome: TrialOutcome) -> None:
         connection.execute(
             update(schema.trial)
             .where(schema.trial.c.trial_id == lease.trial_id)

@@ -1,5 +1,6 @@
-"""What the ledger knows of a study, as tidy rows for status, tables and figures."""
+"""Records of what the ledger knows of a study, for status, tables and figures."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -7,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Engine, and_, func, select
 
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.ledger import NOW, TERMINAL, Ledger
+from nbtl_search.ledger.ledger import NOW, FinishedTrial, Ledger, finished_trials
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Dials, Epoch, Recipe
 
@@ -35,15 +36,6 @@ class TrialRecord:
     started_at: datetime
     finished_at: datetime | None
     dials: Dials
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndedRecord:
-    """How a trial ended; accuracy in percent."""
-
-    number: int
-    state: str
-    value: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,16 +97,12 @@ def trials(engine: Engine, study_id: int) -> list[TrialRecord]:
         return [_trial(row) for row in connection.execute(query)]
 
 
-def ended(engine: Engine, study_id: int) -> list[EndedRecord]:
-    """Return the trials that have ended, by number."""
+def finished(engine: Engine, study_id: int) -> list[FinishedTrial]:
+    """Return the trials that have finished, by number."""
     trial = schema.trial.c
-    query = (
-        select(trial.number, trial.state, trial.value)
-        .where(trial.study_id == study_id, trial.state.in_(TERMINAL))
-        .order_by(trial.number)
-    )
+    query = finished_trials().where(trial.study_id == study_id).order_by(trial.number)
     with storage_errors(), engine.connect() as connection:
-        return [EndedRecord(**row) for row in connection.execute(query).mappings()]
+        return [FinishedTrial(**row) for row in connection.execute(query).mappings()]
 
 
 def _trial(row: Any) -> TrialRecord:
@@ -163,6 +151,26 @@ def curves(engine: Engine, study_id: int) -> dict[int, list[Epoch]]:
             values = {name: row[name] for name in names}
             result.setdefault(row["number"], []).append(Epoch.parse(values))
     return result
+
+
+def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that ran to their end, the most accurate first; of equal ones the earliest.
+
+    Equal accuracies are common: few validation images leave few values. The number decides, so
+    that every command names the same trial as the best.
+    """
+    complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
+
+
+def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Return the complete trial with the highest accuracy; of equal ones, the earliest."""
+    return next(iter(ranked(trials)), None)
+
+
+def default_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Return the trial of the usual binary practice, if it has started."""
+    return next((trial for trial in trials if trial.name == DEFAULT), None)
 
 
 def workers(engine: Engine, study_id: int) -> list[WorkerRecord]:

@@ -215,8 +215,8 @@ job = Table(
     _time("submitted_at", now=True),
 )
 
-# What people are told of a study, each thing once: a row is claimed, sent, and marked as sent.
-notice = Table(
+# What people are notified of, each thing once: a row is claimed, sent, and marked as sent.
+notification = Table(
     "nbtl_notice",
     metadata,
     Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),

@@ -15,7 +15,7 @@ from typing import Final
 
 from nbtl_search.errors import StorageError
 from nbtl_search.postgres import os_user
-from nbtl_search.postgres.os_user import Account
+from nbtl_search.postgres.os_user import OsUser
 
 MAJOR: Final = 18
 USER: Final = "nbtl"
@@ -122,7 +122,7 @@ def binary(name: str) -> Path:
     raise StorageError(message)
 
 
-def private_folder(folder: Path, owner: Account, *, shared: bool = False) -> None:
+def private_folder(folder: Path, owner: OsUser, *, shared: bool = False) -> None:
     """Make the folder if need be, and make sure that only its owner can get into it.
 
     Args:
@@ -168,7 +168,7 @@ def read_password(files: Files) -> str:
         raise StorageError(message) from error
 
 
-def initialise(files: Files, owner: Account) -> None:
+def initialise(files: Files, owner: OsUser) -> None:
     """Make the database, the password first; a half-made one is thrown away and made again.
 
     Raises:
@@ -189,7 +189,7 @@ def initialise(files: Files, owner: Account) -> None:
         raise StorageError(message)
 
 
-def configure(files: Files, owner: Account, *, more: str = "", access: str = "") -> None:
+def configure(files: Files, owner: OsUser, *, more: str = "", access: str = "") -> None:
     """Write the server's settings, which it can read and not change.
 
     Args:
@@ -225,7 +225,7 @@ def write(path: Path, text: str, *, mode: int, gid: int | None = None) -> None:
     temporary.replace(path)
 
 
-def _initdb(files: Files, owner: Account) -> None:
+def _initdb(files: Files, owner: OsUser) -> None:
     # A fresh name each time: an initdb orphaned by the SIGKILL of its starter may still write.
     work = files.root / f"init-{secrets.token_hex(4)}"
     private_folder(work, owner)
@@ -244,7 +244,7 @@ def _initdb(files: Files, owner: Account) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _run(command: list[str | Path], owner: Account) -> None:
+def _run(command: list[str | Path], owner: OsUser) -> None:
     if not owner.is_ours:
         os_user.let_through(owner, binary("postgres"))
     try:

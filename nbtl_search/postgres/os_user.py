@@ -26,7 +26,7 @@ _Entries = list[tuple[int, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class OsUser:
     """A system account, and how to start a process as it."""
 
     name: str
@@ -43,7 +43,7 @@ class Account:
         return {} if self.is_ours else {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 
-def of_server() -> Account:
+def of_server() -> OsUser:
     """Return the account of the server, made where we are root and it does not exist yet.
 
     Raises:
@@ -61,7 +61,7 @@ def of_server() -> Account:
         raise StorageError(message) from error
 
 
-def let_through(account: Account, path: Path) -> None:
+def let_through(account: OsUser, path: Path) -> None:
     """Let the account, and nobody else, pass through the folders above `path`.
 
     Only root ever needs this: its home is closed to the server's account. The right is an access
@@ -111,8 +111,8 @@ def _run(command: list[str]) -> str:
     return "" if done.returncode == 0 else " ".join(done.stderr.split())
 
 
-def _of(entry: pwd.struct_passwd) -> Account:
-    return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
+def _of(entry: pwd.struct_passwd) -> OsUser:
+    return OsUser(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
 
 
 def _grant_search(folder: Path, uid: int) -> None:

@@ -25,7 +25,7 @@ from nbtl_search.files.rotation import rotate
 from nbtl_search.postgres import data_folder, network, os_user
 from nbtl_search.postgres.data_folder import Files
 from nbtl_search.postgres.network import Serving
-from nbtl_search.postgres.os_user import Account
+from nbtl_search.postgres.os_user import OsUser
 
 logger = logging.getLogger(__name__)
 WAIT_S: Final = 60.0
@@ -168,7 +168,7 @@ def status(home: Path) -> Status:
         )
 
 
-def _prepare(files: Files, owner: Account) -> None:
+def _prepare(files: Files, owner: OsUser) -> None:
     if not owner.is_ours:
         os_user.let_through(owner, files.root)
     data_folder.initialise(files, owner)
@@ -181,7 +181,7 @@ def _prepare(files: Files, owner: Account) -> None:
     data_folder.private_folder(files.socket, owner)
 
 
-def _url(files: Files, owner: Account) -> URL:
+def _url(files: Files, owner: OsUser) -> URL:
     where = {"host": str(files.socket), "port": str(data_folder.PORT), "requirepeer": owner.name}
     return URL.create(
         "postgresql+psycopg2",
@@ -280,7 +280,7 @@ def _running(files: Files) -> psutil.Process | None:
     return _holder(files.pid, files)
 
 
-def _launch_until_ready(files: Files, owner: Account) -> None:
+def _launch_until_ready(files: Files, owner: OsUser) -> None:
     """Launch the server and wait until it answers.
 
     Raises:
@@ -344,7 +344,7 @@ def _end(files: Files, server: psutil.Process) -> None:
     raise StorageLostError(message)
 
 
-def _launch(files: Files, owner: Account) -> int:
+def _launch(files: Files, owner: OsUser) -> int:
     """Start the server as nobody's child, in a session of its own, with no file of ours."""
     command = [str(data_folder.binary("postgres")), "-D", str(files.data)]
     command += ["-c", f"config_file={files.root / 'postgresql.conf'}"]

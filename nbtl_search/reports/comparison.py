@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-from nbtl_search.ledger.records import DEFAULT, Totals, TrialRecord
+from nbtl_search.ledger.records import Totals, TrialRecord
 from nbtl_search.spec import Budget
 
 ENDED: Final = ("complete", "pruned", "failed")
@@ -31,21 +31,6 @@ class Gain:
         verdict = "a tie" if self.is_tie else "one run each: seeds differ too"
         images = "image" if self.n_images == 1 else "images"
         return f"{self.points:+.2f} points = {self.n_images} validation {images}, {verdict}"
-
-
-def best_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the complete trial with the highest accuracy; of equal ones, the earliest."""
-    complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
-    return min(complete, key=_rank, default=None)
-
-
-def _rank(trial: TrialRecord) -> tuple[float, int]:
-    return (-(trial.value or 0.0), trial.number)
-
-
-def default_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the trial of the usual binary practice, if it has started."""
-    return next((trial for trial in trials if trial.name == DEFAULT), None)
 
 
 def gain_of(best: TrialRecord | None, default: TrialRecord | None, *, n_val: int) -> Gain | None:

@@ -18,10 +18,9 @@ from sqlalchemy import func, or_, select
 
 from nbtl_search import space
 from nbtl_search.ledger import records, schema
-from nbtl_search.ledger.records import Totals, TrialRecord
+from nbtl_search.ledger.records import Totals, TrialRecord, best_of, default_of
 from nbtl_search.paper.tables import KEYS, PaperRow, paper_rows
 from nbtl_search.postgres.connection import storage_errors
-from nbtl_search.reports.comparison import best_of, default_of
 from nbtl_search.reports.importance import Importances, importances
 from nbtl_search.space import Space
 from nbtl_search.spec import Diagnosis, Epoch, Facts, StudySpec

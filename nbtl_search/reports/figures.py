@@ -8,9 +8,8 @@ from typing import Any, Final
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.ledger.records import TrialRecord, best_of, default_of
 from nbtl_search.reports import paper_figures, traces
-from nbtl_search.reports.comparison import best_of, default_of
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.importance import NAMES, Importances
 from nbtl_search.reports.traces import AXIS, BLUE, FAINT, GREEN, NEW_LAYERS, ORANGE, TOP1

@@ -11,6 +11,7 @@ from typing import Final
 
 from plotly.offline import get_plotlyjs
 
+from nbtl_search.ledger.records import ranked
 from nbtl_search.reports import fit, markup, tables
 from nbtl_search.reports.comparison import gain_of
 from nbtl_search.reports.content import Content
@@ -90,8 +91,7 @@ def searched(content: Content, drawn: Drawn) -> str:  # noqa: ARG001
 
 def history(content: Content, drawn: Drawn) -> str:
     """Return the figure of the search, and the best trials."""
-    complete = [t for t in content.trials if t.state == "complete" and t.value is not None]
-    best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:N_BEST]
+    best = ranked(content.trials)[:N_BEST]
     default = content.default
     shown = [*best, default] if default is not None and default not in best else best
     if not shown:

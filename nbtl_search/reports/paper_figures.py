@@ -11,9 +11,8 @@ from typing import Any, Final
 import plotly.graph_objects as go
 
 from nbtl_search import escaping
-from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.ledger.records import TrialRecord, best_of, default_of, ranked
 from nbtl_search.reports import traces
-from nbtl_search.reports.comparison import best_of, default_of
 from nbtl_search.reports.traces import (
     BLUE,
     FAINT,
@@ -146,12 +145,9 @@ def _n_new(n_new: int) -> str:
 def _tops(group: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return the best complete trial of each bin of the rate, by rate."""
     bins: dict[int, TrialRecord] = {}
-    for trial in group:
+    for trial in ranked(group):
         place = math.floor(math.log10(trial.dials.lr_high) * _BINS_A_DECADE)
-        known = bins.get(place)
-        is_better = known is None or (trial.value or 0.0) > (known.value or 0.0)
-        if trial.state == "complete" and is_better:
-            bins[place] = trial
+        bins.setdefault(place, trial)
     return sorted(bins.values(), key=lambda trial: trial.dials.lr_high)
 
 

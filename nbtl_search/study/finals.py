@@ -22,7 +22,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.ledger import locks, records, schema
 from nbtl_search.ledger.ledger import NOW, TERMINAL, Ledger
-from nbtl_search.ledger.records import DEFAULT, TrialRecord
+from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Recipe, Value
 from nbtl_search.study import seed_statistics, store
@@ -226,9 +226,8 @@ def candidates(study: Study, *, n: int) -> list[TrialRecord]:
         StudyNotFoundError: no trial has ended, or the default recipe was not tried.
     """
     trials = records.trials(study.storage.engine, study.id)
-    default = next((trial for trial in trials if trial.name == DEFAULT), None)
-    ended = [trial for trial in trials if trial.state == "complete" and trial.name != DEFAULT]
-    best = sorted(ended, key=lambda trial: (-(trial.value or 0.0), trial.number))[:n]
+    default = records.default_of(trials)
+    best = [trial for trial in records.ranked(trials) if trial != default][:n]
     if default is None or not best:
         what = "the default recipe" if default is None else "another recipe than the default"
         message = (
@@ -319,9 +318,10 @@ def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
     """Choose the winner, and record that the test images are going to be read."""
     plan = Plan.parse_json(latest.plan)
     trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
-    default = next(number for number, trial in trials.items() if trial.name == DEFAULT)
-    winner = winner_of(study, latest.confirm_id, default)
-    chosen = [trials[number] for number in dict.fromkeys((default, winner))]
+    default = records.default_of(trials.values())
+    assert default is not None, "the first stage had it"  # noqa: S101
+    winner = winner_of(study, latest.confirm_id, default.number)
+    chosen = [trials[number] for number in dict.fromkeys((default.number, winner))]
     seeds = _seeds(study, latest.round, plan.n_confirm_seeds, plan.n_test_seeds)
     runs = list(_runs(study, chosen, seeds, train_on="train+val"))
 

@@ -1,13 +1,12 @@
-"""What people are told of a study, each thing once, whoever notices it first.
+"""Notifications about a study: each is sent once, by whoever comes first, as a signed message.
 
-A notice is claimed by a row, sent, and marked as sent. Whose claim is older than `_CLAIM_S` and not
-sent has died or failed: the next one takes it over, after a pause that doubles. So each is told at
-least once, and twice only where somebody dies between sending and marking.
+A notification is claimed by a row, sent, and marked as sent. Whose claim is older than `_CLAIM_S`
+and not sent has died or failed: the next one takes it over, after a pause that doubles. So each is
+sent at least once, and twice only where somebody dies between sending and marking.
 
-Tell people: a signed JSON message to an address that only this user's file knows.
-
-The signature is that of many webhooks: `X-NBTL-Signature: t=SECONDS,v1=HEX`, where HEX is the
-HMAC-SHA256 of "SECONDS." and the body under the shared secret.
+A message is JSON for an address that only this user's file knows. The signature is that of many
+webhooks: `X-NBTL-Signature: t=SECONDS,v1=HEX`, where HEX is the HMAC-SHA256 of "SECONDS." and the
+body under the shared secret.
 """
 
 import hashlib
@@ -33,20 +32,23 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import NbtlError, SpecError
 from nbtl_search.ledger import ledger, records, schema
-from nbtl_search.ledger.records import DEFAULT, TrialRecord
+from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Value, read_toml
 from nbtl_search.study.store import Study
 
+logger = logging.getLogger(__name__)
+VERSION: Final = 1
+HEADER: Final = "X-NBTL-Signature"
+STALL_S: Final = 900.0
 _CLAIM_S: Final = 60
 _LONGEST_S: Final = 86_400
-STALL_S: Final = 900.0
 _SLOW: Final = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Notice:
-    """Something to tell of a study; `subject` tells two of one kind apart."""
+class Notification:
+    """What became of a study; `subject` tells two of one kind apart."""
 
     study: str
     event: str
@@ -55,8 +57,22 @@ class Notice:
     details: dict[str, Any]
 
 
-def due(study: Study) -> list[Notice]:
-    """Return all that could be told of the study now; what was told before is among it.
+class WebhookSettings(Value):
+    """The file of a webhook: its address is as secret as its key."""
+
+    url: str = Field(pattern=r"^https?://[^\s]+$")
+    secret: str = Field(min_length=16, description="shared with the receiver")
+    events: tuple[Literal["finished", "failed", "stalled", "test"], ...] = (
+        "finished",
+        "failed",
+        "stalled",
+        "test",
+    )
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+
+
+def due(study: Study) -> list[Notification]:
+    """Return every notification of what is so now; those that were sent before are among them.
 
     Raises:
         StorageLostError: the database does not answer.
@@ -73,10 +89,10 @@ def due(study: Study) -> list[Notice]:
     return found
 
 
-def claim(study: Study, notice: Notice) -> bool:
-    """Take it upon us to tell this; False where it was told, or another is at it."""
-    table = schema.notice
-    row = {"study_id": study.id, "event": notice.event, "subject": notice.subject}
+def claim(study: Study, notification: Notification) -> bool:
+    """Take it upon us to send this; False where it was sent, or another is at it."""
+    table = schema.notification
+    row = {"study_id": study.id, "event": notification.event, "subject": notification.subject}
     pause_s = func.least(_LONGEST_S, _CLAIM_S * func.pow(2, table.c.n_tries - 1))
     age_s = func.extract("epoch", ledger.NOW - table.c.claimed_at)
     query = (
@@ -93,119 +109,28 @@ def claim(study: Study, notice: Notice) -> bool:
         return connection.execute(query).scalar() is not None
 
 
-def mark_sent(study: Study, notice: Notice) -> None:
-    """Note that it was told."""
-    table = schema.notice.c
-    query = update(schema.notice).where(
-        table.study_id == study.id, table.event == notice.event, table.subject == notice.subject
+def mark_sent(study: Study, notification: Notification) -> None:
+    """Note that it was sent."""
+    table = schema.notification.c
+    query = update(schema.notification).where(
+        table.study_id == study.id,
+        table.event == notification.event,
+        table.subject == notification.subject,
     )
     with storage_errors(), study.storage.engine.begin() as connection:
         connection.execute(query.values(sent_at=ledger.NOW))
 
 
-def was_sent(study: Study, notice: Notice) -> bool:
-    """Tell whether somebody has told this."""
-    table = schema.notice.c
+def was_sent(study: Study, notification: Notification) -> bool:
+    """Tell whether somebody has sent this."""
+    table = schema.notification.c
     query = select(table.sent_at).where(
-        table.study_id == study.id, table.event == notice.event, table.subject == notice.subject
+        table.study_id == study.id,
+        table.event == notification.event,
+        table.subject == notification.subject,
     )
     with storage_errors(), study.storage.engine.connect() as connection:
         return connection.execute(query).scalar() is not None
-
-
-def _failed(study: Study, trial: TrialRecord) -> Notice:
-    return Notice(
-        study=study.name,
-        event="failed",
-        subject=str(trial.number),
-        text=f"study {study.name}: trial {trial.number} failed ({trial.cause}): {trial.message}",
-        details={"trial": trial.number, "cause": trial.cause, "message": trial.message},
-    )
-
-
-def _finished(study: Study, trials: list[TrialRecord], totals: records.Totals) -> Notice:
-    ended = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
-    best = max(ended, key=lambda trial: trial.value or 0.0, default=None)
-    default = next((trial for trial in ended if trial.name == DEFAULT), None)
-    told = "no trial ran to its end"
-    if best is not None:
-        told = f"best {best.value:.2f} % (trial {best.number})"
-    return Notice(
-        study=study.name,
-        event="finished",
-        subject=str(totals.n_trials),
-        text=f"study {study.name} has finished: {told}, {totals.complete} complete, "
-        f"{totals.pruned} stopped early, {totals.failed} failed",
-        details={
-            "n_trials": totals.n_trials,
-            "complete": totals.complete,
-            "pruned": totals.pruned,
-            "failed": totals.failed,
-            "best": None if best is None else {"trial": best.number, "value": best.value},
-            "default": None if default is None else default.value,
-        },
-    )
-
-
-def _stalled(study: Study) -> list[Notice]:
-    """Return the notice that nothing has happened for too long, where that is so."""
-    last, quiet_s, slowest_s = _quiet(study.storage.engine, study.id)
-    limit_s = max(STALL_S, _SLOW * slowest_s)
-    if quiet_s < limit_s:
-        return []
-    minutes = quiet_s / 60
-    return [
-        Notice(
-            study=study.name,
-            event="stalled",
-            subject=last.isoformat(),
-            text=f"study {study.name}: no epoch and no new worker for {minutes:.0f} minutes, and "
-            "it is not finished",
-            details={"quiet_s": round(quiet_s), "since": last.isoformat()},
-        )
-    ]
-
-
-def _quiet(engine: Engine, study_id: int) -> tuple[datetime, float, float]:
-    """Return when something happened last, how long ago, and the seconds of the slowest epoch."""
-    epoch, trial, worker, study = schema.epoch, schema.trial, schema.worker, schema.study
-    of_study = epoch.join(trial)
-    recorded = select(func.max(epoch.c.recorded_at)).select_from(of_study)
-    slowest = select(func.max(epoch.c.seconds)).select_from(of_study)
-    started = select(func.max(worker.c.started_at)).where(worker.c.study_id == study_id)
-    last = func.greatest(
-        study.c.created_at,
-        recorded.where(trial.c.study_id == study_id).scalar_subquery(),
-        started.scalar_subquery(),
-    )
-    query = select(
-        last,
-        func.extract("epoch", ledger.NOW - last),
-        func.coalesce(slowest.where(trial.c.study_id == study_id).scalar_subquery(), 0.0),
-    ).where(study.c.study_id == study_id)
-    with storage_errors(), engine.connect() as connection:
-        row = connection.execute(query).one()
-    return row[0].astimezone(UTC), float(row[1]), float(row[2])
-
-
-logger = logging.getLogger(__name__)
-
-VERSION: Final = 1
-HEADER: Final = "X-NBTL-Signature"
-
-
-class WebhookSettings(Value):
-    """The file of a webhook: its address is as secret as its key."""
-
-    url: str = Field(pattern=r"^https?://[^\s]+$")
-    secret: str = Field(min_length=16, description="shared with the receiver")
-    events: tuple[Literal["finished", "failed", "stalled", "test"], ...] = (
-        "finished",
-        "failed",
-        "stalled",
-        "test",
-    )
-    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
 
 
 def read_settings(file: Path) -> WebhookSettings:
@@ -231,20 +156,6 @@ def read_settings(file: Path) -> WebhookSettings:
         key = str(error).partition(":")[0]
         message = f"{str(file)!r}: {key} is not valid; see docs/operations.md"
         raise SpecError(message) from None
-
-
-def signature(body: bytes, *, secret: str, seconds: int) -> str:
-    """Return the header's value for a body sent at this time."""
-    signed = hmac.new(secret.encode(), b"%d.%s" % (seconds, body), hashlib.sha256)
-    return f"t={seconds},v1={signed.hexdigest()}"
-
-
-@final
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A message with a signature goes where it was addressed, or nowhere."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
 
 
 def send(settings: WebhookSettings, message: Mapping[str, Any]) -> None:
@@ -278,3 +189,91 @@ def send(settings: WebhookSettings, message: Mapping[str, Any]) -> None:
     host = urlsplit(settings.url).hostname
     text = f"the webhook at {host} must take the message, got {said}; it is sent again later"
     raise NbtlError(text)
+
+
+def signature(body: bytes, *, secret: str, seconds: int) -> str:
+    """Return the header's value for a body sent at this time."""
+    signed = hmac.new(secret.encode(), b"%d.%s" % (seconds, body), hashlib.sha256)
+    return f"t={seconds},v1={signed.hexdigest()}"
+
+
+@final
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A message with a signature goes where it was addressed, or nowhere."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _failed(study: Study, trial: TrialRecord) -> Notification:
+    return Notification(
+        study=study.name,
+        event="failed",
+        subject=str(trial.number),
+        text=f"study {study.name}: trial {trial.number} failed ({trial.cause}): {trial.message}",
+        details={"trial": trial.number, "cause": trial.cause, "message": trial.message},
+    )
+
+
+def _finished(study: Study, trials: list[TrialRecord], totals: records.Totals) -> Notification:
+    complete = records.ranked(trials)
+    best, default = records.best_of(complete), records.default_of(complete)
+    result = "no trial ran to its end"
+    if best is not None:
+        result = f"best {best.value:.2f} % (trial {best.number})"
+    return Notification(
+        study=study.name,
+        event="finished",
+        subject=str(totals.n_trials),
+        text=f"study {study.name} has finished: {result}, {totals.complete} complete, "
+        f"{totals.pruned} stopped early, {totals.failed} failed",
+        details={
+            "n_trials": totals.n_trials,
+            "complete": totals.complete,
+            "pruned": totals.pruned,
+            "failed": totals.failed,
+            "best": None if best is None else {"trial": best.number, "value": best.value},
+            "default": None if default is None else default.value,
+        },
+    )
+
+
+def _stalled(study: Study) -> list[Notification]:
+    """Return the notification that nothing has happened for too long, where that is so."""
+    last, quiet_s, slowest_s = _quiet(study.storage.engine, study.id)
+    limit_s = max(STALL_S, _SLOW * slowest_s)
+    if quiet_s < limit_s:
+        return []
+    minutes = quiet_s / 60
+    return [
+        Notification(
+            study=study.name,
+            event="stalled",
+            subject=last.isoformat(),
+            text=f"study {study.name}: no epoch and no new worker for {minutes:.0f} minutes, and "
+            "it is not finished",
+            details={"quiet_s": round(quiet_s), "since": last.isoformat()},
+        )
+    ]
+
+
+def _quiet(engine: Engine, study_id: int) -> tuple[datetime, float, float]:
+    """Return when something happened last, how long ago, and the seconds of the slowest epoch."""
+    epoch, trial, worker, study = schema.epoch, schema.trial, schema.worker, schema.study
+    of_study = epoch.join(trial)
+    recorded = select(func.max(epoch.c.recorded_at)).select_from(of_study)
+    slowest = select(func.max(epoch.c.seconds)).select_from(of_study)
+    started = select(func.max(worker.c.started_at)).where(worker.c.study_id == study_id)
+    last = func.greatest(
+        study.c.created_at,
+        recorded.where(trial.c.study_id == study_id).scalar_subquery(),
+        started.scalar_subquery(),
+    )
+    query = select(
+        last,
+        func.extract("epoch", ledger.NOW - last),
+        func.coalesce(slowest.where(trial.c.study_id == study_id).scalar_subquery(), 0.0),
+    ).where(study.c.study_id == study_id)
+    with storage_errors(), engine.connect() as connection:
+        row = connection.execute(query).one()
+    return row[0].astimezone(UTC), float(row[1]), float(row[2])

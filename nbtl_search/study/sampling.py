@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from nbtl_search import space
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.ledger import Ended
+from nbtl_search.ledger.ledger import FinishedTrial
 from nbtl_search.ledger.lifecycle import Asked
 from nbtl_search.spec import Dials, Epoch, StudySpec
 from nbtl_search.study.store import (
@@ -122,7 +122,7 @@ def is_reported(epoch: int, *, n_epochs: int, rungs: tuple[int, ...]) -> bool:
     return epoch % stride == 0 or epoch == n_epochs or epoch in rungs
 
 
-def tell(study: Study, ended: Ended) -> None:
+def tell(study: Study, ended: FinishedTrial) -> None:
     """Tell Optuna how a trial ended; telling again, or at the same time, changes nothing.
 
     Out of memory and divergence are told as pruned and infeasible: samplers ignore failed

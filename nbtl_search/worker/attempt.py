@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, final
 
 from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Lease, Leases, Outcome
+from nbtl_search.ledger.lifecycle import Lease, Leases, TrialOutcome
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, Recipe, best_epoch
 from nbtl_search.spec.verdict import FinalResult
@@ -256,7 +256,7 @@ class Attempt:
                 self._end(_outcome("complete", self._history[-1:]))
             case "test":
                 assert result is not None, "the trainer was told where to leave it"  # noqa: S101
-                self._end(Outcome(state="complete", value=result.score.top1), result=result)
+                self._end(TrialOutcome(state="complete", value=result.score.top1), result=result)
 
     def _finish(
         self,
@@ -267,7 +267,7 @@ class Attempt:
     ) -> None:
         self._end(_outcome(state, self._history, cause=cause, message=message))
 
-    def _end(self, outcome: Outcome, *, result: FinalResult | None = None) -> None:
+    def _end(self, outcome: TrialOutcome, *, result: FinalResult | None = None) -> None:
         self._is_over = True
         # A fenced attempt goes without a word: every write of its would be refused, and how the
         # trial ends is for its new holder to say and to count.
@@ -333,10 +333,10 @@ def _outcome(
     *,
     cause: str | None = None,
     message: str | None = None,
-) -> Outcome:
+) -> TrialOutcome:
     """Return the end of a trial whose value is the best of these epochs."""
     best = best_epoch(epochs)
-    return Outcome(
+    return TrialOutcome(
         state=state,
         value=None if best is None else best.val_top1,
         best_epoch=None if best is None else best.epoch,

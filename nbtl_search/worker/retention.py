@@ -50,7 +50,7 @@ class Retention:
         """Remove what the rules do not keep; any number of workers may do so at once."""
         # The ledger first, the disk second: a trial never begins again once it has ended, so what
         # is found ended cannot have a checkpoint that lives. The other way round it could.
-        ended = records.ended(self.study.storage.engine, self.study.id)
+        ended = records.finished(self.study.storage.engine, self.study.id)
         complete = [trial for trial in ended if trial.state == "complete"]
         complete.sort(key=lambda trial: -1.0 if trial.value is None else trial.value, reverse=True)
         kept = {str(trial.number) for trial in complete[: self.settings.keep_best]}
@@ -149,7 +149,7 @@ def remove(items: Sequence[Leftover]) -> None:
 
 
 def _ended(study: Study) -> set[str]:
-    ended = records.ended(study.storage.engine, study.id)
+    ended = records.finished(study.storage.engine, study.id)
     return {str(trial.number) for trial in ended}
 
 

@@ -183,10 +183,10 @@ class Supervisor:
 
     def _reconcile(self) -> None:
         """Tell Optuna of every trial that ended in the ledger; whoever comes first does it."""
-        for ended in self._ledger.untold():
+        for ended in self._ledger.unnotified():
             with storage_errors():
                 sampling.tell(self._study, ended)
-            self._ledger.mark_told(ended.trial_id)
+            self._ledger.mark_notified(ended.trial_id)
 
     def _show(self, state: str, trial_number: int | None) -> None:
         """Show what this worker does; a lost database is no error, as nothing depends on it."""

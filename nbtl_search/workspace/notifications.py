@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nbtl_search.errors import NbtlError, StorageLostError
 from nbtl_search.study import notifications
-from nbtl_search.study.notifications import Notice
+from nbtl_search.study.notifications import Notification
 from nbtl_search.study.store import Study
 from nbtl_search.workspace.workspace import Workspace
 
@@ -33,7 +33,7 @@ class Notifications:
         *,
         every_s: float | None = None,
         stopping: Callable[[], bool] = lambda: False,
-        on_told: Callable[[Notice], None] = lambda _: None,
+        on_sent: Callable[[Notification], None] = lambda _: None,
     ) -> None:
         """Send what is due of a study, once, or until the message that it has finished."""
         settings = notifications.read_settings(file)
@@ -42,8 +42,8 @@ class Notifications:
                 over = False
                 try:
                     due = notifications.due(study)
-                    for notice in send_due(study, settings, due):
-                        on_told(notice)
+                    for notification in send_due(study, settings, due):
+                        on_sent(notification)
                     over = _is_over(study, settings, due)
                 except StorageLostError as error:
                     logger.warning("%s", error, extra={"action": "notify"})
@@ -64,42 +64,45 @@ def send_test(file: Path) -> None:
 
 
 def send_due(
-    study: Study, settings: notifications.WebhookSettings, due: list[Notice]
-) -> list[Notice]:
+    study: Study, settings: notifications.WebhookSettings, due: list[Notification]
+) -> list[Notification]:
     """Send what is due and was not sent; return what was sent. Failures are tried again later.
 
     Raises:
         StorageLostError: the database does not answer.
     """
     sent = []
-    for notice in due:
-        # The claim comes before the message, so that of many watchers one sends it.
-        if notice.event not in settings.events or not notifications.claim(study, notice):
+    for notification in due:
+        if notification.event not in settings.events:
+            continue
+        if not notifications.claim(study, notification):  # before: of many watchers one sends it
             continue
         message = {
-            "event": notice.event,
-            "study": notice.study,
-            "subject": notice.subject,
-            "text": notice.text,
-            "details": notice.details,
-            **_stamp(f"{study.uid}/{notice.event}/{notice.subject}"),
+            "event": notification.event,
+            "study": notification.study,
+            "subject": notification.subject,
+            "text": notification.text,
+            "details": notification.details,
+            **_stamp(f"{study.uid}/{notification.event}/{notification.subject}"),
         }
         try:
             notifications.send(settings, message)
         except NbtlError as error:
             logger.warning("%s", error, extra={"action": "notify"})
             continue
-        notifications.mark_sent(study, notice)
-        sent.append(notice)
+        notifications.mark_sent(study, notification)
+        sent.append(notification)
     return sent
 
 
-def _is_over(study: Study, settings: notifications.WebhookSettings, due: list[Notice]) -> bool:
+def _is_over(
+    study: Study, settings: notifications.WebhookSettings, due: list[Notification]
+) -> bool:
     """Tell whether the study has finished and that was sent, by whomever, or need not be."""
-    ends = [notice for notice in due if notice.event == "finished"]
+    ends = [notification for notification in due if notification.event == "finished"]
     return any(
-        "finished" not in settings.events or notifications.was_sent(study, notice)
-        for notice in ends
+        "finished" not in settings.events or notifications.was_sent(study, notification)
+        for notification in ends
     )
 
 

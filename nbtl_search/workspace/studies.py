@@ -16,8 +16,7 @@ from nbtl_search.ledger import jobs, records
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import Desired
-from nbtl_search.ledger.records import TrialRecord
-from nbtl_search.reports.comparison import best_of
+from nbtl_search.ledger.records import TrialRecord, best_of
 from nbtl_search.reports.terminal.status import Queue, StatusReport, status_of
 from nbtl_search.spec import Advised, Diagnosis, Recipe, StudySpec
 from nbtl_search.study import diagnoses, finals, store, warm_start
@@ -211,7 +210,7 @@ def _advice(database: Storage, spec: StudySpec, diagnosis: Diagnosis) -> Advised
         space=space.build_for(spec.search, spec.facts),
         known=spec.search.known,
         n_trials=spec.budget.n_trials,
-        remembered=warm_start.remember(database, spec),
+        earlier=warm_start.earlier_studies(database, spec),
     )
 
 

@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from nbtl_search.cli.results import report_command
 from nbtl_search.ledger import database
-from nbtl_search.reports.comparison import default_of
+from nbtl_search.ledger.records import default_of
 from nbtl_search.reports.content import gather
 from nbtl_search.reports.page import page
 from nbtl_search.study import store

@@ -57,7 +57,7 @@ def budget(study):
 
 
 def leases(study):
-    """Nothing is held, open or untold."""
+    """Nothing is held, open or not notified."""
     for trial in trials_of(study):
         if trial["lease_expires"] is not None:
             yield f"trial {trial['number']} has a lease"

@@ -16,7 +16,7 @@ from nbtl_search.ledger import (
     schema,
 )
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Leases, Outcome
+from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
 from nbtl_search.postgres import data_folder
 from nbtl_search.spec import Epoch
 from nbtl_search.study import sampling, store
@@ -49,10 +49,10 @@ def _hands(study):
 def finish(study, lease):
     leases, ledger = _hands(study)
     leases.record(lease, [epoch(1), epoch(2, 60.0 + lease.number)])
-    leases.finish(lease, Outcome(state="complete", value=60.0 + lease.number, best_epoch=2))
-    for ended in ledger.untold():
+    leases.finish(lease, TrialOutcome(state="complete", value=60.0 + lease.number, best_epoch=2))
+    for ended in ledger.unnotified():
         sampling.tell(study, ended)
-        ledger.mark_told(ended.trial_id)
+        ledger.mark_notified(ended.trial_id)
 
 
 def rows(opened):

@@ -147,7 +147,7 @@ class TestMemory:
         study = store.create(db, spec)
         values = iter([50.0, 61.0, 40.0, 70.0, 65.0, 30.0, 20.0, 10.0])
         recipes = run_all(study, lambda _recipe: next(values))
-        (found,) = warm_start.remember(db, spec.replace(name="new"))
+        (found,) = warm_start.earlier_studies(db, spec.replace(name="new"))
         assert (found.study, found.diagnosis) == ("cats", diagnosis)
         assert [(r.trial, r.top1, r.gain) for r in found.recipes] == [
             (3, 70.0, 20.0),
@@ -160,12 +160,12 @@ class TestMemory:
             space=space.build(spec.search, n_blocks=22),
             known=spec.search.known,
             n_trials=12,
-            remembered=[found],
+            earlier=[found],
         )
         names = [recipe.name for recipe in advised.recipes]
-        assert [name for name in names if name.startswith("memory-")] == [
-            "memory-cats-3",
-            "memory-cats-4",
+        assert [name for name in names if name.startswith("warm-start-")] == [
+            "warm-start-cats-3",
+            "warm-start-cats-4",
         ]
 
     def test_running_empty_and_other_networks_studies_are_not(self, db, spec):
@@ -176,15 +176,15 @@ class TestMemory:
         run_all(other, lambda _recipe: 50.0)
         failed = store.create(db, spec.replace(name="owls"))
         ledger.Ledger(db.engine, failed.id).want("stop")
-        assert warm_start.remember(db, spec.replace(name="new")) == []
+        assert warm_start.earlier_studies(db, spec.replace(name="new")) == []
         assert [
-            found.study for found in warm_start.remember(db, other.spec.replace(name="new"))
+            found.study for found in warm_start.earlier_studies(db, other.spec.replace(name="new"))
         ] == ["dogs"]
 
     def test_a_study_does_not_remember_itself(self, db, spec):
         study = store.create(db, spec.replace(budget=Budget(n_trials=1)))
         run_all(study, lambda _recipe: 50.0)
-        assert warm_start.remember(db, spec) == []
+        assert warm_start.earlier_studies(db, spec) == []
 
 
 def test_a_database_without_the_table_is_brought_up_to_date(db, spec, diagnosis):

@@ -5,7 +5,7 @@ from sqlalchemy import text
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.ledger import database, ledger
-from nbtl_search.ledger.lifecycle import Leases, Outcome
+from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
 from nbtl_search.spec import Budget, Epoch, Recipe
 from nbtl_search.spec.verdict import FinalResult, FinalWeights, TestScore
 from nbtl_search.study import (
@@ -48,9 +48,9 @@ def run_one(study, value_of, *, state="complete"):
         )
     else:
         leases.record(lease, [epoch(value)])
-    leases.finish(lease, Outcome(state=state, value=value, best_epoch=1), result=result)
-    sampling.tell(study, known.untold()[0])
-    known.mark_told(lease.trial_id)
+    leases.finish(lease, TrialOutcome(state=state, value=value, best_epoch=1), result=result)
+    sampling.tell(study, known.unnotified()[0])
+    known.mark_notified(lease.trial_id)
     return recipe
 
 

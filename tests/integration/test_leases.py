@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger import database, optuna_storage, records
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Leases, Outcome
+from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Leases, TrialOutcome
 from nbtl_search.spec import Budget, Epoch, Recipe
 from nbtl_search.study import sampling, store
 
@@ -73,10 +73,12 @@ def work_through(url, name, index):
     leases, ledger = Leases(opened.engine, study.id), Ledger(opened.engine, study.id)
     while (lease := acquire(study, leases, ledger, f"w{index}")) is not None:
         leases.record(lease, [epoch(1, float(lease.number))])
-        leases.finish(lease, Outcome(state="complete", value=float(lease.number), best_epoch=1))
-        for ended in ledger.untold():
+        leases.finish(
+            lease, TrialOutcome(state="complete", value=float(lease.number), best_epoch=1)
+        )
+        for ended in ledger.unnotified():
             sampling.tell(study, ended)
-            ledger.mark_told(ended.trial_id)
+            ledger.mark_notified(ended.trial_id)
     opened.close()
 
 
@@ -123,7 +125,7 @@ def test_a_trial_is_resumed_by_whoever_comes_when_its_lease_expires(db, study, l
     for write in (
         lambda: leases.renew(first),
         lambda: leases.record(first, [epoch(2)]),
-        lambda: leases.finish(first, Outcome(state="complete", value=1.0, best_epoch=1)),
+        lambda: leases.finish(first, TrialOutcome(state="complete", value=1.0, best_epoch=1)),
         lambda: leases.release(first, cause="preempted"),
         lambda: leases.fail_attempt(first, cause="infra", message=""),
     ):
@@ -214,7 +216,7 @@ def test_a_trial_that_takes_down_every_worker_fails_in_the_end(db, study, leases
     assert (row.state, row.cause) == ("failed", "infra")
     assert row.message is not None
     assert f"{MAX_LOST + 1} workers in a row" in row.message
-    assert [ended.state for ended in ledger.untold()] == ["failed"]
+    assert [ended.state for ended in ledger.unnotified()] == ["failed"]
 
 
 def test_an_epoch_forgives_lost_workers_and_a_release_is_no_loss(db, study, leases, ledger):
@@ -261,7 +263,7 @@ def test_every_kind_of_budget_ends_the_study(db, spec, budget):
         lease = acquire(study, leases, ledger)
         leases.record(lease, [epoch(1), epoch(2)])
         assert not ledger.is_over()
-        leases.finish(lease, Outcome(state="complete", value=50.0, best_epoch=1))
+        leases.finish(lease, TrialOutcome(state="complete", value=50.0, best_epoch=1))
     assert acquire(study, leases, ledger) is None
     assert ledger.is_over()
 
@@ -269,12 +271,12 @@ def test_every_kind_of_budget_ends_the_study(db, spec, budget):
 @pytest.mark.parametrize("cause", ["oom", "diverged"])
 def test_what_cannot_be_trained_is_told_as_pruned_and_infeasible(study, leases, ledger, cause):
     lease = acquire(study, leases, ledger)
-    leases.finish(lease, Outcome(state="pruned", cause=cause, message="no"))
-    (ended,) = ledger.untold()
+    leases.finish(lease, TrialOutcome(state="pruned", cause=cause, message="no"))
+    (ended,) = ledger.unnotified()
     sampling.tell(study, ended)
     sampling.tell(study, ended)
-    ledger.mark_told(ended.trial_id)
-    assert ledger.untold() == []
+    ledger.mark_notified(ended.trial_id)
+    assert ledger.unnotified() == []
     told = study.optuna.get_trials()[lease.number]
     assert told.state is optuna.trial.TrialState.PRUNED
     assert told.constraints == {"trainable": 1.0}
@@ -284,8 +286,8 @@ def test_of_two_workers_that_tell_at_once_the_later_one_goes_on(
     study, leases, ledger, database_url, monkeypatch
 ):
     lease = acquire(study, leases, ledger)
-    leases.finish(lease, Outcome(state="complete", value=50.0, best_epoch=1))
-    (ended,) = ledger.untold()
+    leases.finish(lease, TrialOutcome(state="complete", value=50.0, best_epoch=1))
+    (ended,) = ledger.unnotified()
     other = database.connect(database_url, home=None)
     write = study.storage.optuna.set_trial_state_values
 
@@ -324,10 +326,12 @@ def trained(study, n):
         leases.record(lease, [epoch(1, 50.0 + number % 3)])
         sampling.report(study, lease.trial_id, [epoch(1, 50.0 + number % 3)], n_epochs=1)
         if number % 4:  # the others keep running
-            leases.finish(lease, Outcome(state="complete", value=50.0 + number % 3, best_epoch=1))
-        for ended in ledger.untold():
+            leases.finish(
+                lease, TrialOutcome(state="complete", value=50.0 + number % 3, best_epoch=1)
+            )
+        for ended in ledger.unnotified():
             sampling.tell(study, ended)
-            ledger.mark_told(ended.trial_id)
+            ledger.mark_notified(ended.trial_id)
     readings: list[str] = []
 
     def note(_connection, _cursor, statement, *_):

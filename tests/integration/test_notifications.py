@@ -1,4 +1,4 @@
-"""People are told each thing once, by whoever notices it, through a real HTTP server."""
+"""People are told each thing once, by whoever notifications it, through a real HTTP server."""
 
 import hashlib
 import hmac
@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from nbtl_search.errors import NbtlError, SpecError
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Leases, Outcome
+from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
 from nbtl_search.spec import Budget, Epoch
 from nbtl_search.study import notifications, sampling, store
 from nbtl_search.study.notifications import WebhookSettings
@@ -89,16 +89,16 @@ def run(study, *, failing=0):
         )  # fmt: skip
         assert lease is not None
         leases.record(lease, [epoch])
-        end = Outcome(state="complete", value=70.0 + number, best_epoch=1)
+        end = TrialOutcome(state="complete", value=70.0 + number, best_epoch=1)
         if number < failing:
-            end = Outcome(state="failed", cause="infra", message='a "quoted"\nmessage')
+            end = TrialOutcome(state="failed", cause="infra", message='a "quoted"\nmessage')
         leases.finish(lease, end)
 
 
 def test_a_finished_study_is_told_once_and_signed(study, receiver):
     assert send_now(study, receiver.settings) == []
     run(study, failing=1)
-    assert sorted(notice.event for notice in send_now(study, receiver.settings)) == [
+    assert sorted(notification.event for notification in send_now(study, receiver.settings)) == [
         "failed", "finished",
     ]  # fmt: skip
     assert send_now(study, receiver.settings) == []
@@ -142,8 +142,8 @@ def age(study, column, by, *, table):
 
 def test_a_claim_whose_sender_died_is_taken_again_with_the_same_id(study, receiver):
     run(study)
-    (notice,) = notifications.due(study)
-    assert notifications.claim(study, notice)
+    (notification,) = notifications.due(study)
+    assert notifications.claim(study, notification)
     assert send_now(study, receiver.settings) == []
     age(study, "claimed_at", "2 minutes", table="nbtl_notice")
     assert send_now(study, receiver.settings)
@@ -172,7 +172,7 @@ def test_a_slow_epoch_is_no_stall(study):
     assert notifications.due(study) == []
     for column, table in (("created_at", "nbtl_study"), ("recorded_at", "nbtl_epoch")):
         age(study, column, "40 minutes", table=table)
-    assert [notice.event for notice in notifications.due(study)] == ["stalled"]
+    assert [notification.event for notification in notifications.due(study)] == ["stalled"]
 
 
 @pytest.mark.parametrize(

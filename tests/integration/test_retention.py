@@ -8,7 +8,7 @@ import pytest
 from nbtl_search.cli.machine import printable
 from nbtl_search.files.rotation import N_KEPT, rotate
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Leases, Outcome
+from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
 from nbtl_search.study import sampling, store
 from nbtl_search.worker import retention
 from nbtl_search.worker.retention import Retention, checkpoints_of
@@ -32,10 +32,10 @@ def study(db, spec, tmp_path):
     for number in (0, 1):
         lease = held[number]
         assert lease is not None
-        leases.finish(lease, Outcome(state="complete", value=60.0 + number, best_epoch=1))
+        leases.finish(lease, TrialOutcome(state="complete", value=60.0 + number, best_epoch=1))
     assert held[2] is not None
     assert held[4] is not None
-    leases.finish(held[2], Outcome(state="pruned", value=99.0, best_epoch=1))
+    leases.finish(held[2], TrialOutcome(state="pruned", value=99.0, best_epoch=1))
     leases.release(held[4], cause="preempted")
     for number in range(5):
         folder = checkpoints_of(study, tmp_path) / str(number)

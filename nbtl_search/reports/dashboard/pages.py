@@ -29,10 +29,10 @@ from sqlalchemy import distinct, func, or_, select
 from nbtl_search.errors import NbtlError, StudyNotFoundError
 from nbtl_search.ledger import records, schema
 from nbtl_search.ledger.database import Storage
-from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.ledger.records import TrialRecord, best_of, default_of
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.reports import figures, paper_figures
-from nbtl_search.reports.comparison import best_of, default_of, gain_of
+from nbtl_search.reports.comparison import gain_of
 from nbtl_search.reports.dashboard import curve
 from nbtl_search.reports.traces import TOP1
 from nbtl_search.spec import Epoch

@@ -8,14 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from nbtl_search.ledger import records
-from nbtl_search.ledger.records import TrialRecord, WorkerRecord
-from nbtl_search.reports.comparison import (
-    Gain,
-    best_of,
-    default_of,
-    gain_of,
-    time_left_s,
-)
+from nbtl_search.ledger.records import TrialRecord, WorkerRecord, best_of, default_of
+from nbtl_search.reports.comparison import Gain, gain_of, time_left_s
 from nbtl_search.reports.terminal import tables
 from nbtl_search.reports.terminal.tables import clean, span, state_text
 from nbtl_search.study import finals

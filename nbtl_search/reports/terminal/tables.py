@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nbtl_search.ledger.records import TrialRecord, WorkerRecord
+from nbtl_search.ledger.records import TrialRecord, WorkerRecord, ranked
 from nbtl_search.study.store import StudySummary
 
 MAX_TRIALS: Final = 30
@@ -79,12 +79,11 @@ def of_trials(
 
 def worth_a_look(trials: Sequence[TrialRecord], *, default: int | None) -> list[TrialRecord]:
     """Return at most `MAX_TRIALS`, by number: the default, the best, open ones, the latest."""
-    complete = [trial for trial in trials if trial.state == "complete"]
-    best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:_N_BEST]
+    best = ranked(trials)[:_N_BEST]
     is_open = [trial for trial in trials if trial.finished_at is None]
     baseline = [trial for trial in trials if trial.number == default]
-    ranked = [*baseline, *best, *reversed(is_open), *reversed(trials)]
-    kept = set(list(dict.fromkeys(trial.number for trial in ranked))[:MAX_TRIALS])
+    wanted = [*baseline, *best, *reversed(is_open), *reversed(trials)]
+    kept = set(list(dict.fromkeys(trial.number for trial in wanted))[:MAX_TRIALS])
     return [trial for trial in trials if trial.number in kept]
 
 

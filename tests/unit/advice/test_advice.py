@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from nbtl_search import space
-from nbtl_search.advice import WARNING, Remembered, RememberedRecipe, advise, prior, table7
-from nbtl_search.advice.remembered import effective
+from nbtl_search.advice import WARNING, EarlierRecipe, EarlierStudy, advise, prior, table7
+from nbtl_search.advice.warm_start import effective
 from nbtl_search.spec import Advised, Dials, KnownRecipe, Prior, Row, SearchSettings, StudySpec
 from nbtl_search.spec.study import shipped_study
 
@@ -20,9 +20,9 @@ DEFAULT = KnownRecipe(name="default", dials={"lr_high": 0.0025, "beta": 5e-4})
 FOLDER = StudySpec.parse(shipped_study("folder")).search.known
 
 
-def remembered(n=8, **dials):
+def earlier(n=8, **dials):
     recipes = tuple(
-        RememberedRecipe(
+        EarlierRecipe(
             trial=trial,
             top1=90.0 - trial,
             gain=1.0,
@@ -30,7 +30,7 @@ def remembered(n=8, **dials):
         )
         for trial in range(n)
     )
-    return Remembered(
+    return EarlierStudy(
         study="flowers-1", diagnosis=None, model="inception_v4", image_px=299, recipes=recipes
     )
 
@@ -45,20 +45,20 @@ def names(advised):
     measures=st.sampled_from([SUITED, UNSUITED, BORDERLINE, UNKNOWN]),
     known=st.sampled_from([(), (DEFAULT,), FOLDER, (DEFAULT, *table7("suited"))]),
     searched=st.sampled_from([PAPER, BINARY, space.build(SearchSettings(), n_blocks=18)]),
-    n_remembered=st.integers(0, 12),
+    n_earlier=st.integers(0, 12),
 )
 def test_shares_are_bounded_and_nothing_is_tried_twice(
-    diagnosed, n_trials, measures, known, searched, n_remembered
+    diagnosed, n_trials, measures, known, searched, n_earlier
 ):
     advised = advise(
         diagnosed(measures),
         space=searched,
         known=known,
         n_trials=n_trials,
-        remembered=[remembered(n_remembered)],
+        earlier=[earlier(n_earlier)],
     )
     paper = [name for name in names(advised) if name.startswith("table7-")]
-    memory = [name for name in names(advised) if name.startswith("memory-")]
+    memory = [name for name in names(advised) if name.startswith("warm-start-")]
     assert len(paper) + len(memory) == len(advised.recipes)
     assert len(paper) <= n_trials // 6
     assert len(memory) <= n_trials // 6
@@ -79,13 +79,13 @@ def test_shares_are_bounded_and_nothing_is_tried_twice(
 
 def test_memory_and_table_7_take_turns(diagnosed):
     advised = advise(
-        diagnosed(SUITED), space=PAPER, known=[DEFAULT], n_trials=12, remembered=[remembered()]
+        diagnosed(SUITED), space=PAPER, known=[DEFAULT], n_trials=12, earlier=[earlier()]
     )
     assert advised.regime == "suited"
     assert names(advised) == [
-        "memory-flowers-1-0",
+        "warm-start-flowers-1-0",
         "table7-dtd",
-        "memory-flowers-1-1",
+        "warm-start-flowers-1-1",
         "table7-caltech",
     ]
     assert advised.prior == prior("suited")
@@ -109,7 +109,7 @@ def test_what_the_known_recipes_leave_of_the_budget_is_the_bound(diagnosed, n_tr
         space=PAPER,
         known=known,
         n_trials=n_trials,
-        remembered=[remembered()],
+        earlier=[earlier()],
     )
     assert len(advised.recipes) == n
 
@@ -131,11 +131,11 @@ def test_memory_outside_the_space_is_named(diagnosed):
         space=BINARY,
         known=[DEFAULT],
         n_trials=12,
-        remembered=[remembered(2, reinit_layers=3)],
+        earlier=[earlier(2, reinit_layers=3)],
     )
     assert advised.recipes == ()
-    (line,) = [line for line in advised.evidence if "left out of study memory" in line]
-    assert "memory-flowers-1-0 (reinit_layers = 3 where the space holds 1)" in line
+    (line,) = [line for line in advised.evidence if "left out of warm start" in line]
+    assert "warm-start-flowers-1-0 (reinit_layers = 3 where the space holds 1)" in line
 
 
 def test_a_taken_name_is_numbered(diagnosed):
@@ -148,9 +148,9 @@ def test_unknown_advises_nothing_but_memory(diagnosed):
     alone = advise(diagnosed(UNKNOWN), space=PAPER, known=[DEFAULT], n_trials=40)
     assert (alone.regime, alone.recipes, alone.prior) == ("unknown", (), {})
     advised = advise(
-        diagnosed(UNKNOWN), space=PAPER, known=[DEFAULT], n_trials=12, remembered=[remembered()]
+        diagnosed(UNKNOWN), space=PAPER, known=[DEFAULT], n_trials=12, earlier=[earlier()]
     )
-    assert names(advised) == ["memory-flowers-1-0", "memory-flowers-1-1"]
+    assert names(advised) == ["warm-start-flowers-1-0", "warm-start-flowers-1-1"]
 
 
 def test_the_margin_is_the_users(diagnosed):
@@ -186,12 +186,12 @@ def test_memory_of_methods_that_the_space_does_not_have_is_left_out(diagnosed, d
         space=PAPER,
         known=[DEFAULT.replace(dials={**DEFAULT.dials, **dials})],
         n_trials=12,
-        remembered=[remembered(2, **dials)],
+        earlier=[earlier(2, **dials)],
     )
     assert advised.recipes == ()
-    (line,) = [line for line in advised.evidence if "left out of study memory" in line]
+    (line,) = [line for line in advised.evidence if "left out of warm start" in line]
     name, value = next(iter(dials.items()))
-    assert f"memory-flowers-1-0 ({name} = {value} where the space holds" in line
+    assert f"warm-start-flowers-1-0 ({name} = {value} where the space holds" in line
 
 
 @pytest.mark.parametrize(("measures", "low", "high"), [(SUITED, 0.01, 0.1), (UNSUITED, 0.05, 0.4)])
@@ -224,9 +224,9 @@ def test_all_frozen_by_the_study_is_all_that_the_recipe_leaves(diagnosed):
         space=built,
         known=(),
         n_trials=12,
-        remembered=[remembered(2, reinit_layers=2)],
+        earlier=[earlier(2, reinit_layers=2)],
     )
-    assert names(advised) == ["memory-flowers-1-0", "memory-flowers-1-1"]
+    assert names(advised) == ["warm-start-flowers-1-0", "warm-start-flowers-1-1"]
     found = [space.known_dials(recipe, space=built) for recipe in advised.recipes]
     assert [one.frozen_layers for one in found] == [21, 21]
 
@@ -239,17 +239,15 @@ def test_a_kept_classifier_takes_no_fixed_number_of_new_layers(diagnosed):
         space=built,
         known=(),
         n_trials=12,
-        remembered=[remembered(1, source_head="keep")],
+        earlier=[earlier(1, source_head="keep")],
     )
-    assert names(advised) == ["memory-flowers-1-0"]
+    assert names(advised) == ["warm-start-flowers-1-0"]
 
 
 @pytest.mark.parametrize("name", ["n_l2sp", "n_low"])
 def test_a_count_of_none_is_not_exchanged_for_the_studys(diagnosed, name):
     rows = {name: Row(fixed=5), "alpha": Row(fixed=0.01)}
     built = space.build(SearchSettings(rows=rows), n_blocks=22)
-    advised = advise(
-        diagnosed(UNKNOWN), space=built, known=(), n_trials=12, remembered=[remembered(1)]
-    )
+    advised = advise(diagnosed(UNKNOWN), space=built, known=(), n_trials=12, earlier=[earlier(1)])
     assert advised.recipes == ()
     assert any(f"({name} = 0 where the space holds 5)" in line for line in advised.evidence)

@@ -5,14 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from nbtl_search.ledger.records import Totals
-from nbtl_search.reports.comparison import (
-    MIN_IMAGES,
-    best_of,
-    default_of,
-    gain_of,
-    time_left_s,
-)
+from nbtl_search.ledger.records import Totals, best_of, default_of
+from nbtl_search.reports.comparison import MIN_IMAGES, gain_of, time_left_s
 from nbtl_search.spec import Budget
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nbtl_search.ledger.records import WorkerRecord
-from nbtl_search.reports.comparison import best_of, default_of, gain_of
+from nbtl_search.ledger.records import WorkerRecord, best_of, default_of
+from nbtl_search.reports.comparison import gain_of
 from nbtl_search.reports.terminal.status import StatusReport, render, render_list
 from nbtl_search.reports.terminal.tables import MAX_TRIALS, clean, span, worth_a_look
 from nbtl_search.study.store import StudySummary

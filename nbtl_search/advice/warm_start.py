@@ -1,4 +1,4 @@
-"""Study memory: the best recipes of earlier studies, those of the closest datasets first.
+"""Warm start: the best recipes of earlier studies, those of the closest datasets first.
 
 A zero-shot portfolio: each study gives its best recipe, in the order of closeness, before any gives
 its second best, so that one misleading neighbour costs little.
@@ -21,7 +21,7 @@ IMAGES: Final = "images per class"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RememberedRecipe:
+class EarlierRecipe:
     """A recipe that an earlier study tried."""
 
     trial: int
@@ -34,14 +34,14 @@ class RememberedRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembered:
+class EarlierStudy:
     """What an earlier study leaves to later ones."""
 
     study: str
     diagnosis: Diagnosis | None
     model: str
     image_px: int
-    recipes: tuple[RememberedRecipe, ...]
+    recipes: tuple[EarlierRecipe, ...]
     """Best first."""
 
 
@@ -79,7 +79,7 @@ def closeness(a: Diagnosis, b: Diagnosis) -> Distance | None:
 
 def ranked(
     diagnosis: Diagnosis,
-    remembered: Sequence[Remembered],
+    earlier: Sequence[EarlierStudy],
     *,
     n: int,
     known: Sequence[Dials] = (),
@@ -94,7 +94,7 @@ def ranked(
     taken = {effective(dials) for dials in known}
     recipes: list[KnownRecipe] = []
     names: set[str] = set()
-    for recipe in _round_robin(diagnosis, remembered):
+    for recipe in _round_robin(diagnosis, earlier):
         dials = _read(recipe)
         if len(recipes) == n or dials is None or dials in taken or recipe.name in names:
             continue
@@ -121,11 +121,11 @@ def _read(recipe: KnownRecipe) -> Dials | None:
         return None
 
 
-def _round_robin(diagnosis: Diagnosis, remembered: Sequence[Remembered]) -> Iterator[KnownRecipe]:
+def _round_robin(diagnosis: Diagnosis, earlier: Sequence[EarlierStudy]) -> Iterator[KnownRecipe]:
     """Yield each study's best in order of closeness, then each one's second best, and so on."""
     measured = [
         (one, None if one.diagnosis is None else closeness(diagnosis, one.diagnosis))
-        for one in remembered
+        for one in earlier
         if one.model == diagnosis.model
     ]
     measured.sort(key=lambda pair: math.inf if pair[1] is None else pair[1].value)
@@ -142,7 +142,7 @@ def _round_robin(diagnosis: Diagnosis, remembered: Sequence[Remembered]) -> Iter
 
 
 def _known(
-    diagnosis: Diagnosis, one: Remembered, recipe: RememberedRecipe, distance: Distance | None
+    diagnosis: Diagnosis, one: EarlierStudy, recipe: EarlierRecipe, distance: Distance | None
 ) -> KnownRecipe:
     gain = (
         "its default has no result" if recipe.gain is None else f"{recipe.gain:+.1f} over default"
@@ -150,14 +150,14 @@ def _known(
     size = "" if one.image_px == diagnosis.image_px else f"; at {one.image_px} px images, not "
     size += f"{diagnosis.image_px}" if size else ""
     return KnownRecipe(
-        name=f"memory-{one.study}-{recipe.trial}",
-        reason=f"study memory: trial {recipe.trial} of {one.study}, validation top-1 "
+        name=f"warm-start-{one.study}-{recipe.trial}",
+        reason=f"warm start: trial {recipe.trial} of {one.study}, validation top-1 "
         f"{recipe.top1:.1f} (one run; {gain}); {_how_close(diagnosis, one, distance)}{size}",
         dials=dict(recipe.dials),
     )
 
 
-def _how_close(diagnosis: Diagnosis, one: Remembered, distance: Distance | None) -> str:
+def _how_close(diagnosis: Diagnosis, one: EarlierStudy, distance: Distance | None) -> str:
     if distance is not None:
         return f"distance {distance.value:.2f} in {', '.join(distance.compared)}"
     if one.diagnosis is None:

@@ -1,22 +1,22 @@
-"""Study memory: how close datasets are, and in which order their studies' recipes come."""
+"""Warm start: how close datasets are, and in which order their studies' recipes come."""
 
 import math
 
 import pytest
 
-from nbtl_search.advice import Remembered, RememberedRecipe, closeness, ranked
-from nbtl_search.advice.remembered import effective
+from nbtl_search.advice import EarlierRecipe, EarlierStudy, closeness, ranked
+from nbtl_search.advice.warm_start import effective
 from nbtl_search.spec import Dials, Measured
 
 
 def recipe(trial, lr, **fields):
     dials = Dials(lr_high=lr).model_dump() | fields.pop("dials", {})
-    return RememberedRecipe(**{"trial": trial, "top1": 80.0, "gain": 1.0, "dials": dials, **fields})
+    return EarlierRecipe(**{"trial": trial, "top1": 80.0, "gain": 1.0, "dials": dials, **fields})
 
 
 def study(name, diagnosis, *recipes, **fields):
     values = {"model": "inception_v4", "image_px": 299, **fields}
-    return Remembered(study=name, diagnosis=diagnosis, recipes=recipes, **values)
+    return EarlierStudy(study=name, diagnosis=diagnosis, recipes=recipes, **values)
 
 
 def names(recipes):
@@ -100,7 +100,7 @@ class TestRanked:
         return diagnosed({"leep": -1.0})
 
     @pytest.fixture
-    def remembered(self, diagnosed):
+    def earlier(self, diagnosed):
         far, near = diagnosed({"leep": -3.0}), diagnosed({"leep": -1.1})
         return [
             study("unmeasured", None, recipe(1, 0.04), recipe(2, 0.041)),
@@ -108,28 +108,28 @@ class TestRanked:
             study("near", near, recipe(5, 0.02), recipe(6, 0.021), recipe(0, 0.022)),
         ]
 
-    def test_each_closest_gives_its_best_before_any_its_second(self, here, remembered):
-        found = ranked(here, remembered, n=10)
+    def test_each_closest_gives_its_best_before_any_its_second(self, here, earlier):
+        found = ranked(here, earlier, n=10)
         assert names(found) == [
-            "memory-near-5",
-            "memory-far-7",
-            "memory-unmeasured-1",
-            "memory-near-6",
-            "memory-far-3",
-            "memory-unmeasured-2",
-            "memory-near-0",
+            "warm-start-near-5",
+            "warm-start-far-7",
+            "warm-start-unmeasured-1",
+            "warm-start-near-6",
+            "warm-start-far-3",
+            "warm-start-unmeasured-2",
+            "warm-start-near-0",
         ]
         assert found[0].dials["lr_high"] == 0.02
 
     @pytest.mark.parametrize("n", range(9))
-    def test_it_returns_at_most_n(self, here, remembered, n):
-        every = ranked(here, remembered, n=100)
-        assert ranked(here, remembered, n=n) == every[:n]
+    def test_it_returns_at_most_n(self, here, earlier, n):
+        every = ranked(here, earlier, n=100)
+        assert ranked(here, earlier, n=n) == every[:n]
 
-    def test_a_reason_says_where_it_is_from(self, here, remembered):
-        near, far, unmeasured = ranked(here, remembered, n=3)
+    def test_a_reason_says_where_it_is_from(self, here, earlier):
+        near, far, unmeasured = ranked(here, earlier, n=3)
         assert near.reason == (
-            "study memory: trial 5 of near, validation top-1 80.0 (one run; +1.0 over default); "
+            "warm start: trial 5 of near, validation top-1 80.0 (one run; +1.0 over default); "
             "distance 0.01 in leep, images per class"
         )
         assert "trial 7 of far" in far.reason
@@ -143,31 +143,31 @@ class TestRanked:
 
     def test_other_networks_are_left_out_and_other_weights_come_last(self, here, diagnosed):
         weights = diagnosed({"leep": -1.0}, weights_digest="v")
-        remembered = [
+        earlier = [
             study("resnet", None, recipe(1, 0.01), model="resnet50"),
             study("weights", weights, recipe(1, 0.02)),
             study("same", diagnosed({"leep": -3.0}), recipe(1, 0.03)),
         ]
-        found = ranked(here, remembered, n=9)
-        assert names(found) == ["memory-same-1", "memory-weights-1"]
+        found = ranked(here, earlier, n=9)
+        assert names(found) == ["warm-start-same-1", "warm-start-weights-1"]
         assert "other weights" in found[1].reason
 
     def test_equal_recipes_are_tried_once(self, here):
         idle = {"lr_low_ratio": 0.5, "alpha": 0.1}  # no effect without low and L2-SP blocks
-        remembered = [
+        earlier = [
             study("one", here, recipe(1, 0.01), recipe(2, 0.02)),
             study("two", here, recipe(1, 0.01, dials=idle), recipe(2, 0.03)),
         ]
-        found = ranked(here, remembered, n=9, known=[Dials(lr_high=0.02)])
-        assert names(found) == ["memory-one-1", "memory-two-2"]
+        found = ranked(here, earlier, n=9, known=[Dials(lr_high=0.02)])
+        assert names(found) == ["warm-start-one-1", "warm-start-two-2"]
 
     def test_what_lost_to_its_default_is_left_out(self, here):
         recipes = recipe(1, 0.01, gain=0.0), recipe(2, 0.02, gain=-0.1)
-        assert names(ranked(here, [study("one", here, *recipes)], n=9)) == ["memory-one-1"]
+        assert names(ranked(here, [study("one", here, *recipes)], n=9)) == ["warm-start-one-1"]
 
     def test_what_this_version_does_not_understand_is_left_out(self, here):
         recipes = recipe(1, 0.01, dials={"old_dial": 3}), recipe(2, 0.02)
-        assert names(ranked(here, [study("one", here, *recipes)], n=9)) == ["memory-one-2"]
+        assert names(ranked(here, [study("one", here, *recipes)], n=9)) == ["warm-start-one-2"]
 
 
 def test_what_differs_only_where_it_has_no_effect_is_one_recipe():
