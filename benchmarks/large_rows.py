@@ -81,8 +81,8 @@ class Rows:
             key
             | {
                 "study_id": self._study.id, "number": number, "slot": number + 1, "name": name,
-                "protected": bool(name), "recipe": self._study.spec.recipe(dials).model_dump_json(),
-                "state": state, "token": token, "value": best.val_top1, "told": True,
+                "protected": bool(name), "recipe": self._study.spec.recipe(dials),
+                "state": state, "token": token, "value": best.val_top1, "notified": True,
                 "best_epoch": best.epoch, "worker": f"node{number % 8}-1-0", "finished_at": now,
             }
         )  # fmt: skip

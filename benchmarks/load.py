@@ -58,7 +58,7 @@ CHECKS = (
     invariants.leases,
     invariants.attempts,
     invariants.failures,
-    invariants.told,
+    invariants.notified,
 )
 RSS_AT = (1, 25, 50, 100, 150, 200)
 _GRACE_S = 30

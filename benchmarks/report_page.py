@@ -81,11 +81,11 @@ def fill(study: Study, *, n_trials: int) -> None:
                 "slot": number + 1,
                 "name": _KNOWN[number] if number < len(_KNOWN) else "",
                 "protected": number < len(_KNOWN),
-                "recipe": spec.recipe(point).model_dump_json(),
+                "recipe": spec.recipe(point),
                 "state": "complete" if number % 3 == 0 else "pruned",
                 "value": best.val_top1,
                 "best_epoch": best.epoch,
-                "told": True,
+                "notified": True,
                 "finished_at": datetime.now(UTC),
             }
         )

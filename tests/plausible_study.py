@@ -12,7 +12,6 @@ from nbtl_search.spec import (
     Epoch,
     Facts,
     KnownRecipe,
-    Recipe,
     SearchSettings,
     StudySpec,
     TrainSettings,
@@ -131,7 +130,7 @@ def _train(
 ) -> TrialOutcome:
     """Record a trial's epochs up to `until`, or to the rung that stops it."""
     spec = study.spec
-    recipe = Recipe.parse_json(lease.recipe_json)
+    recipe = lease.recipe
     epochs = curve(
         recipe.dials, n_epochs=spec.train.epochs, n_val=study.facts.n_val, seed=lease.number
     )

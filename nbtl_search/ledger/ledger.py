@@ -71,13 +71,15 @@ class Ledger:
     def unnotified(self) -> list[FinishedTrial]:
         """Return the finished trials of whose end Optuna may not have been notified."""
         trial = schema.trial
-        query = finished_trials().where(trial.c.study_id == self._study_id, ~trial.c.told)
+        query = finished_trials().where(trial.c.study_id == self._study_id, ~trial.c.notified)
         with storage_errors(), self._engine.connect() as connection:
             return [FinishedTrial(**row) for row in connection.execute(query).mappings()]
 
     def mark_notified(self, trial_id: int) -> None:
         """Note that Optuna knows how the trial ended."""
-        query = update(schema.trial).where(schema.trial.c.trial_id == trial_id).values(told=True)
+        query = (
+            update(schema.trial).where(schema.trial.c.trial_id == trial_id).values(notified=True)
+        )
         with storage_errors(), self._engine.begin() as connection:
             connection.execute(query)
 

@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from nbtl_search.errors import FencedError
 from nbtl_search.ledger import ledger, locks, schema
 from nbtl_search.postgres.connection import storage_errors
-from nbtl_search.spec import Epoch
+from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.spec.verdict import FinalResult
 
 Desired = Literal["run", "pause", "stop"]
@@ -36,7 +36,7 @@ class Asked:
     number: int
     name: str
     protected: bool
-    recipe_json: str
+    recipe: Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Lease:
     number: int
     name: str
     protected: bool
-    recipe_json: str
+    recipe: Recipe
     token: int
     attempt: int
     worker: str
@@ -76,7 +76,7 @@ def open_attempt(connection: Connection, row: Any) -> Lease:
         number=row.number,
         name=row.name,
         protected=row.protected,
-        recipe_json=row.recipe,
+        recipe=row.recipe,
         token=row.token,
         attempt=row.attempt,
         worker=row.worker,
@@ -190,7 +190,7 @@ class Leases:
                     slot=slot,
                     name=asked.name,
                     protected=asked.protected,
-                    recipe=asked.recipe_json,
+                    recipe=asked.recipe,
                     state="running",
                     worker=worker,
                     lease_expires=ledger.NOW + self._lease,

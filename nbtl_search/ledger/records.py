@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Engine, and_, func, select
+from sqlalchemy import Engine, and_, func, select, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
 
 from nbtl_search.ledger import schema
 from nbtl_search.ledger.ledger import NOW, FinishedTrial, Ledger, finished_trials
@@ -79,10 +80,13 @@ def trials(engine: Engine, study_id: int) -> list[TrialRecord]:
         .group_by(epoch.c.trial_id)
         .subquery()
     )
+    columns = [column for column in trial.c if column is not trial.c.recipe]
+    dials = type_coerce(trial.c.recipe, JSONB)["dials"]  # the rest of a recipe is the study's
     last = and_(epoch.c.trial_id == trial.c.trial_id, epoch.c.epoch == trained.c.last)
     query = (
         select(
-            trial,
+            *columns,
+            dials.label("dials"),
             trained.c.n_epochs,
             trained.c.seconds,
             epoch.c.val_top1.label("last_top1"),
@@ -122,7 +126,7 @@ def _trial(row: Any) -> TrialRecord:
         worker=row.worker if row.state == "running" else None,
         started_at=row.started_at,
         finished_at=row.finished_at,
-        dials=Recipe.parse_json(row.recipe).dials,
+        dials=Dials.parse(row.dials),
     )
 
 
@@ -131,8 +135,7 @@ def recipe(engine: Engine, study_id: int, number: int) -> Recipe | None:
     trial = schema.trial
     query = select(trial.c.recipe).where(trial.c.study_id == study_id, trial.c.number == number)
     with storage_errors(), engine.connect() as connection:
-        text = connection.execute(query).scalar()
-    return None if text is None else Recipe.parse_json(text)
+        return connection.execute(query).scalar()
 
 
 def curves(engine: Engine, study_id: int) -> dict[int, list[Epoch]]:

@@ -1,6 +1,6 @@
 """Our tables, which stand beside Optuna's in the same Postgres database."""
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -8,6 +8,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Dialect,
     Engine,
     Float,
     ForeignKey,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Sequence,
     Table,
     Text,
+    TypeDecorator,
     false,
     func,
     insert,
@@ -25,18 +27,52 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from nbtl_search.errors import UPGRADE_COMMAND, SchemaError
 from nbtl_search.ledger import locks
+from nbtl_search.spec import Recipe
 
-VERSION: Final = 3  # 2: diagnoses; 3: lost attempts, jobs, notices
-# What a version changes in tables that exist; new tables are made where they are missing.
+VERSION: Final = 4
+"""2: diagnoses; 3: lost attempts, jobs, notifications; 4: recipes and plans as JSONB."""
+
+# What a version changes in tables that exist; tables that are missing are made afterwards, as they
+# are now. A step must do with whatever an older version may lack: hence IF EXISTS. A column may be
+# renamed because whoever runs an older program looks at the version before each trial, and fails
+# in between with nothing written: a statement that names a missing column is rolled back.
 _STEPS: Final = {
     3: ("ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS n_lost integer NOT NULL DEFAULT 0",),
+    4: (
+        "ALTER TABLE nbtl_trial ALTER COLUMN recipe TYPE jsonb USING recipe::jsonb",
+        "ALTER TABLE nbtl_trial RENAME COLUMN told TO notified",
+        "ALTER TABLE IF EXISTS nbtl_final_run ALTER COLUMN recipe TYPE jsonb USING recipe::jsonb",
+        "ALTER TABLE IF EXISTS nbtl_final ALTER COLUMN plan TYPE jsonb USING plan::jsonb",
+        "ALTER TABLE IF EXISTS nbtl_notice RENAME TO nbtl_notification",
+    ),
 }
 
 metadata = MetaData()
 tokens = Sequence("nbtl_token", metadata=metadata)
+
+
+class StoredRecipe(TypeDecorator[Recipe]):
+    """A recipe, as JSONB: it goes in and comes out as a value, parsed where its row is read.
+
+    JSONB keeps values and not texts: keys are reordered, and 1e-05 comes back as 0.00001. So
+    nothing may compare or hash what is stored; a recipe's own JSON is always in the order of its
+    fields.
+    """
+
+    impl = JSONB
+    cache_ok = True
+
+    def process_bind_param(self, value: Recipe | None, dialect: Dialect) -> Any:  # noqa: ARG002
+        """Return plain data of a recipe."""
+        return None if value is None else value.model_dump(mode="json")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Recipe | None:  # noqa: ARG002
+        """Return the recipe of plain data."""
+        return None if value is None else Recipe.parse(value)
 
 
 def _time(name: str, *, now: bool = False) -> Column[object]:
@@ -73,7 +109,7 @@ trial = Table(
     Column("slot", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("protected", Boolean, nullable=False),
-    Column("recipe", Text, nullable=False),
+    Column("recipe", StoredRecipe, nullable=False),
     Column("state", Text, nullable=False),
     Column("desired", Text, nullable=False, server_default="run"),
     Column("token", BigInteger, nullable=False, server_default=tokens.next_value()),
@@ -86,7 +122,7 @@ trial = Table(
     Column("best_epoch", Integer),
     Column("cause", Text),
     Column("message", Text),
-    Column("told", Boolean, nullable=False, server_default=false()),
+    Column("notified", Boolean, nullable=False, server_default=false()),
     _time("started_at", now=True),
     _time("finished_at"),
     CheckConstraint(
@@ -150,7 +186,7 @@ final = Table(
     metadata,
     Column("parent_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
     Column("round", Integer, primary_key=True),
-    Column("plan", Text, nullable=False),
+    Column("plan", JSONB, nullable=False),
     Column("confirm_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), unique=True),
     Column("test_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), unique=True),
     Column("winner", Integer),
@@ -170,7 +206,7 @@ final_run = Table(
     Column("slot", Integer, primary_key=True),
     Column("candidate", Integer, nullable=False),
     Column("name", Text, nullable=False),
-    Column("recipe", Text, nullable=False),
+    Column("recipe", StoredRecipe, nullable=False),
 )
 
 final_result = Table(
@@ -198,6 +234,7 @@ diagnosis = Table(
     Column("model", Text, nullable=False),
     Column("image_px", Integer, nullable=False),
     Column("layer", Text, nullable=False),
+    # No JSONB: reports list a measure's settings in the order they were given.
     Column("diagnosis", Text, nullable=False),
     _time("created_at", now=True),
     Index("nbtl_diagnosis_of_data", "data_digest", "weights_digest"),
@@ -217,7 +254,7 @@ job = Table(
 
 # What people are notified of, each thing once: a row is claimed, sent, and marked as sent.
 notification = Table(
-    "nbtl_notice",
+    "nbtl_notification",
     metadata,
     Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
     Column("event", Text, primary_key=True),
@@ -239,11 +276,12 @@ def create_or_upgrade(engine: Engine) -> int:
         found = _version(engine)
         if found > VERSION:
             raise SchemaError(_newer(found))
-        metadata.create_all(connection)
-        if 0 < found < VERSION:
+        if found > 0:
             for version in range(found + 1, VERSION + 1):
                 for step in _STEPS.get(version, ()):
                     connection.execute(text(step))
+        # After the steps: one of them renames a table, which must not be there yet.
+        metadata.create_all(connection)
         if found < VERSION:
             connection.execute(insert(meta).values(version=VERSION))
     return found

@@ -177,7 +177,7 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
     with storage_errors(), locks.holding_name(study.storage.engine, study.name) as lock:
         latest = latest_round(study)
         if latest is not None:
-            plan = Plan.parse_json(latest.plan)
+            plan = Plan.parse(latest.plan)
             wanted = plan.replace(**changes)
             ended = has_ended(stage_of(study, latest))
             if again is None or not ended:
@@ -304,7 +304,7 @@ def _open_confirm(study: Study, plan: Plan, number: int, reason: str, *, lock: C
     row = {
         "parent_id": study.id,
         "round": number,
-        "plan": plan.model_dump_json(),
+        "plan": plan.plain(),
         "reason": reason,
     }
 
@@ -316,7 +316,7 @@ def _open_confirm(study: Study, plan: Plan, number: int, reason: str, *, lock: C
 
 def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
     """Choose the winner, and record that the test images are going to be read."""
-    plan = Plan.parse_json(latest.plan)
+    plan = Plan.parse(latest.plan)
     trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
     default = records.default_of(trials.values())
     assert default is not None, "the first stage had it"  # noqa: S101
@@ -369,7 +369,7 @@ def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter, *, lock: 
             "slot": slot,
             "candidate": run.candidate.number,
             "name": run.name,
-            "recipe": run.recipe.model_dump_json(),
+            "recipe": run.recipe,
         }
         for slot, run in enumerate(runs, start=1)
     ]

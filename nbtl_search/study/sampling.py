@@ -71,7 +71,7 @@ def _ask(study: Study, slot: int, known_ids: set[int]) -> Asked:
         number=trial.number,
         name=trial.user_attrs.get(NAME, ""),
         protected=bool(trial.user_attrs.get(PROTECTED, False)),
-        recipe_json=study.spec.recipe(dials).model_dump_json(),
+        recipe=study.spec.recipe(dials),
     )
 
 
@@ -87,7 +87,7 @@ def _planned(study: Study, trial: optuna.Trial, slot: int) -> Asked:
         number=trial.number,
         name=run.name,
         protected=True,
-        recipe_json=run.recipe,
+        recipe=run.recipe,
     )
 
 

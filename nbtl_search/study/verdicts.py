@@ -13,7 +13,6 @@ from nbtl_search.ledger import records, schema
 from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
-from nbtl_search.spec import Recipe
 from nbtl_search.spec.verdict import (
     Contender,
     Entry,
@@ -39,7 +38,7 @@ def verdict_of(study: Study) -> Verdict | None:
     every = finals.every_round(study)
     if not every:
         return None
-    row, plan = every[-1], Plan.parse_json(every[-1].plan)
+    row, plan = every[-1], Plan.parse(every[-1].plan)
     trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
     confirm = _runs(study, row.confirm_id, "confirm")
     test = [] if row.test_id is None else _runs(study, row.test_id, "test")
@@ -77,7 +76,7 @@ def _run(row: Any, stage: FinalStage) -> FinalRun:
         number=row.slot - 1,
         stage=stage,
         candidate=row.candidate,
-        seed=Recipe.parse_json(row.recipe).train.seed,
+        seed=row.recipe.train.seed,
         state=row.state or "waiting",
         n_epochs=row.n_epochs or 0,
         seconds=row.seconds or 0.0,

@@ -11,7 +11,7 @@ from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import Lease, Leases, TrialOutcome
 from nbtl_search.postgres.connection import storage_errors
-from nbtl_search.spec import Epoch, Recipe, best_epoch
+from nbtl_search.spec import Epoch, best_epoch
 from nbtl_search.spec.verdict import FinalResult
 from nbtl_search.study import pruning, sampling
 from nbtl_search.study.store import Study
@@ -61,7 +61,7 @@ class Attempt:
         self._context = context
         self._checkpoints = checkpoints
         self._result_folder = result_folder
-        self._recipe = Recipe.parse_json(lease.recipe_json)
+        self._recipe = lease.recipe
         self._history: list[Epoch] = []
         self._n_recorded = 0
         self._halting: HaltReason | None = None

@@ -204,8 +204,8 @@ def check_invariants(program, study_name, *, n_trials):
         open_attempts = connection.execute(
             text("SELECT count(*) FROM nbtl_attempt WHERE ended_at IS NULL")
         ).scalar_one()
-        untold = connection.execute(
-            text("SELECT count(*) FROM nbtl_trial WHERE NOT told")
+        n_unnotified = connection.execute(
+            text("SELECT count(*) FROM nbtl_trial WHERE NOT notified")
         ).scalar_one()
     recipes = {
         trial.number: records.recipe(opened.engine, study.id, trial.number) for trial in trials
@@ -216,7 +216,7 @@ def check_invariants(program, study_name, *, n_trials):
     finished = [trial for trial in told if trial.state.is_finished()]
     assert len(finished) == n_trials
     assert not [trial for trial in told if trial.state.name == "RUNNING"]
-    assert (open_attempts, untold) == (0, 0)
+    assert (open_attempts, n_unnotified) == (0, 0)
     for trial in trials:
         curve = curves[trial.number]
         assert [epoch.epoch for epoch in curve] == list(range(1, len(curve) + 1))

@@ -61,8 +61,8 @@ def leases(study):
     for trial in trials_of(study):
         if trial["lease_expires"] is not None:
             yield f"trial {trial['number']} has a lease"
-        if not trial["told"]:
-            yield f"trial {trial['number']} was not told"
+        if not trial["notified"]:
+            yield f"trial {trial['number']} was not notified"
     for attempt in attempts_of(study):
         if attempt["ended_at"] is None:
             yield f"attempt {attempt['attempt']} at trial {attempt['number']} is open"
@@ -112,7 +112,7 @@ def curves(study):
             yield f"trial {number} has the value {trial['value']}, its best epoch {best}"
 
 
-def told(study):
+def notified(study):
     """Optuna has each trial once, ended as in the ledger, with the same value."""
     states = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     optunas = {trial.number: trial for trial in study.optuna.get_trials(deepcopy=False)}
@@ -130,7 +130,7 @@ def told(study):
             yield f"trial {trial['number']} has another value in Optuna"
 
 
-CHECKS = (budget, leases, attempts, failures, curves, told)
+CHECKS = (budget, leases, attempts, failures, curves, notified)
 
 
 def violations(study):

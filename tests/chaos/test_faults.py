@@ -16,7 +16,7 @@ from nbtl_search.ledger import schema
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Lease, Leases
 from nbtl_search.postgres.server import start
-from nbtl_search.spec import Epoch
+from nbtl_search.spec import Dials, Epoch
 from nbtl_search.study import store
 from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import invariants, stub_trainer, workers
@@ -230,8 +230,8 @@ def test_late_writes_of_a_fenced_worker_are_refused(crew):
     crew.ends(crew.start())
     (trial,) = invariants.trials_of(crew.study)[:1]
     late = Lease(
-        trial_id=trial["trial_id"], number=0, name="", protected=False, recipe_json="",
-        token=trial["token"], attempt=1, worker="late",
+        trial_id=trial["trial_id"], number=0, name="", protected=False,
+        recipe=crew.study.spec.recipe(Dials()), token=trial["token"], attempt=1, worker="late",
     )  # fmt: skip
     epoch = Epoch.parse(stub_trainer.advanced({"dials": {}, "train": {"seed": 1}}, "", 1)[1])
     with pytest.raises(FencedError):

@@ -15,7 +15,9 @@ PLANTED = {
     ),
     "a slot that was lost": ("budget", "UPDATE nbtl_study SET started = started - 1"),
     "an open attempt": ("leases", "UPDATE nbtl_attempt SET ended_at = NULL WHERE attempt = 1"),
-    "a trial that nobody told": ("leases", "UPDATE nbtl_trial SET told = false WHERE number = 2"),
+    "a trial of which nobody notified Optuna": (
+        "leases", "UPDATE nbtl_trial SET notified = false WHERE number = 2",
+    ),
     "an attempt that is missing": (
         "attempts", "UPDATE nbtl_trial SET attempt = 2 WHERE number = 0",
     ),
@@ -26,8 +28,8 @@ PLANTED = {
     "an epoch that is missing": ("curves", "DELETE FROM nbtl_epoch WHERE epoch = 1"),
     "an epoch of another run": ("curves", "UPDATE nbtl_epoch SET val_top1 = 1 WHERE epoch = 1"),
     "a value that is not the best": ("curves", "UPDATE nbtl_trial SET value = value - 1"),
-    "another end in Optuna": ("told", "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
-    "another value in Optuna": ("told", "UPDATE trial_values SET value = 1"),
+    "another end in Optuna": ("notified", "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
+    "another value in Optuna": ("notified", "UPDATE trial_values SET value = 1"),
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
 from nbtl_search.postgres import data_folder
 from nbtl_search.spec import Epoch
 from nbtl_search.study import sampling, store
+from tests.integration.older_tables import as_version
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -184,32 +185,13 @@ def test_a_backup_of_a_newer_program_is_refused(db, elsewhere, tmp_path):
     assert backup.count_studies(elsewhere) == 0
 
 
-def as_version_2(opened):
-    with opened.engine.begin() as connection:
-        connection.execute(text("DROP TABLE nbtl_job, nbtl_notice"))
-        connection.execute(text("ALTER TABLE nbtl_trial DROP COLUMN n_lost"))
-        connection.execute(text("DELETE FROM nbtl_meta WHERE version > 2"))
-        connection.execute(text("INSERT INTO nbtl_meta VALUES (2)"))
-
-
 @pytest.mark.usefixtures("half_way")
 def test_a_backup_of_an_older_program_is_upgraded(db, elsewhere, tmp_path):
-    as_version_2(db)
+    as_version(db.engine, 2)
     backup.backup(db, tmp_path / "a.backup")
     assert backup.restore(elsewhere, tmp_path / "a.backup").from_version == 2
     database.check(elsewhere)
     assert take(store.open_study(elsewhere, "cats")).attempt == 2
-
-
-def test_tables_of_version_2_are_upgraded_with_all_they_hold(db, half_way):
-    study, lease = half_way
-    as_version_2(db)
-    with pytest.raises(SchemaError, match="version 2"):
-        schema.check(db.engine)
-    assert schema.create_or_upgrade(db.engine) == 2
-    schema.check(db.engine)
-    assert schema.create_or_upgrade(db.engine) == schema.VERSION
-    assert Leases(db.engine, study.id).renew(lease) == "run"
 
 
 def test_a_file_that_exists_is_kept_unless_forced(db, tmp_path):

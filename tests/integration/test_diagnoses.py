@@ -9,6 +9,7 @@ from nbtl_search.errors import SchemaError
 from nbtl_search.ledger import ledger, schema
 from nbtl_search.spec import Advised, Budget, Diagnosis, KnownRecipe, Measured, Prior
 from nbtl_search.study import diagnoses, store, warm_start
+from tests.integration.older_tables import as_version
 
 from .test_finals import run_all
 
@@ -189,9 +190,7 @@ class TestMemory:
 
 def test_a_database_without_the_table_is_brought_up_to_date(db, spec, diagnosis):
     store.create(db, spec)
-    with db.engine.begin() as connection:
-        connection.execute(text("DROP TABLE nbtl_diagnosis"))
-        connection.execute(text("UPDATE nbtl_meta SET version = 1"))
+    as_version(db.engine, 1)
     with pytest.raises(SchemaError, match=rf"version 1.*version {schema.VERSION}.*db upgrade"):
         schema.check(db.engine)
     assert schema.create_or_upgrade(db.engine) == 1

@@ -6,7 +6,7 @@ from sqlalchemy import text
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.ledger import database, ledger
 from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
-from nbtl_search.spec import Budget, Epoch, Recipe
+from nbtl_search.spec import Budget, Epoch
 from nbtl_search.spec.verdict import FinalResult, FinalWeights, TestScore
 from nbtl_search.study import (
     finals,
@@ -36,7 +36,7 @@ def run_one(study, value_of, *, state="complete"):
     )
     if lease is None:
         return None
-    recipe = Recipe.parse_json(lease.recipe_json)
+    recipe = lease.recipe
     value = value_of(recipe)
     result = None
     if study.stage == "test":

@@ -13,7 +13,7 @@ from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger import database, optuna_storage, records
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Leases, TrialOutcome
-from nbtl_search.spec import Budget, Epoch, Recipe
+from nbtl_search.spec import Budget, Epoch
 from nbtl_search.study import sampling, store
 
 N_SLOTS = 24
@@ -108,9 +108,9 @@ def test_eight_workers_racing_for_24_slots_give_24(db, database_url, spec):
 def test_known_recipes_come_first_exactly_as_written(study, leases, ledger):
     lease = acquire(study, leases, ledger)
     assert (lease.name, lease.protected) == ("default", True)
-    recipe = Recipe.parse_json(lease.recipe_json)
+    recipe = lease.recipe
     assert recipe.dials.beta == 0  # outside the space, and run all the same
-    second = Recipe.parse_json(acquire(study, leases, ledger).recipe_json)
+    second = acquire(study, leases, ledger).recipe
     assert second.dials.n_l2sp == 14
 
 
@@ -172,7 +172,7 @@ def test_an_asker_that_dies_gives_its_slot_back_and_its_trial_is_adopted(study, 
     assert ledger.trial_ids() == set()
     lease = acquire(study, leases, ledger, "b")
     assert lease.trial_id == asked[0].trial_id
-    assert lease.recipe_json == asked[0].recipe_json
+    assert lease.recipe == asked[0].recipe
     running = study.optuna.get_trials(states=(optuna.trial.TrialState.RUNNING,))
     assert len(running) == 1
 
@@ -365,7 +365,7 @@ def test_asks_are_seeded_by_study_and_slot(db, spec):
         search = spec.search.replace(seed=seed, n_startup=0)
         study = store.create(db, spec.replace(name=name, search=search))
         leases, ledger = Leases(db.engine, study.id), Ledger(db.engine, study.id)
-        return [acquire(study, leases, ledger).recipe_json for _ in range(5)]
+        return [acquire(study, leases, ledger).recipe for _ in range(5)]
 
     first = points(7, "one")
     assert first == points(7, "two")

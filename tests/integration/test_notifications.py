@@ -129,7 +129,7 @@ def test_what_was_not_taken_is_sent_again_after_a_pause(study, receiver, code):
     receiver.codes = [code]
     assert send_now(study, receiver.settings) == []
     assert send_now(study, receiver.settings) == [], "not at once"
-    age(study, "claimed_at", "2 minutes", table="nbtl_notice")
+    age(study, "claimed_at", "2 minutes", table="nbtl_notification")
     (told,) = send_now(study, receiver.settings)
     assert told.event == "finished"
     assert len(receiver.received) == 1
@@ -145,9 +145,9 @@ def test_a_claim_whose_sender_died_is_taken_again_with_the_same_id(study, receiv
     (notification,) = notifications.due(study)
     assert notifications.claim(study, notification)
     assert send_now(study, receiver.settings) == []
-    age(study, "claimed_at", "2 minutes", table="nbtl_notice")
+    age(study, "claimed_at", "2 minutes", table="nbtl_notification")
     assert send_now(study, receiver.settings)
-    age(study, "claimed_at", "1 day", table="nbtl_notice")
+    age(study, "claimed_at", "1 day", table="nbtl_notification")
     assert send_now(study, receiver.settings) == []
 
 

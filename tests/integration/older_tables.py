@@ -1,0 +1,50 @@
+"""Tables as older programs had them: what `schema.create_or_upgrade` has to understand."""
+
+from typing import Any
+
+from sqlalchemy import Engine, Text, select, text, type_coerce, update
+
+from nbtl_search.ledger import schema
+from nbtl_search.study.finals import Plan
+
+_BACK = {
+    4: (
+        "ALTER TABLE nbtl_notification RENAME TO nbtl_notice",
+        "ALTER TABLE nbtl_trial RENAME COLUMN notified TO told",
+        "ALTER TABLE nbtl_trial ALTER COLUMN recipe TYPE text USING recipe::text",
+        "ALTER TABLE nbtl_final_run ALTER COLUMN recipe TYPE text USING recipe::text",
+        "ALTER TABLE nbtl_final ALTER COLUMN plan TYPE text USING plan::text",
+    ),
+    3: (
+        "DROP TABLE nbtl_job, nbtl_notice",
+        "ALTER TABLE nbtl_trial DROP COLUMN n_lost",
+    ),
+    2: ("DROP TABLE nbtl_diagnosis",),
+}
+
+
+def as_version(engine: Engine, version: int) -> None:
+    """Turn this program's tables into those of an older one, with the texts it wrote."""
+    with engine.begin() as connection:
+        written: list[tuple[Any, Any, str]] = [
+            (column, key, row.recipe.model_dump_json())
+            for column in (schema.trial.c.recipe, schema.final_run.c.recipe)
+            for row in connection.execute(select(column.table))
+            for key in ([own == getattr(row, own.name) for own in column.table.primary_key],)
+        ]
+        written += [
+            (
+                schema.final.c.plan,
+                [schema.final.c.parent_id == row.parent_id, schema.final.c.round == row.round],
+                Plan.parse(row.plan).model_dump_json(),
+            )
+            for row in connection.execute(select(schema.final))
+        ]
+        for newer in range(schema.VERSION, version, -1):
+            for statement in _BACK[newer]:
+                connection.execute(text(statement))
+        for column, where, value in written:
+            change = update(column.table).where(*where)
+            connection.execute(change.values({column: type_coerce(value, Text)}))
+        connection.execute(text("DELETE FROM nbtl_meta WHERE version > :v"), {"v": version})
+        connection.execute(text("INSERT INTO nbtl_meta VALUES (:v)"), {"v": version})
