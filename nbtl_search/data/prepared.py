@@ -22,10 +22,10 @@ from PIL import Image
 from nbtl_search.data import datasets
 from nbtl_search.data.images import UNREADABLE, ImageFormat, Pixels, decode, evaluation_transform
 from nbtl_search.data.splits import Item, Manifest
-from nbtl_search.data.survey import Progress, Survey, in_threads, read_survey, survey
+from nbtl_search.data.survey import Survey, in_threads, read_survey, survey
 from nbtl_search.errors import DataError
 from nbtl_search.files.shared_folder import publish
-from nbtl_search.spec import DataSettings
+from nbtl_search.spec import DataSettings, Progress
 
 
 @final

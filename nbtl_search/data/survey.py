@@ -21,10 +21,10 @@ from nbtl_search.data.images import UNREADABLE
 from nbtl_search.data.splits import SPLITS, Item, Manifest
 from nbtl_search.errors import DataError
 from nbtl_search.files.shared_folder import publish
+from nbtl_search.spec import Progress
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 In = TypeVar("In")
 Out = TypeVar("Out")
 

@@ -14,7 +14,6 @@ from typing import Final
 import safetensors.torch
 
 from nbtl_search.data.prepared import prepare
-from nbtl_search.data.survey import Progress
 from nbtl_search.errors import WeightsError
 from nbtl_search.spec import (
     AugmentSettings,
@@ -22,6 +21,7 @@ from nbtl_search.spec import (
     Dials,
     Epoch,
     ModelSettings,
+    Progress,
     Recipe,
     TrainSettings,
 )

@@ -21,7 +21,7 @@ from nbtl_search.ledger.records import TrialRecord, best_of, default_of
 from nbtl_search.reports.comparison import gain_of
 from nbtl_search.reports.prose import recipe_in_words
 from nbtl_search.reports.terminal.finals import render
-from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
+from nbtl_search.spec import Dials, Facts, Progress, Recipe, StudySpec
 from nbtl_search.spec.verdict import Verdict
 from nbtl_search.study.store import Study
 from nbtl_search.workspace.workspace import Workspace
@@ -32,8 +32,6 @@ RANDOM_RATES: Final = (0.03, 0.1)
 # Of the final runs: few, since all has to fit into six minutes. A study of one's own has four each.
 CONFIRM_SEEDS: Final = 2
 TEST_SEEDS: Final = 3
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

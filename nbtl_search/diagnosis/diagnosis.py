@@ -30,7 +30,7 @@ from nbtl_search.source.prototypes import (
     read_prototypes,
     save_prototypes,
 )
-from nbtl_search.spec import POOLED, TITLES, Diagnosis, Measured, Recipe
+from nbtl_search.spec import POOLED, TITLES, Diagnosis, Measured, Progress, Recipe
 
 OnStage = Callable[[str, int, int], None]
 
@@ -148,7 +148,7 @@ class _Look:
                 yield from measure(evidence)
         progress(len(MEASURES), len(MEASURES))
 
-    def on(self, stage: str) -> Callable[[int, int], None] | None:
+    def on(self, stage: str) -> Progress | None:
         """Return what is told how far a stage is."""
         on_stage = self.on_stage
         return None if on_stage is None else lambda done, total: on_stage(stage, done, total)
@@ -191,7 +191,7 @@ def _random(
     home: Path,
     epochs: int,
     lr: float,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Measured:
     if epochs == 0:
         return random_weights.not_trained(

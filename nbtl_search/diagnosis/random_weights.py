@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from nbtl_search.files.atomic import write_durably
 from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.network.device import place
 from nbtl_search.network.weights import RANDOM
-from nbtl_search.spec import Dials, Epoch, Measured, Recipe
+from nbtl_search.spec import Dials, Epoch, Measured, Progress, Recipe
 from nbtl_search.training import checkpoint
 from nbtl_search.training.run import Run, train
 
@@ -24,8 +23,6 @@ NAME: Final = "random_accuracy"
 SCRATCH_LR: Final = 0.05
 SCRATCH_BETA: Final = 1e-4
 PROTOCOL: Final = "last epoch"
-
-Progress = Callable[[int, int], None]
 
 
 def scratch_recipe(recipe: Recipe, *, epochs: int, lr: float = SCRATCH_LR) -> Recipe:

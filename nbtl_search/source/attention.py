@@ -26,7 +26,6 @@ from torch.nn import functional
 
 from nbtl_search.data.loader import EvalBatches
 from nbtl_search.data.prepared import Prepared
-from nbtl_search.data.survey import Progress
 from nbtl_search.errors import DivergedError, OutOfMemoryError, SpecError
 from nbtl_search.files import atomic
 from nbtl_search.files.atomic import remove_abandoned, write_durably
@@ -35,8 +34,9 @@ from nbtl_search.network.device import Placement, derive_seed, ran_out_of_memory
 from nbtl_search.network.model import SourceNetwork
 from nbtl_search.network.weights import RANDOM
 from nbtl_search.source.features import device_name, exact_float32, extract
+from nbtl_search.spec import Progress
 from nbtl_search.transfer.delta import attention
-from nbtl_search.transfer.feature_hooks import Tap
+from nbtl_search.transfer.feature_hooks import FeatureHook
 from nbtl_search.transfer.importance import channel_importance
 
 SETTINGS: Final[dict[str, Any]] = {
@@ -106,17 +106,18 @@ def _check_finite(
 
 
 BATCH: Final = 32
-# Images that pass at once, before they are copied: pieces of one size give their batch's mean.
-PIECE: Final = 8
+# Images that pass at once, before they are copied: micro-batches of one size give their batch's
+# mean.
+MICRO_BATCH: Final = 8
 
 
-def n_together(tap: Tap) -> int:
-    """Return how many of a tap's channels are silenced in one pass, and kept in one part.
+def n_together(hook: FeatureHook) -> int:
+    """Return how many of a hook's channels are silenced in one pass, and kept in one part.
 
-    Maps with more channels are smaller, and more of them fit: 8, 16, 42 and 64 for the four taps
+    Maps with more channels are smaller, and more of them fit: 8, 16, 42 and 64 for the four hooks
     of Inception-v4. All its channels take 0.6 of the time there that 8 throughout would.
     """
-    return min(max(8, tap.n_channels // 24), 64)
+    return min(max(8, hook.n_channels // 24), 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ class Measurement:
     """Everything that the importance of channels follows from, and where it is kept."""
 
     source: SourceNetwork
-    taps: tuple[Tap, ...]
+    hooks: tuple[FeatureHook, ...]
     n_batches: int
     prepared: Prepared
     home: Path
@@ -136,16 +137,16 @@ class Measurement:
 
     @property
     def n_channels(self) -> int:
-        """Return how many channels all taps have."""
-        return sum(tap.n_channels for tap in self.taps)
+        """Return how many channels all hooks have."""
+        return sum(hook.n_channels for hook in self.hooks)
 
     @property
-    def ranges(self) -> list[tuple[Tap, range]]:
+    def ranges(self) -> list[tuple[FeatureHook, range]]:
         """Return the channels that are measured, and kept, together."""
         return [
-            (tap, range(first, min(first + n_together(tap), tap.n_channels)))
-            for tap in self.taps
-            for first in range(0, tap.n_channels, n_together(tap))
+            (hook, range(first, min(first + n_together(hook), hook.n_channels)))
+            for hook in self.hooks
+            for first in range(0, hook.n_channels, n_together(hook))
         ]
 
     def plain(self) -> dict[str, Any]:
@@ -155,9 +156,9 @@ class Measurement:
             "weights_digest": self.source.weights_digest,
             "model": self.source.name,
             "image_format": asdict(self.source.image_format),
-            "taps": [[tap.module, tap.n_channels, n_together(tap)] for tap in self.taps],
+            "taps": [[hook.module, hook.n_channels, n_together(hook)] for hook in self.hooks],
             "n_batches": self.n_batches,
-            "sizes": [BATCH, PIECE],
+            "sizes": [BATCH, MICRO_BATCH],
             "head": SETTINGS,
             "versions": {"pillow": PIL.__version__, "timm": timm.__version__},
         }
@@ -168,32 +169,32 @@ class Measurement:
         text = json.dumps(self.plain(), sort_keys=True)
         return self.home / "attention" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def part(self, tap: Tap, channels: range) -> Path:
+    def part(self, hook: FeatureHook, channels: range) -> Path:
         """Return the file of some channels that are kept together."""
-        return self.directory / f"{self.taps.index(tap)}-{channels.start:05d}.part"
+        return self.directory / f"{self.hooks.index(hook)}-{channels.start:05d}.part"
 
     def read(self) -> dict[tuple[str, int], float]:
         """Return the importance of every channel whose part is there and whole."""
         found: dict[tuple[str, int], float] = {}
-        for tap, channels in self.ranges:
-            rows = atomic.read(self.part(tap, channels), n=len(channels))
+        for hook, channels in self.ranges:
+            rows = atomic.read(self.part(hook, channels), n=len(channels))
             if rows is not None:
-                found |= {(tap.module, c): float(rows[c - channels.start, 0]) for c in channels}
+                found |= {(hook.module, c): float(rows[c - channels.start, 0]) for c in channels}
         return found
 
     def images(self) -> list[tuple[Float[Tensor, "_ 3 _ _"], Tensor]]:
-        """Return the images that importance is measured on, in pieces of one size."""
+        """Return the images that importance is measured on, in micro-batches of one size."""
         n = self.prepared.n_train
         size = min(BATCH, n)
         n_images = size * min(self.n_batches, n // size)
         seed = derive_seed("attention images", self.prepared.digest)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        piece = PIECE if size % PIECE == 0 else size
+        micro_batch = MICRO_BATCH if size % MICRO_BATCH == 0 else size
         batches = EvalBatches(
             self.prepared,
             "train",
             format=self.source.image_format,
-            batch_size=piece,
+            batch_size=micro_batch,
             device=self.placement.device,
         )
         chosen = order[:n_images].numpy()
@@ -209,14 +210,14 @@ Attention = dict[str, Float32[Tensor, " _"]]
 
 def channel_attention(
     source: SourceNetwork,
-    taps: Sequence[Tap],
+    hooks: Sequence[FeatureHook],
     *,
     n_batches: int,
     prepared: Prepared,
     home: Path,
     progress: Progress | None = None,
 ) -> Attention:
-    """Return the attention of each tap's channels, by module: positive, with sum 1.
+    """Return the attention of each hook's channels, by module: positive, with sum 1.
 
         importance(ch) = mean over batches of [CE with the channel zero - CE]
         a = softmax(z / 5), z = (importance - mean) / std
@@ -227,7 +228,7 @@ def channel_attention(
 
     Args:
         source: the network of the pre-trained weights.
-        taps: of its model.
+        hooks: of its model.
         n_batches: at most; `methods.delta_batches`.
         prepared: the images.
         home: below it the measurements are kept.
@@ -235,7 +236,7 @@ def channel_attention(
             may raise, and then the next call goes on from there.
 
     Raises:
-        SpecError: the weights are random, or a tap's output is no feature map.
+        SpecError: the weights are random, or a hook's output is no feature map.
         DataError: `home` cannot be written.
         DivergedError: the head that it is measured with, or an importance, is not finite.
         OutOfMemoryError: the copies with silent channels do not fit.
@@ -247,7 +248,7 @@ def channel_attention(
         )
         raise SpecError(message)
     measurement = Measurement(
-        source=source, taps=tuple(taps), n_batches=n_batches, prepared=prepared, home=home
+        source=source, hooks=tuple(hooks), n_batches=n_batches, prepared=prepared, home=home
     )
     importance = _kept(measurement, progress or (lambda _done, _all: None))
     return {
@@ -268,8 +269,8 @@ def _kept(measurement: Measurement, progress: Progress) -> dict[str, Float32[Ten
             found = measurement.read()
     progress(n_all, n_all)
     return {
-        tap.module: torch.tensor([found[tap.module, c] for c in range(tap.n_channels)])
-        for tap in measurement.taps
+        hook.module: torch.tensor([found[hook.module, c] for c in range(hook.n_channels)])
+        for hook in measurement.hooks
     }
 
 
@@ -288,11 +289,11 @@ def _measure(measurement: Measurement, progress: Progress) -> None:
     started = time.perf_counter()
     head = _head(measurement, lambda: progress(len(done), n_all))
     n_done, images = len(done), measurement.images()
-    for tap, channels in measurement.ranges:
-        if (tap.module, channels.start) not in done:
+    for hook, channels in measurement.ranges:
+        if (hook.module, channels.start) not in done:
             tick = partial(progress, n_done, n_all)
-            rows = _part(measurement, head, tap, channels, images, tick)
-            _write(measurement, measurement.part(tap, channels), rows)
+            rows = _part(measurement, head, hook, channels, images, tick)
+            _write(measurement, measurement.part(hook, channels), rows)
             n_done += len(rows)
             progress(n_done, n_all)
     seconds = time.perf_counter() - started
@@ -307,7 +308,7 @@ def _measure(measurement: Measurement, progress: Progress) -> None:
 def _part(
     measurement: Measurement,
     head: nn.Module,
-    tap: Tap,
+    hook: FeatureHook,
     channels: range,
     images: Sequence[tuple[Float[Tensor, "_ 3 _ _"], Tensor]],
     tick: Callable[[], None],
@@ -317,7 +318,7 @@ def _part(
     Raises:
         OutOfMemoryError: not even one silent channel at a time fits.
     """
-    others = {(tap.module, c) for c in range(tap.n_channels) if c not in channels}
+    others = {(hook.module, c) for c in range(hook.n_channels) if c not in channels}
     n_at_once = len(channels)
     while True:
         try:
@@ -325,7 +326,7 @@ def _part(
                 found = channel_importance(
                     measurement.source.model,
                     head,
-                    (tap,),
+                    (hook,),
                     images,
                     done=others,
                     n_at_once=n_at_once,
@@ -337,7 +338,7 @@ def _part(
                 raise
             if n_at_once == 1:
                 message = (
-                    f"{2 * PIECE} images without gradients must fit in the memory of "
+                    f"{2 * MICRO_BATCH} images without gradients must fit in the memory of "
                     f"{measurement.placement.device}, got {' '.join(str(error).split())[:120]}; "
                     "use smaller images, a smaller model or another device"
                 )

@@ -29,13 +29,12 @@ from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.network.device import Placement, place
 from nbtl_search.network.model import SourceNetwork, build
 from nbtl_search.network.weights import RANDOM, Weights, read_weights
-from nbtl_search.spec import POOLED, Dials, Recipe
+from nbtl_search.spec import POOLED, Dials, Progress, Recipe
 from nbtl_search.transfer.distillation import SourceHead, source_head
 from nbtl_search.transfer.layers import layers_of
 
 Output = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n d"]]
 Head = tuple[Float32[np.ndarray, "z d"], Float32[np.ndarray, " z"]]
-Progress = Callable[[int, int], None]
 
 
 def output_at(model: nn.Module, layer: str) -> Output:

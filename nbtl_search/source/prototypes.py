@@ -31,8 +31,8 @@ from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.network.device import Placement
 from nbtl_search.network.model import SourceNetwork
-from nbtl_search.source.features import Output, Progress, exact_float32, output_at
-from nbtl_search.spec import POOLED
+from nbtl_search.source.features import Output, exact_float32, output_at
+from nbtl_search.spec import POOLED, Progress
 
 SUFFIX: Final = ".npz"
 _UNREADABLE = (OSError, ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile)

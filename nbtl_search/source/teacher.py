@@ -13,10 +13,10 @@ from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.network.model import Network, SourceNetwork
 from nbtl_search.network.weights import RANDOM
 from nbtl_search.source.attention import channel_attention
-from nbtl_search.source.features import Features, Progress, extract
-from nbtl_search.spec import Recipe
+from nbtl_search.source.features import Features, extract
+from nbtl_search.spec import Progress, Recipe
 from nbtl_search.transfer.distillation import SourceHead
-from nbtl_search.transfer.feature_hooks import Tap, taps_of
+from nbtl_search.transfer.feature_hooks import FeatureHook, hooks_of
 from nbtl_search.transfer.layers import Layers
 from nbtl_search.transfer.reinit import reset_layers
 
@@ -27,9 +27,9 @@ class SourceSignals:
 
     model: nn.Module | None = None
     head: SourceHead | None = None
-    taps: tuple[Tap, ...] = ()
+    hooks: tuple[FeatureHook, ...] = ()
     attention: Mapping[str, Float[Tensor, " _"]] | None = None
-    """Per tap a weight for each channel; None for the plain distance."""
+    """Per hook a weight for each channel; None for the plain distance."""
     logits: Float[Tensor, "images classes"] | None = None
     """Of every training image as it is; None where the model is asked."""
 
@@ -56,25 +56,25 @@ def source_signals(
     source = network.source
     if source is None:
         return SourceSignals()
-    taps, attention, logits = compared_taps(recipe, network.layers, source.model), None, None
-    if taps and recipe.dials.delta == "attention":
+    hooks, attention, logits = compared_hooks(recipe, network.layers, source.model), None, None
+    if hooks and recipe.dials.delta == "attention":
         attention = _attention(
-            recipe, source, taps, prepared=prepared, home=home, measuring=measuring
+            recipe, source, hooks, prepared=prepared, home=home, measuring=measuring
         )
     if recipe.dials.distill and recipe.methods.distill_teacher == "precomputed":
         logits = teacher_logits(recipe, source, prepared=prepared, home=home, progress=measuring)
         logits = logits.to(source.placement.device)
-    asked = taps or (recipe.dials.distill and logits is None)
+    asked = hooks or (recipe.dials.distill and logits is None)
     return SourceSignals(
         model=source.model if asked else None,
         head=source.head,
-        taps=taps,
+        hooks=hooks,
         attention=attention,
         logits=logits,
     )
 
 
-def compared_taps(recipe: Recipe, layers: Layers, source: nn.Module) -> tuple[Tap, ...]:
+def compared_hooks(recipe: Recipe, layers: Layers, source: nn.Module) -> tuple[FeatureHook, ...]:
     """Return the feature maps that DELTA compares: of modules in which nothing starts anew.
 
     Raises:
@@ -83,23 +83,25 @@ def compared_taps(recipe: Recipe, layers: Layers, source: nn.Module) -> tuple[Ta
     if recipe.dials.delta == "off":
         return ()
     new = frozenset(_new_parameters(layers, recipe))
-    taps = tuple(
-        tap for tap in taps_of(source, n=recipe.methods.delta_taps) if not _is_new(source, tap, new)
+    hooks = tuple(
+        hook
+        for hook in hooks_of(source, n=recipe.methods.delta_taps)
+        if not _is_new(source, hook, new)
     )
-    if not taps:
+    if not hooks:
         message = (
             "DELTA compares feature maps of layers that keep their weights, got none with "
             f"reinit_layers = {recipe.dials.reinit_layers} and delta_taps = "
             f"{recipe.methods.delta_taps}; reinitialise fewer layers, or compare more maps"
         )
         raise SpecError(message)
-    return taps
+    return hooks
 
 
-def _is_new(source: nn.Module, tap: Tap, new: frozenset[str]) -> bool:
-    """Tell whether a tap's module starts anew; one without weights, whether what is before does."""
-    own = [name for name, _ in source.named_parameters() if name.startswith(f"{tap.module}.")]
-    return not new.isdisjoint(own or _just_before(source, tap.module))
+def _is_new(source: nn.Module, hook: FeatureHook, new: frozenset[str]) -> bool:
+    """Tell whether a hook's module starts anew; without weights, whether what is before does."""
+    own = [name for name, _ in source.named_parameters() if name.startswith(f"{hook.module}.")]
+    return not new.isdisjoint(own or _just_before(source, hook.module))
 
 
 def _just_before(source: nn.Module, wanted: str) -> list[str]:
@@ -120,25 +122,25 @@ def _new_parameters(layers: Layers, recipe: Recipe) -> list[str]:
 def _attention(
     recipe: Recipe,
     source: SourceNetwork,
-    taps: tuple[Tap, ...],
+    hooks: tuple[FeatureHook, ...],
     *,
     prepared: Prepared,
     home: Path,
     measuring: Progress | None,
 ) -> dict[str, Tensor]:
-    """Return the attention of the taps; it is measured on all of them, whatever starts anew.
+    """Return the attention of the hooks; it is measured on all of them, whatever starts anew.
 
     So the trials of a study share one measurement, however many layers each reinitialises.
     """
     found = channel_attention(
         source,
-        taps_of(source.model, n=recipe.methods.delta_taps),
+        hooks_of(source.model, n=recipe.methods.delta_taps),
         n_batches=recipe.methods.delta_batches,
         prepared=prepared,
         home=home,
         progress=measuring,
     )
-    return {tap.module: found[tap.module].to(source.placement.device) for tap in taps}
+    return {hook.module: found[hook.module].to(source.placement.device) for hook in hooks}
 
 
 def teacher_logits(

@@ -26,7 +26,7 @@ from nbtl_search.spec.study import (
     StudySpec,
 )
 from nbtl_search.spec.toml import read_toml, with_settings, write_toml
-from nbtl_search.spec.values import Value
+from nbtl_search.spec.values import Progress, Value
 
 __all__ = [
     "POOLED",
@@ -44,6 +44,7 @@ __all__ = [
     "MethodSettings",
     "ModelSettings",
     "Prior",
+    "Progress",
     "Pruning",
     "Recipe",
     "Regime",

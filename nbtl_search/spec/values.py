@@ -1,12 +1,15 @@
 """The base of all our values: frozen, keyword-only, validated, with errors a person can use."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nbtl_search.errors import SpecError
+
+Progress = Callable[[int, int], None]
+"""Called with (done, in all); what it raises ends the work."""
 
 
 class Value(BaseModel):

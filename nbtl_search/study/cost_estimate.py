@@ -100,6 +100,6 @@ def _warnings(spec: StudySpec, speed: Speed) -> list[str]:
     if speed.micro_batch < speed.batch_size:
         found.append(
             f"the memory holds {speed.micro_batch} of {speed.batch_size} images at once; batches "
-            "are trained in pieces, which gives the same updates and takes longer"
+            "are trained in micro-batches, which gives the same updates and takes longer"
         )
     return found

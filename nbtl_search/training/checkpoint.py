@@ -32,7 +32,7 @@ PLACES = {"data": {"dataset", "root"}, "model": {"weights"}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class EpochProgress:
     """Where a run is, and the sums of its current epoch."""
 
     epoch: int = 0
@@ -43,7 +43,7 @@ class Progress:
     n_images: int = 0
     seconds: float = 0.0
 
-    def after(self, *, loss: float, n_images: int) -> "Progress":
+    def after(self, *, loss: float, n_images: int) -> "EpochProgress":
         """Return the progress after one more update."""
         return replace(
             self,
@@ -52,7 +52,7 @@ class Progress:
             n_images=self.n_images + n_images,
         )
 
-    def later(self, *, seconds: float) -> "Progress":
+    def later(self, *, seconds: float) -> "EpochProgress":
         """Return the progress with more time spent."""
         return replace(self, seconds=self.seconds + seconds)
 
@@ -63,7 +63,7 @@ class Trainable(Protocol):
 
     recipe: Recipe
     data_digest: str
-    progress: Progress
+    progress: EpochProgress
     history: tuple[Epoch, ...]
     network: Any
     optimiser: torch.optim.SGD
@@ -102,7 +102,7 @@ def restore(run: Trainable, saved: RunState) -> None:
     run.network.model.load_state_dict(saved["model"])
     run.optimiser.load_state_dict(dict(saved["optimiser"]))
     run.gradient.micro_batch = saved["micro_batch"]
-    run.progress = Progress(**saved["progress"])
+    run.progress = EpochProgress(**saved["progress"])
     run.history = tuple(Epoch.parse_json(text) for text in saved["history"])
     restore_random_state(saved["random"])
 

@@ -114,9 +114,9 @@ def _logits(
     placement: Placement,
     micro_batch: int | None,
 ) -> Float[Tensor, "n classes"]:
-    pieces = torch.split(images, micro_batch or len(images))
+    parts = torch.split(images, micro_batch or len(images))
     with torch.inference_mode(), placement.autocast():
-        logits = [model(piece.to(memory_format=placement.memory_format)) for piece in pieces]
+        logits = [model(part.to(memory_format=placement.memory_format)) for part in parts]
         return torch.cat(logits)
 
 

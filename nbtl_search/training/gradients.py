@@ -1,4 +1,4 @@
-"""The gradient of one batch, in as many pieces as the memory asks for."""
+"""The gradient of one batch, in as many micro-batches as the memory asks for."""
 
 import gc
 import logging
@@ -30,9 +30,10 @@ def soft_cross_entropy(
 class Gradient:
     """Computes batch gradients, with micro-batches halved whenever memory runs out.
 
-    The loss of each piece is weighted by its share of the batch, so the effective batch stays
-    the same. Batch norm does not: it sees the statistics of a piece, which no accumulation can
-    mend. A batch that is tried again starts from the same random and running statistics.
+    The loss of each micro-batch is weighted by its share of the batch, so the effective batch
+    stays the same. Batch norm does not: it sees the statistics of a micro-batch, which no
+    accumulation can mend. A batch that is tried again starts from the same random and running
+    statistics.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Gradient:
         Args:
             model: which learns.
             placement: where.
-            micro_batch: images of a piece, at most.
+            micro_batch: images of a micro-batch, at most.
             terms: what is added to the task's loss.
             gathered: takes the gradient of what pulls to the source, which then stays out of the
                 parameters' own; None to add it to the loss.
@@ -69,7 +70,7 @@ class Gradient:
         Raises:
             DivergedError: the loss is not finite.
             OutOfMemoryError: not even one image at a time fits, or too few for what is computed.
-            SpecError: batch norm or a method needs more images in a piece.
+            SpecError: batch norm or a method needs more images in a micro-batch.
         """
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
@@ -96,13 +97,13 @@ class Gradient:
         if self.gathered is not None:
             self.gathered.clear()
         n_images = len(batch.targets)
-        n_pieces = math.ceil(n_images / self.micro_batch)
-        pieces = (batch.images, batch.targets, batch.indices)
-        split = (whole.tensor_split(n_pieces) for whole in pieces)
-        return sum(self._piece(*piece, n_images=n_images) for piece in zip(*split, strict=True))
+        n_micro_batches = math.ceil(n_images / self.micro_batch)
+        whole_batch = (batch.images, batch.targets, batch.indices)
+        split = (whole.tensor_split(n_micro_batches) for whole in whole_batch)
+        return sum(self._add(*part, n_images=n_images) for part in zip(*split, strict=True))
 
-    def _piece(self, images: Tensor, targets: Tensor, indices: Tensor, *, n_images: int) -> float:
-        """Add the gradients of one piece, and return its share of the cross-entropy."""
+    def _add(self, images: Tensor, targets: Tensor, indices: Tensor, *, n_images: int) -> float:
+        """Add the gradients of one micro-batch, and return its share of the cross-entropy."""
         share = len(targets) / n_images
         with self.terms.recording() as recorded:
             with self._placement.autocast():

@@ -1,10 +1,10 @@
-"""What methods add to the loss of a batch, one piece of it at a time, and to its gradient.
+"""Terms that methods add to the loss of a micro-batch, and to the gradient.
 
 To the loss there are two sides, as DTNH tells them apart:
 
-* the task's: batch spectral shrinkage, a mean over the pieces weighted by their shares;
+* the task's: batch spectral shrinkage, a mean over the micro-batches weighted by their shares;
 * the source's: DELTA and distillation, which pull to the source network. A mean over the batch is
-  weighted by a piece's share as the cross-entropy is; a sum over it is added up as it is.
+  weighted by a micro-batch's share as the cross-entropy is; a sum over it is added up as it is.
 
 The source network sees the very images that the task's loss is of: augmented and mixed.
 """
@@ -26,7 +26,7 @@ from nbtl_search.spec import Dials, MethodSettings, Recipe
 from nbtl_search.transfer.delta import delta, feature_map_distance
 from nbtl_search.transfer.distillation import PooledFeatures, distillation
 from nbtl_search.transfer.dtnh import Dtnh, dtnh
-from nbtl_search.transfer.feature_hooks import Tap, Taps
+from nbtl_search.transfer.feature_hooks import FeatureHook, FeatureHooks
 from nbtl_search.transfer.freezing import trainable_penalty
 from nbtl_search.transfer.penalties import L2SP, l2sp
 from nbtl_search.transfer.spectral import spectral_shrinkage
@@ -37,7 +37,7 @@ Indices = Int[Tensor, " batch"]
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-    """What is added to a piece's loss; None where nothing is."""
+    """What is added to a micro-batch's loss; None where nothing is."""
 
     task: Float[Tensor, ""] | None = None
     source: Float[Tensor, ""] | None = None
@@ -46,7 +46,7 @@ class Added:
 class Recorded(NamedTuple):
     """What was recorded of the last forward pass of a model, with its graph."""
 
-    taps: Taps
+    hooks: FeatureHooks
     pooled: PooledFeatures | None
 
     @property
@@ -65,27 +65,27 @@ class Terms:
         self._methods: MethodSettings = recipe.methods
         self.source = source
         self._pools = bool(recipe.dials.bss or recipe.dials.distill)
-        _check_pieces(recipe)
+        _check_micro_batches(recipe)
         with self.recording():  # a model that cannot be recorded is refused before it trains
             pass
 
     @contextmanager
     def recording(self) -> Iterator[Recorded]:
         """Record what the terms need of the model's forward passes inside the context."""
-        with _recorded(self._model, self.source.taps, pooled=self._pools) as recorded:
+        with _recorded(self._model, self.source.hooks, pooled=self._pools) as recorded:
             yield recorded
 
     def added(self, recorded: Recorded, images: Images, indices: Indices, share: float) -> Added:
-        """Return the terms of the piece whose forward pass was recorded last.
+        """Return the terms of the micro-batch whose forward pass was recorded last.
 
         Args:
             recorded: of the model that learns.
-            images: of the piece, as the model saw them.
+            images: of the micro-batch, as the model saw them.
             indices: of these images among the training images.
-            share: of the piece in its batch.
+            share: of the micro-batch in its batch.
 
         Raises:
-            SpecError: the piece has too few images for spectral shrinkage.
+            SpecError: the micro-batch has too few images for spectral shrinkage.
         """
         return Added(
             task=self._shrinkage(recorded, share),
@@ -102,14 +102,14 @@ class Terms:
         self, recorded: Recorded, images: Images, indices: Indices, share: float
     ) -> Tensor | None:
         source, dials = self.source, self._dials
-        if not source.taps and not dials.distill:
+        if not source.hooks and not dials.distill:
             return None
         terms = []
         with ExitStack() as stack:
             maps, logits = self._asked(stack, images, indices)
-            if source.taps:
+            if source.hooks:
                 weight = share if self._methods.delta_reduction == "mean" else 1.0
-                terms.append(weight * dials.delta_alpha * self._distance(recorded.taps.maps, maps))
+                terms.append(weight * dials.delta_alpha * self._distance(recorded.hooks.maps, maps))
             if logits is not None and source.head is not None:
                 kept = distillation(
                     source.head(recorded.features),
@@ -130,11 +130,11 @@ class Terms:
         if source.model is None:
             return {}, noted
         listens = source.head is not None and noted is None
-        recorded = stack.enter_context(_recorded(source.model, source.taps, pooled=listens))
+        recorded = stack.enter_context(_recorded(source.model, source.hooks, pooled=listens))
         source.model(images)
         if source.head is None or noted is not None:
-            return recorded.taps.maps, noted
-        return recorded.taps.maps, source.head(recorded.features)
+            return recorded.hooks.maps, noted
+        return recorded.hooks.maps, source.head(recorded.features)
 
     def _distance(self, maps: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
         reduction = self._methods.delta_reduction
@@ -144,22 +144,24 @@ class Terms:
 
 
 @contextmanager
-def _recorded(model: nn.Module, taps: tuple[Tap, ...], *, pooled: bool) -> Iterator[Recorded]:
+def _recorded(
+    model: nn.Module, hooks: tuple[FeatureHook, ...], *, pooled: bool
+) -> Iterator[Recorded]:
     with ExitStack() as stack:
         yield Recorded(
-            taps=stack.enter_context(Taps(model, taps)),
+            hooks=stack.enter_context(FeatureHooks(model, hooks)),
             pooled=stack.enter_context(PooledFeatures(model)) if pooled else None,
         )
 
 
-def _check_pieces(recipe: Recipe) -> None:
-    """Refuse spectral shrinkage of pieces that will be too small, before anything is trained."""
+def _check_micro_batches(recipe: Recipe) -> None:
+    """Refuse spectral shrinkage of micro-batches that will be too small, before training."""
     n, k = recipe.train.batch_size, recipe.methods.bss_k
-    n_pieces = math.ceil(n / min(recipe.train.micro_batch or n, n))
-    if recipe.dials.bss and n // n_pieces < max(2, k):
+    n_micro_batches = math.ceil(n / min(recipe.train.micro_batch or n, n))
+    if recipe.dials.bss and n // n_micro_batches < max(2, k):
         message = (
-            f"spectral shrinkage needs pieces of {max(2, k)} images or more (methods.bss_k = {k}), "
-            f"got {n // n_pieces} with batch_size = {n} and micro_batch = "
+            f"spectral shrinkage needs micro-batches of {max(2, k)} images or more (methods.bss_k "
+            f"= {k}), got {n // n_micro_batches} with batch_size = {n} and micro_batch = "
             f"{recipe.train.micro_batch}; use a larger batch or micro_batch, or bss = 0"
         )
         raise SpecError(message)

@@ -7,12 +7,11 @@ import torch
 
 from nbtl_search import space
 from nbtl_search.data.prepared import Prepared, prepare
-from nbtl_search.data.survey import Progress
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.network.model import Network, build
 from nbtl_search.network.weights import Weights, read_weights
-from nbtl_search.source.teacher import SourceSignals, check_precomputable, compared_taps
-from nbtl_search.spec import Dials, Facts, Recipe, StudySpec
+from nbtl_search.source.teacher import SourceSignals, check_precomputable, compared_hooks
+from nbtl_search.spec import Dials, Facts, Progress, Recipe, StudySpec
 from nbtl_search.training.method_losses import Terms
 
 # What a model or its weights may not be able to do.
@@ -131,5 +130,5 @@ def _check_method(recipe: Recipe, prepared: Prepared, weights: Weights, *, home:
         recipe, n_classes=len(prepared.classes), home=home, prepared=prepared, weights=weights
     )
     if network.source is not None:
-        compared_taps(recipe, network.layers, network.source.model)
+        compared_hooks(recipe, network.layers, network.source.model)
     Terms(network.model, recipe, SourceSignals())

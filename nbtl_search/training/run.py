@@ -13,11 +13,10 @@ from typing import TypeVar
 
 from nbtl_search.data.loader import Batch, EvalBatches, TrainBatches
 from nbtl_search.data.prepared import Prepared
-from nbtl_search.data.survey import Progress
 from nbtl_search.network.device import derive_seed, place
 from nbtl_search.network.model import build
 from nbtl_search.source.teacher import SourceSignals, source_signals
-from nbtl_search.spec import Epoch, Recipe, best_epoch
+from nbtl_search.spec import Epoch, Progress, Recipe, best_epoch
 from nbtl_search.training import checkpoint
 from nbtl_search.training.evaluation import Score, largest_weight, running_score
 from nbtl_search.training.gradients import Gradient, finite
@@ -98,7 +97,7 @@ class Run:
                 measuring=measuring,
             )
         self.gradient = self._gradient(source)
-        self.progress = checkpoint.Progress()
+        self.progress = checkpoint.EpochProgress()
         self.history: tuple[Epoch, ...] = ()
 
     def _train_batches(self, prepared: Prepared) -> TrainBatches:
@@ -116,7 +115,7 @@ class Run:
 
     def _gradient(self, source: SourceSignals) -> Gradient:
         train, dials, network = self.recipe.train, self.recipe.dials, self.network
-        gathers = isinstance(self.penalty, Dtnh) and bool(dials.distill or source.taps)
+        gathers = isinstance(self.penalty, Dtnh) and bool(dials.distill or source.hooks)
         return Gradient(
             network.model,
             self.placement,
@@ -235,7 +234,7 @@ class Run:
             micro_batch=self.gradient.micro_batch,
         )
         self.history = (*self.history, epoch)
-        self.progress = checkpoint.Progress(epoch=progress.epoch + 1)
+        self.progress = checkpoint.EpochProgress(epoch=progress.epoch + 1)
         return epoch
 
     def state_dict(self) -> checkpoint.RunState:

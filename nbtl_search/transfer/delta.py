@@ -1,14 +1,14 @@
 """DELTA: feature maps stay near those of the source network, channels weighted by attention.
 
-    Omega = sum over taps j of 1/2 c_j/(h_j w_j) sum_b sum_ch a_j,ch ||FM_b,j,ch - FM0_b,j,ch||^2
+    Omega = sum over hooks j of 1/2 c_j/(h_j w_j) sum_b sum_ch a_j,ch ||FM_b,j,ch - FM0_b,j,ch||^2
 
 Li, Xiong, Wang, Rao, Liu, Chen and Huan 2019, "DELTA: DEep Learning Transfer using Feature Map
 with Attention for convolutional networks", arXiv 1901.09229. The factor c/(h w) and the sum over
 the batch are those of the authors' released code. With alpha_sum a weight for reduction = "sum",
 alpha_mean = batch * alpha_sum gives the same loss with "mean".
 
-Under gradient accumulation a "sum" is added up over the pieces of a batch as it is; a "mean" is
-weighted by each piece's share, as the cross-entropy is.
+Under gradient accumulation a "sum" is added up over the micro-batches as it is; a "mean" is
+weighted by each one's share of the batch, as the cross-entropy is.
 """
 
 import math
@@ -42,20 +42,20 @@ def delta(
     The source maps are constants. Half-precision maps are compared in float32.
 
     Args:
-        target_maps: of the network that learns, by tap.
+        target_maps: of the network that learns, by hook.
         source_maps: of the source network on the same images.
-        attention: per tap, one weight a channel, with sum 1.
+        attention: per hook, one weight a channel, with sum 1.
         reduction: over the batch; "sum" is the released code's.
 
     Raises:
-        SpecError: the three do not have the same taps, or maps differ in shape.
+        SpecError: the three do not have the same hooks, or maps differ in shape.
     """
     _check_same_taps(target_maps, source_maps, attention)
     terms = []
-    for tap, target in target_maps.items():
+    for hook, target in target_maps.items():
         n_channels, n_positions = target.shape[1], math.prod(target.shape[2:])
-        squares = _squared_offset(tap, target, source_maps[tap]).flatten(2).sum(dim=2)
-        weighted = (squares * attention[tap].to(squares)).sum()
+        squares = _squared_offset(hook, target, source_maps[hook]).flatten(2).sum(dim=2)
+        weighted = (squares * attention[hook].to(squares)).sum()
         terms.append(weighted * (n_channels / n_positions / 2))
     return _reduced(terms, target_maps, reduction)
 
@@ -66,15 +66,15 @@ def feature_map_distance(
     *,
     reduction: Reduction = "sum",
 ) -> Float[Tensor, ""]:
-    """Return the plain distance, sum over taps of 1/2 ||FM - FM0||^2: no attention, no c/(h w).
+    """Return the plain distance, sum over hooks of 1/2 ||FM - FM0||^2: no attention, no c/(h w).
 
     Raises:
-        SpecError: the two do not have the same taps, or maps differ in shape.
+        SpecError: the two do not have the same hooks, or maps differ in shape.
     """
     _check_same_taps(target_maps, source_maps)
     terms = [
-        _squared_offset(tap, target, source_maps[tap]).sum() / 2
-        for tap, target in target_maps.items()
+        _squared_offset(hook, target, source_maps[hook]).sum() / 2
+        for hook, target in target_maps.items()
     ]
     return _reduced(terms, target_maps, reduction)
 
@@ -82,7 +82,7 @@ def feature_map_distance(
 def attention(importance: Float[Tensor, " channels"]) -> Float[Tensor, " channels"]:
     """Return a = softmax(z / 5), z = (importance - mean) / std, with the population's std.
 
-    The weights of a tap sum to 1, so that equal importances give 1/c each; so does a std of 0.
+    The weights of a hook sum to 1, so that equal importances give 1/c each; so does a std of 0.
 
     Raises:
         DivergedError: an importance is not finite.
@@ -102,11 +102,11 @@ def attention(importance: Float[Tensor, " channels"]) -> Float[Tensor, " channel
     return a.to(importance.dtype)
 
 
-def _squared_offset(tap: str, target: Map, source: Tensor) -> Map:
+def _squared_offset(hook: str, target: Map, source: Tensor) -> Map:
     if target.shape != source.shape:
         message = (
-            f"maps of {tap!r} have one shape, got {tuple(target.shape)} and {tuple(source.shape)}; "
-            "run both networks on the same images"
+            f"maps of {hook!r} have one shape, got {tuple(target.shape)} and "
+            f"{tuple(source.shape)}; run both networks on the same images"
         )
         raise SpecError(message)
     return (at_least_float32(target) - at_least_float32(source.detach())).square()
@@ -116,8 +116,8 @@ def _check_same_taps(first: Mapping[str, Tensor], *others: Mapping[str, Tensor])
     for other in others:
         if not first or first.keys() != other.keys():
             message = (
-                f"the same taps must be given everywhere, at least one, got {sorted(first)} and "
-                f"{sorted(other)}; record both networks with the same taps"
+                f"the same hooks must be given everywhere, at least one, got {sorted(first)} and "
+                f"{sorted(other)}; record both networks with the same hooks"
             )
             raise SpecError(message)
 

@@ -118,7 +118,7 @@ def dtnh(
 
 
 class Gathered:
-    """The gradient of a regulariser that needs a backward of its own, over a batch's pieces."""
+    """The gradient of a regulariser that needs a backward of its own, over all micro-batches."""
 
     def __init__(self, parameters: Named) -> None:
         """Gather for these parameters, under their full names."""
@@ -130,13 +130,13 @@ class Gathered:
         self.gradients = {}
 
     def backward(self, loss: Float[Tensor, ""], *, retain_graph: bool = True) -> None:
-        """Add the gradient of one piece's regulariser, weighted by its share of the batch.
+        """Add the gradient of one micro-batch's regulariser, weighted by its share of the batch.
 
         Parameters that the loss does not reach get none; where all that is below it is frozen, so
         does every one. The parameters' own `grad` stays.
 
         Args:
-            loss: the regulariser of the piece.
+            loss: the regulariser of the micro-batch.
             retain_graph: whether the task's loss, of the same forward pass, comes after it.
         """
         if not loss.requires_grad or not self._parameters:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import SpecError, StudyNotFoundError
-from nbtl_search.spec import Epoch, Recipe
+from nbtl_search.spec import Epoch, Progress, Recipe
 from nbtl_search.spec.verdict import Verdict
 from nbtl_search.training import checkpoint
 from nbtl_search.training.run import Run
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nbtl_search.exports.export import Export
     from nbtl_search.exports.predict import Prediction
 
-Progress = Callable[[int, int], None]
 Which = Literal["default", "winner"]
 
 

@@ -16,13 +16,12 @@ from nbtl_search.ledger import records
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.paper.study import paper_study
 from nbtl_search.reports.reproduction import Reproduction, reproduction_of
-from nbtl_search.spec import StudySpec
+from nbtl_search.spec import Progress, StudySpec
 from nbtl_search.spec.verdict import Verdict
 from nbtl_search.study import finals, store
 from nbtl_search.study.store import Study
 from nbtl_search.study.verdicts import verdict_of
 from nbtl_search.workspace.drafts import drafted
-from nbtl_search.workspace.studies import Progress
 from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import Desired
 from nbtl_search.ledger.records import TrialRecord, best_of
 from nbtl_search.reports.terminal.status import Queue, StatusReport, status_of
-from nbtl_search.spec import Advised, Diagnosis, Recipe, StudySpec
+from nbtl_search.spec import Advised, Diagnosis, Progress, Recipe, StudySpec
 from nbtl_search.study import diagnoses, finals, store, warm_start
 from nbtl_search.study.store import Study, StudySummary
 from nbtl_search.workspace.drafts import draft, with_starts, with_threads
@@ -27,7 +27,6 @@ from nbtl_search.workspace.workspace import Workspace
 if TYPE_CHECKING:
     from nbtl_search.data.prepared import Prepared
 
-Progress = Callable[[int, int], None]
 
 Wish = Literal["pause", "resume", "stop"]
 

@@ -23,11 +23,11 @@ from nbtl_search.source import attention as engine
 from nbtl_search.source.attention import channel_attention, linear_head, trained_head
 from nbtl_search.source.features import source_network
 from nbtl_search.spec import DataSettings, Dials
-from nbtl_search.transfer.feature_hooks import taps_of
+from nbtl_search.transfer.feature_hooks import hooks_of
 from nbtl_search.transfer.importance import Importance, channel_importance
 
-N_TAPS, N_CHANNELS = 2, 192 + 96
-METHODS = {"delta_taps": N_TAPS, "delta_batches": 2}
+N_HOOKS, N_CHANNELS = 2, 192 + 96
+METHODS = {"delta_taps": N_HOOKS, "delta_batches": 2}
 
 
 class KilledError(Exception):
@@ -44,7 +44,7 @@ def measure(tiny_recipe, tiny_prepared, home):
         source = source_network(recipe, home=home, prepared=prepared, n_threads=1)
         usual = {
             "source": source,
-            "taps": taps_of(source.model, n=recipe.methods.delta_taps),
+            "taps": hooks_of(source.model, n=recipe.methods.delta_taps),
             "n_batches": recipe.methods.delta_batches,
             "prepared": prepared,
             "home": home,
@@ -84,7 +84,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_the_weights_of_a_tap_are_positive_and_sum_to_one(measure):
+def test_the_weights_of_a_hook_are_positive_and_sum_to_one(measure):
     found = measure()
     assert {module: len(a) for module, a in found.items()} == {"layer3": 192, "layer4": 96}
     for a in found.values():
@@ -168,37 +168,37 @@ def importances(weights, prepared, head, image_format, n_images):
     head = head.double()
 
     @torch.no_grad()
-    def loss(tap=None, channel=None):
+    def loss(hook=None, channel=None):
         out = x
         for name in ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             out = getattr(model, name)(out)
-            if name == tap:
+            if name == hook:
                 out[:, channel] = 0
         return functional.cross_entropy(head(out.mean(dim=(2, 3))), y).item()
 
     whole = loss()
     return {
-        tap: np.array([loss(tap, channel) - whole for channel in range(n)])
-        for tap, n in (("layer3", 192), ("layer4", 96))
+        hook: np.array([loss(hook, channel) - whole for channel in range(n)])
+        for hook, n in (("layer3", 192), ("layer4", 96))
     }
 
 
-@pytest.mark.parametrize(("batch", "piece"), [(32, 8), (8, 4)])
+@pytest.mark.parametrize(("batch", "micro_batch"), [(32, 8), (8, 4)])
 def test_it_is_the_softmax_of_standardised_rises_of_the_loss(
-    measure, tiny_recipe, tiny_prepared, tiny_weights, home, monkeypatch, batch, piece
+    measure, tiny_recipe, tiny_prepared, tiny_weights, home, monkeypatch, batch, micro_batch
 ):
     monkeypatch.setattr(attention, "BATCH", batch)
-    monkeypatch.setattr(attention, "PIECE", piece)
+    monkeypatch.setattr(attention, "MICRO_BATCH", micro_batch)
     found = measure()
     head = linear_head(kept_head(home))
     image_format = build(tiny_recipe(), n_classes=3, home=home).image_format
     n_images = min(2 * batch, tiny_prepared.n_train)  # two batches, or the short one there is
     rises = importances(tiny_weights, tiny_prepared, head, image_format, n_images)
-    for tap, rise in rises.items():
+    for hook, rise in rises.items():
         assert rise.std() > 0
         z = (rise - rise.mean()) / rise.std()
         expected = np.exp(z / 5) / np.exp(z / 5).sum()
-        np.testing.assert_allclose(found[tap].numpy(), expected, rtol=2e-4)
+        np.testing.assert_allclose(found[hook].numpy(), expected, rtol=2e-4)
 
 
 def test_the_head_is_trained_on_the_features_of_the_training_images(
@@ -289,7 +289,7 @@ from nbtl_search.files import shared_folder
 from nbtl_search.source import attention
 from nbtl_search.source.features import source_network
 from nbtl_search.spec import Recipe
-from nbtl_search.transfer.feature_hooks import taps_of
+from nbtl_search.transfer.feature_hooks import hooks_of
 
 shared_folder.WAIT_S = 0.02
 recipe, home = Recipe.model_validate_json(sys.argv[1]), Path(sys.argv[2])
@@ -306,7 +306,7 @@ attention.channel_importance = counted
 print("ready", flush=True)
 sys.stdin.readline()
 found = attention.channel_attention(
-    source, taps_of(source.model, n=2), n_batches=recipe.methods.delta_batches,
+    source, hooks_of(source.model, n=2), n_batches=recipe.methods.delta_batches,
     prepared=prepared, home=home,
 )
 print(len(measured), [a.tolist() for a in found.values()])
@@ -453,11 +453,11 @@ def test_progress_counts_channels(measure):
 
 
 def test_the_caller_keeps_its_random_state_and_threads(measure, monkeypatch):
-    def rises(_model, _head, taps, _images, *, done, **_options):
-        for tap in taps:
+    def rises(_model, _head, hooks, _images, *, done, **_options):
+        for hook in hooks:
             assert torch.get_num_threads() == 2
-            missing = (c for c in range(tap.n_channels) if (tap.module, c) not in done)
-            yield from (Importance(tap.module, c, 1.0) for c in missing)
+            missing = (c for c in range(hook.n_channels) if (hook.module, c) not in done)
+            yield from (Importance(hook.module, c, 1.0) for c in missing)
 
     monkeypatch.setattr(engine, "channel_importance", rises)
     before = torch.get_rng_state(), torch.get_num_threads()

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from nbtl_search.errors import OutOfMemoryError, SpecError
-from nbtl_search.source.teacher import compared_taps
+from nbtl_search.source.teacher import compared_hooks
 from nbtl_search.training.run import Run, train
-from nbtl_search.transfer.feature_hooks import taps_of
+from nbtl_search.transfer.feature_hooks import hooks_of
 from nbtl_search.transfer.layers import layers_of
 
 PLAIN = {"randaugment": "", "mixup": 0.0, "erasing": 0.0, "crop_scale": (1.0, 1.0)}
@@ -27,7 +27,7 @@ def make_run(tiny_prepared, home, tiny_recipe):
 
 
 def evaluating(run):
-    """Take batch norm and its pieces out of what is compared."""
+    """Take batch norm and its micro-batches out of what is compared."""
     run.begin_epoch()
     run.network.model.eval()
     return next(run.batches())
@@ -45,13 +45,13 @@ def wide(run):
     ).double()
 
 
-def maps_of(model, images, taps):
+def maps_of(model, images, hooks):
     found: dict[str, torch.Tensor] = {}
     handles = [
-        model.get_submodule(tap.module).register_forward_hook(
-            lambda _m, _i, output, name=tap.module: found.__setitem__(name, output)
+        model.get_submodule(hook.module).register_forward_hook(
+            lambda _m, _i, output, name=hook.module: found.__setitem__(name, output)
         )
-        for tap in taps
+        for hook in hooks
     ]
     logits = model(images)
     for handle in handles:
@@ -96,10 +96,10 @@ def test_plain_delta_is_added_with_its_weight(make_run, reduction, n):
             parameter.mul_(1.1)
     batch = evaluating(run)
     model, source = wide(run)
-    taps = taps_of(source, n=4)
-    logits, maps = maps_of(model, batch.images.double(), taps)
-    _, of_source = maps_of(source, batch.images.double(), taps)
-    pull = sum(((maps[t.module] - of_source[t.module].detach()) ** 2).sum() / 2 for t in taps)
+    hooks = hooks_of(source, n=4)
+    logits, maps = maps_of(model, batch.images.double(), hooks)
+    _, of_source = maps_of(source, batch.images.double(), hooks)
+    pull = sum(((maps[t.module] - of_source[t.module].detach()) ** 2).sum() / 2 for t in hooks)
     assert pull > 0
     close(run, batch, cross_entropy(logits, batch.targets) + 0.001 * pull / n, model)
 
@@ -113,16 +113,16 @@ def test_attention_weighs_the_channels(make_run):
             parameter.mul_(1.1)
     batch = evaluating(run)
     model, source = wide(run)
-    taps = taps_of(source, n=2)
+    hooks = hooks_of(source, n=2)
     attention = run.gradient.terms.source.attention
-    assert set(attention) == {tap.module for tap in taps}
-    logits, maps = maps_of(model, batch.images.double(), taps)
-    _, of_source = maps_of(source, batch.images.double(), taps)
+    assert set(attention) == {hook.module for hook in hooks}
+    logits, maps = maps_of(model, batch.images.double(), hooks)
+    _, of_source = maps_of(source, batch.images.double(), hooks)
     pull = 0
-    for tap in taps:
-        offset = (maps[tap.module] - of_source[tap.module].detach()) ** 2
+    for hook in hooks:
+        offset = (maps[hook.module] - of_source[hook.module].detach()) ** 2
         _, c, h, w = offset.shape
-        weights = attention[tap.module].double()
+        weights = attention[hook.module].double()
         assert float(weights.sum()) == pytest.approx(1)
         pull = pull + c / (h * w) / 2 * (offset.sum((0, 2, 3)) * weights).sum()
     close(run, batch, cross_entropy(logits, batch.targets) + 0.05 * pull, model)
@@ -303,12 +303,12 @@ class Chain(nn.Module):
 def test_a_map_behind_a_new_layer_is_not_pulled(tiny_recipe, n_new, expected):
     model = Chain()
     recipe = tiny_recipe(dials={"delta": "plain", "reinit_layers": n_new})
-    assert [tap.module for tap in compared_taps(recipe, layers_of(model), model)] == expected
+    assert [hook.module for hook in compared_hooks(recipe, layers_of(model), model)] == expected
 
 
 def test_maps_of_new_layers_are_not_pulled(make_run):
-    all_maps = make_run({"delta": "plain"}).gradient.terms.source.taps
-    new = make_run({"delta": "plain", "reinit_layers": 2}).gradient.terms.source.taps
+    all_maps = make_run({"delta": "plain"}).gradient.terms.source.hooks
+    new = make_run({"delta": "plain", "reinit_layers": 2}).gradient.terms.source.hooks
     assert new == all_maps[: len(new)]
     assert len(new) < len(all_maps)
     with pytest.raises(SpecError, match="layers that keep their weights, got none"):
@@ -317,7 +317,9 @@ def test_maps_of_new_layers_are_not_pulled(make_run):
 
 @pytest.mark.parametrize(("micro_batch", "k", "got"), [(1, 1, 1), (2, 3, 2), (7, 5, 4)])
 def test_spectral_shrinkage_of_too_few_images_is_refused(make_run, micro_batch, k, got):
-    with pytest.raises(SpecError, match=rf"pieces of {max(2, k)} images or more .* got {got} with"):
+    with pytest.raises(
+        SpecError, match=rf"micro-batches of {max(2, k)} images or more .* got {got} with"
+    ):
         make_run({"bss": 0.1}, train={"micro_batch": micro_batch}, methods={"bss_k": k})
 
 

@@ -138,7 +138,7 @@ def test_the_anchors_are_the_weights_file_and_never_the_checkpoint(make_run, tin
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_accumulation_has_the_gradient_of_the_whole_batch(make_run, micro_batch):
-    """In evaluation mode, where batch norm does not see the pieces."""
+    """In evaluation mode, where batch norm does not see the micro-batches."""
     gradients = []
     for size in (8, micro_batch):
         run = make_run(train={"micro_batch": size})

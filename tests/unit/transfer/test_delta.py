@@ -1,4 +1,4 @@
-"""DELTA against literal float64 transcriptions, its laws, and its taps in real networks."""
+"""DELTA against literal float64 transcriptions, its laws, and its hooks in real networks."""
 
 import math
 from typing import Any
@@ -14,10 +14,10 @@ from torch.nn import functional
 from nbtl_search.errors import DivergedError, SpecError
 from nbtl_search.transfer.delta import attention, delta, feature_map_distance
 from nbtl_search.transfer.feature_hooks import (
-    INCEPTION_V4_TAPS,
-    Tap,
-    Taps,
-    taps_of,
+    INCEPTION_V4_HOOKS,
+    FeatureHook,
+    FeatureHooks,
+    hooks_of,
 )
 from nbtl_search.transfer.importance import channel_importance
 from nbtl_search.transfer.source import frozen_copy
@@ -27,35 +27,35 @@ LAWS = settings(max_examples=25, deadline=None, derandomize=True)
 
 @st.composite
 def maps(draw):
-    """Two taps of target and source maps, and attention that sums to 1."""
+    """Two hooks of target and source maps, and attention that sums to 1."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     batch = draw(st.integers(1, 3))
     target, source, weights = {}, {}, {}
-    for tap in ("low", "high"):
+    for hook in ("low", "high"):
         shape = (batch, *(draw(st.integers(1, 4)) for _ in range(3)))
         scale = 10 ** draw(st.integers(-2, 2))
-        target[tap], source[tap] = (
+        target[hook], source[hook] = (
             scale * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)
         )
-        target[tap].requires_grad_()
-        weights[tap] = torch.rand(shape[1], generator=generator, dtype=torch.float64).softmax(0)
+        target[hook].requires_grad_()
+        weights[hook] = torch.rand(shape[1], generator=generator, dtype=torch.float64).softmax(0)
     return target, source, weights
 
 
 def literal(target, source, weights=None):
     """Omega and its gradient by loops over every number."""
     total, gradients = 0.0, {}
-    for tap in target:
-        b, c, h, w = target[tap].shape
-        gradients[tap] = torch.zeros_like(target[tap])
+    for hook in target:
+        b, c, h, w = target[hook].shape
+        gradients[hook] = torch.zeros_like(target[hook])
         for i in range(b):
             for ch in range(c):
-                factor = 1.0 if weights is None else c / (h * w) * weights[tap][ch].item()
+                factor = 1.0 if weights is None else c / (h * w) * weights[hook][ch].item()
                 for y in range(h):
                     for x in range(w):
-                        offset = (target[tap][i, ch, y, x] - source[tap][i, ch, y, x]).item()
+                        offset = (target[hook][i, ch, y, x] - source[hook][i, ch, y, x]).item()
                         total += 0.5 * factor * offset**2
-                        gradients[tap][i, ch, y, x] = factor * offset
+                        gradients[hook][i, ch, y, x] = factor * offset
     return total, gradients
 
 
@@ -77,7 +77,7 @@ def test_value_and_gradient_are_the_formulas(drawn):
 @given(maps())
 def test_it_is_zero_with_zero_gradient_where_the_maps_are_equal(drawn):
     target, _, weights = drawn
-    same = {tap: value.detach().clone() for tap, value in target.items()}
+    same = {hook: value.detach().clone() for hook, value in target.items()}
     for value in (delta(target, same, weights), feature_map_distance(target, same)):
         assert value.item() == 0
         assert all(not g.any() for g in torch.autograd.grad(value, list(target.values())))
@@ -88,10 +88,10 @@ def test_it_is_zero_with_zero_gradient_where_the_maps_are_equal(drawn):
 def test_equal_attention_leaves_the_plain_distance_over_positions(drawn):
     """The factor c is there for this: c * 1/c = 1."""
     target, source, weights = drawn
-    for tap, w in weights.items():
-        one = {tap: target[tap]}, {tap: source[tap]}
-        equal = {tap: torch.full_like(w, 1 / len(w))}
-        n_positions = math.prod(target[tap].shape[2:])
+    for hook, w in weights.items():
+        one = {hook: target[hook]}, {hook: source[hook]}
+        equal = {hook: torch.full_like(w, 1 / len(w))}
+        n_positions = math.prod(target[hook].shape[2:])
         plain = feature_map_distance(*one).item() / n_positions
         assert delta(*one, equal).item() == pytest.approx(plain, rel=1e-12)
 
@@ -128,9 +128,9 @@ def test_half_precision_maps_are_compared_in_float32():
 def test_what_does_not_belong_together_is_refused():
     one, other = torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 4)
     a = torch.ones(2) / 2
-    with pytest.raises(SpecError, match="the same taps"):
+    with pytest.raises(SpecError, match="the same hooks"):
         delta({"a": one}, {"a": one}, {"b": a})
-    with pytest.raises(SpecError, match="the same taps"):
+    with pytest.raises(SpecError, match="the same hooks"):
         feature_map_distance({}, {})
     with pytest.raises(SpecError, match=r"maps of 'a' have one shape"):
         delta({"a": one}, {"a": other}, {"a": a})
@@ -178,14 +178,14 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(("name", "size_px"), NETWORKS.items())
-def test_the_taps_of_a_network_give_its_channels_first(name, size_px):
+def test_the_hooks_of_a_network_give_its_channels_first(name, size_px):
     model = timm.create_model(name, num_classes=3).eval()
-    taps = taps_of(model)
-    assert len(taps) == 4
-    with Taps(model, taps) as recorded, torch.no_grad():
+    hooks = hooks_of(model)
+    assert len(hooks) == 4
+    with FeatureHooks(model, hooks) as recorded, torch.no_grad():
         model(torch.randn(2, 3, size_px, size_px))
-        assert list(recorded.maps) == [tap.module for tap in taps]
-        assert [m.shape[:2] for m in recorded.maps.values()] == [(2, t.n_channels) for t in taps]
+        assert list(recorded.maps) == [hook.module for hook in hooks]
+        assert [m.shape[:2] for m in recorded.maps.values()] == [(2, t.n_channels) for t in hooks]
         assert feature_map_distance(recorded.maps, recorded.maps).item() == 0
 
 
@@ -193,20 +193,20 @@ def n_hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def test_inception_v4_works_with_all_taps_and_is_left_without_hooks():
+def test_inception_v4_works_with_all_hooks_and_is_left_without_hooks():
     torch.manual_seed(0)
     model: Any = timm.create_model("inception_v4", num_classes=3)
     source = frozen_copy(model)
-    taps = taps_of(model)
-    assert taps == INCEPTION_V4_TAPS
+    hooks = hooks_of(model)
+    assert hooks == INCEPTION_V4_HOOKS
     images = torch.randn(2, 3, 96, 96)
-    with Taps(model, taps) as target, Taps(source, taps) as anchored:
+    with FeatureHooks(model, hooks) as target, FeatureHooks(source, hooks) as anchored:
         model(images)
         with torch.no_grad():
             source(images)
         shapes = [tuple(m.shape) for m in target.maps.values()]
         assert [shape[:2] for shape in shapes] == [(2, 64), (2, 384), (2, 1024), (2, 1536)]
-        a = {tap.module: attention(torch.randn(tap.n_channels)) for tap in taps}
+        a = {hook.module: attention(torch.randn(hook.n_channels)) for hook in hooks}
         value = delta(target.maps, anchored.maps, a)
         # Batch norm in training mode: the maps differ although the weights are the same.
         assert value.item() > 0
@@ -221,18 +221,21 @@ def test_inception_v4_works_with_all_taps_and_is_left_without_hooks():
 
 def test_hooks_are_removed_where_the_forward_pass_fails():
     model = timm.create_model("test_resnet", num_classes=3)
-    with pytest.raises(RuntimeError), Taps(model, taps_of(model)):
+    with pytest.raises(RuntimeError), FeatureHooks(model, hooks_of(model)):
         model(torch.randn(2, 5, 32, 32))
     assert n_hooks(model) == 0
 
 
 def test_models_without_feature_maps_are_refused():
     with pytest.raises(SpecError, match="feature_info"):
-        taps_of(nn.Linear(2, 2))
+        hooks_of(nn.Linear(2, 2))
     with pytest.raises(SpecError, match="n >= 1"):
-        taps_of(nn.Linear(2, 2), n=0)
+        hooks_of(nn.Linear(2, 2), n=0)
     model = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(SpecError, match="is a feature map"), Taps(model, [Tap("0", 2)]):
+    with (
+        pytest.raises(SpecError, match="is a feature map"),
+        FeatureHooks(model, [FeatureHook("0", 2)]),
+    ):
         model(torch.zeros(1, 2))
 
 
@@ -253,17 +256,17 @@ class TestImportance:
         torch.manual_seed(0)
         model: Any = timm.create_model("test_resnet", num_classes=0).double().train()
         head = nn.Linear(model.num_features, 3).double()
-        taps = (taps_of(model)[0], taps_of(model)[-1])
+        hooks = (hooks_of(model)[0], hooks_of(model)[-1])
         batches = [
             (torch.randn(b, 3, 32, 32, dtype=torch.float64), torch.randint(3, (b,))) for b in (4, 3)
         ]
-        return model, head, taps, batches
+        return model, head, hooks, batches
 
     def test_it_is_the_rise_of_the_loss_with_a_silent_channel(self):
-        model, head, taps, batches = self.network()
-        results = list(channel_importance(model, head, taps, batches, n_at_once=5))
+        model, head, hooks, batches = self.network()
+        results = list(channel_importance(model, head, hooks, batches, n_at_once=5))
         assert [(r.module, r.channel) for r in results] == [
-            (tap.module, channel) for tap in taps for channel in range(tap.n_channels)
+            (hook.module, channel) for hook in hooks for channel in range(hook.n_channels)
         ]
         model.eval()
         for r in (results[0], results[7], results[-1]):
@@ -285,22 +288,22 @@ class TestImportance:
             assert r.value != 0
 
     def test_it_can_be_resumed_and_leaves_everything_as_it_was(self):
-        model, head, taps, batches = self.network()
+        model, head, hooks, batches = self.network()
         modes = [m.training for m in model.modules()]
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        measuring = channel_importance(model, head, taps, batches)
+        measuring = channel_importance(model, head, hooks, batches)
         first = [next(measuring) for _ in range(11)]
         assert [m.training for m in model.modules()] == modes
         assert n_hooks(model) == 0
         done = {(r.module, r.channel) for r in first}
-        rest = list(channel_importance(model, head, taps, batches, done=done))
-        assert [*first, *rest] == list(channel_importance(model, head, taps, batches))
+        rest = list(channel_importance(model, head, hooks, batches, done=done))
+        assert [*first, *rest] == list(channel_importance(model, head, hooks, batches))
         assert all(torch.equal(before[n], value) for n, value in model.state_dict().items())
         assert all(p.grad is None for p in model.parameters())
 
     def test_nothing_to_measure_with_is_refused(self):
-        model, head, taps, batches = self.network()
+        model, head, hooks, batches = self.network()
         with pytest.raises(SpecError, match="got 0 batches"):
-            next(channel_importance(model, head, taps, []))
+            next(channel_importance(model, head, hooks, []))
         with pytest.raises(SpecError, match="n_at_once >= 1"):
-            next(channel_importance(model, head, taps, batches, n_at_once=0))
+            next(channel_importance(model, head, hooks, batches, n_at_once=0))

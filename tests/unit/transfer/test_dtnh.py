@@ -243,9 +243,9 @@ def test_a_second_loss_is_gathered_over_pieces_beside_the_task():
     for attempt in range(2):  # the first is given up, as after running out of memory
         gathered.clear()
         model.zero_grad()
-        for piece in images.split([4, 2])[: 1 + attempt]:
-            share = len(piece) / len(images)
-            features = model.forward_features(piece)
+        for part in images.split([4, 2])[: 1 + attempt]:
+            share = len(part) / len(images)
+            features = model.forward_features(part)
             gathered.backward(features.square().sum(dim=(1, 2, 3)).mean() * share)
             (model.forward_head(features).square().sum(dim=1).mean() * share).backward()
     features = model.forward_features(images)
