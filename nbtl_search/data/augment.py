@@ -1,4 +1,4 @@
-"""Training augmentation of one image and of one batch, from timm's own parts (METHODS 1.6).
+"""Augmentation of one training image and of one batch, from timm's own parts (METHODS 1.6).
 
 Both draw from the global generators, as timm's parts do: the loader seeds and restores them.
 """

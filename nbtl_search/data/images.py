@@ -1,4 +1,4 @@
-"""One image: how it is decoded, what the network wants to see, and timm's evaluation of it."""
+"""Images: their decoding, the format a network expects, and timm's evaluation transform."""
 
 import struct
 from collections.abc import Callable

@@ -1,6 +1,4 @@
-"""Random numbers as a pure function of where they are used, also for code with global state.
-
-Batches that arrive on the device, augmented. Every random number belongs to its place.
+"""Batches of images on the device, augmented: every random number belongs to its place.
 
 The order is a function of (seed, epoch), an image of (seed, epoch, its index), a batch of (seed,
 epoch, update). So an epoch can start at any update, in any process, with the same bits.
@@ -32,6 +30,11 @@ from nbtl_search.spec import AugmentSettings
 # the same numbers.
 ORDER, IMAGE, BATCH = 0, 1, 2
 
+# Images whose ten crops are made ahead of the network: 43 MB at 299 px.
+_N_AHEAD = 16
+
+Raw = tuple[UInt8[Tensor, "batch 3 h w"], Int[Tensor, " batch"]]
+
 
 def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
     """Return numpy's generator for one purpose and place."""
@@ -57,12 +60,6 @@ def global_state_kept() -> Iterator[None]:
         random.setstate(kept[0])
         np.random.set_state(kept[1])  # noqa: NPY002
         torch.set_rng_state(kept[2])
-
-
-# Images whose ten crops are made ahead of the network: 43 MB at 299 px.
-_N_AHEAD = 16
-
-Raw = tuple[UInt8[Tensor, "batch 3 h w"], Int[Tensor, " batch"]]
 
 
 @final
@@ -112,11 +109,14 @@ class TrainBatches:
 
         With loader processes, one epoch at a time: the next one ends the one before.
         """
+        # The whole epoch's order is drawn also where the epoch begins half-way: a resumed run sees
+        # the same batches.
         order = generator(self.seed, ORDER, e).permutation(len(self.images.places))
         plan = [
             (e, update, order[update * self.batch_size : (update + 1) * self.batch_size])
             for update in range(start, self.n_updates)
         ]
+        # In place: the loader's sampler is this very list, and its processes live for all epochs.
         self._plan[:] = plan
         raw = map(self.images.__getitem__, plan) if self._workers is None else self._workers
         for (_, update, indexes), (images, labels) in zip(plan, raw, strict=True):
@@ -167,6 +167,7 @@ class _AugmentedImages(Dataset[Raw]):
         images = []
         with global_state_kept():
             for index in indexes.tolist():
+                # For each image: it is augmented alike by any number of loader processes.
                 reseed_global(self.seed, IMAGE, e, index)
                 images.append(self.augmented(self._pixels(index)))
         return torch.stack(images), torch.from_numpy(self.labels[indexes])
@@ -200,7 +201,7 @@ def _workers(
     return DataLoader(
         images,
         sampler=plan,
-        batch_size=None,
+        batch_size=None,  # the plan holds whole batches
         num_workers=n_workers,
         persistent_workers=True,
         pin_memory=device.type == "cuda",

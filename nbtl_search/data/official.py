@@ -1,24 +1,6 @@
-"""Datasets fetched from their own sites: verified by checksum, extracted with path checks.
+"""Official datasets: fetched by checksum, and read in the splits that their authors published.
 
-FGVC-Aircraft, 100 variants: official train, val and test lists.
-
-Maji et al., Fine-Grained Visual Classification of Aircraft, arXiv 1306.5151. The class numbers are
-the lines of variants.txt; the authors' code numbers by first appearance, so maps must not be mixed.
-
-Caltech-256-30: files 1-30 of each class train, 31-50 validate, the rest test.
-
-Griffin, Holub and Perona, Caltech-256 Object Category Dataset, 2007; split as in Plested, Shen and
-Gedeon (2021), section 3.1.
-
-Stanford Cars: official train and test; validation is the first 11 of each class of train.
-
-Krause, Stark, Deng and Fei-Fei, 3D Object Representations for Fine-Grained Categorization, 2013.
-Never take the validation images from the official test list: the released code of the paper does,
-and its chosen settings have seen 27 % of the test set.
-
-Describable Textures Dataset: 47 classes, ten official partitions into three equal splits.
-
-Cimpoi et al., Describing Textures in the Wild, CVPR 2014.
+One reader for each, with the sizes beside it that its images must have.
 """
 
 import http.client
@@ -61,6 +43,7 @@ def fetch(archive: Archive, target: Path) -> Path:
         name = archive.url.rpartition("/")[2]
         try:
             download_url(archive.url, str(temporary), filename=name, md5=archive.md5)
+            # filter="data" refuses paths that leave the folder, links out of it, and devices.
             shutil.unpack_archive(temporary / name, temporary, filter="data")
         except (
             OSError,
@@ -79,11 +62,15 @@ def fetch(archive: Archive, target: Path) -> Path:
     return publish(target, fill, n_bytes=archive.n_bytes)
 
 
+# FGVC-Aircraft: Maji et al. 2013, arXiv 1306.5151. Official train, val and test lists.
 AIRCRAFT_SIZES = Sizes(n_classes=100, train=3334, val=3333, test=3333, per_class={})
 
 
 def read_aircraft(root: Path, *, expected: Sizes = AIRCRAFT_SIZES) -> Manifest:
     """Read the split from `root`, which holds variants.txt, images_variant_*.txt and images/.
+
+    The class numbers are the lines of variants.txt. The authors' code of the paper numbers by first
+    appearance, so that its numbers and ours must not be mixed.
 
     Raises:
         DataError: a list is missing or names an unknown variant, or the sizes are wrong.
@@ -128,6 +115,8 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+# Caltech-256-30: Griffin, Holub and Perona, Caltech-256 Object Category Dataset, 2007; split as in
+# Plested, Shen and Gedeon (2021), section 3.1: files 1-30 of each class train, 31-50 validate.
 CALTECH256_SIZES = Sizes(
     n_classes=256, train=7680, val=5120, test=16980, per_class={"train": 30, "val": 20}
 )
@@ -174,6 +163,10 @@ def _split_of(number: int) -> str:
     return "val" if number <= LAST_VAL else "test"
 
 
+# Stanford Cars: Krause et al., 3D Object Representations for Fine-Grained Categorization, 2013.
+# Official train and test; validation is the first 11 of each class of train. Never take it from the
+# official test list: the released code of the paper does, and its chosen settings have seen 27 % of
+# the test set.
 CARS_SIZES = Sizes(n_classes=196, train=5988, val=2156, test=8041, per_class={"val": 11})
 N_VAL_PER_CLASS = 11
 TEST_LABELS = "cars_test_annos_withlabels.mat"
@@ -260,6 +253,8 @@ def _load(path: Path, name: str) -> Any:
         raise DataError(message) from error
 
 
+# Describable Textures: Cimpoi et al., Describing Textures in the Wild, CVPR 2014. Ten official
+# partitions into three equal splits.
 DTD_SIZES = Sizes(
     n_classes=47,
     train=1880,

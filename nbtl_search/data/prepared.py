@@ -1,10 +1,7 @@
-"""Decoded images of any size in one memory-mapped file, shared by all processes of a node.
+"""Prepared datasets: decoded once on disk, memory-mapped by every process of a node.
 
-Mean and standard deviation of training pixels, exact and kept on disk.
-
-A dataset decoded on disk: its pixels as training sees them and as evaluation sees them.
-
-Datasets decoded once: `prepare` makes them, every process of a node shares them.
+`prepare` makes what is missing. Below the folder of a dataset's digest lie, for each split, the
+pixels as training sees them, and for each format those of the evaluation.
 """
 
 import json
@@ -26,6 +23,11 @@ from nbtl_search.data.survey import Survey, in_threads, read_survey, survey
 from nbtl_search.errors import DataError
 from nbtl_search.files.shared_folder import publish
 from nbtl_search.spec import DataSettings, Progress
+
+# Never test: whoever searches cannot read it, even by mistake.
+SEARCH_SPLITS = ("train", "val")
+
+Triple = tuple[float, float, float]
 
 
 @final
@@ -71,9 +73,6 @@ def write(directory: Path, images: Iterable[Pixels]) -> None:
     np.save(directory / "shapes.npy", np.array(shapes, dtype=np.int64).reshape(-1, 2))
 
 
-Triple = tuple[float, float, float]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """Of all pixels of all training images, per channel, where white is 1."""
@@ -90,6 +89,7 @@ def cached(pack: Packed, target: Path) -> Statistics:
     """
 
     def fill(temporary: Path) -> None:
+        # JSON keeps every digit of a float: what is read is what was measured, bit for bit.
         text = json.dumps(asdict(measured(pack)))
         (temporary / "statistics.json").write_text(text, encoding="utf-8")
 
@@ -238,39 +238,6 @@ class Prepared:
         return self.packs[split]
 
 
-def decoded(item: Item, manifest: Manifest) -> Pixels:
-    """Return an image of a manifest in its full size.
-
-    Raises:
-        DataError: the file has gone or changed since it was surveyed.
-    """
-    if item.path is None:
-        if manifest.textures is None:
-            message = f"an image without a path is rendered, got {item.key!r} and no textures"
-            raise DataError(message)
-        return manifest.textures.render(item.key)
-    try:
-        return np.asarray(decode(item.path))
-    except UNREADABLE as error:
-        message = f"{item.path} was sound before, got {error}; prepare the dataset again"
-        raise DataError(message) from error
-
-
-def counted(
-    images: Iterable[Pixels], n_before: int, n_all: int, progress: Progress | None
-) -> Iterator[Pixels]:
-    """Yield the images and report how many have been taken."""
-    for n, image in enumerate(images, start=n_before + 1):
-        yield image
-        if progress is not None:
-            progress(n, n_all)
-
-
-__all__ = ["SEARCH_SPLITS", "Prepared", "open_prepared", "prepare"]
-
-SEARCH_SPLITS = ("train", "val")
-
-
 def prepare(
     data: DataSettings,
     *,
@@ -296,6 +263,7 @@ def prepare(
         DataError: the dataset cannot be had, is damaged or incomplete, or the disk is full.
     """
     listed = datasets.manifest(data, home=home, download=download)
+    # Surveys stay in the home: they are small, and every node would read all images again.
     found = survey(
         listed, directory=home / "data" / "surveys", skip_corrupt=skip_corrupt, progress=progress
     )
@@ -362,7 +330,10 @@ def _directory(home: Path, found: Survey) -> Path:
 
 
 def _side(data: DataSettings, items: Iterable[Item], found: Survey) -> int | None:
-    """Return the shorter side that larger images are reduced to; None if no image is larger."""
+    """Return the shorter side that larger images are reduced to; None if no image is larger.
+
+    Twice the input leaves room for random crops; whole photographs would take far more disk.
+    """
     limit = 2 * data.image_px
     return limit if any(min(found.sizes[item.key]) > limit for item in items) else None
 
@@ -400,3 +371,31 @@ def _training_image(pixels: Pixels, side: int | None) -> Pixels:
         return pixels
     # Pillow's resize averages over all source pixels (antialiased).
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def decoded(item: Item, manifest: Manifest) -> Pixels:
+    """Return an image of a manifest in its full size.
+
+    Raises:
+        DataError: the file has gone or changed since it was surveyed.
+    """
+    if item.path is None:
+        if manifest.textures is None:
+            message = f"an image without a path is rendered, got {item.key!r} and no textures"
+            raise DataError(message)
+        return manifest.textures.render(item.key)
+    try:
+        return np.asarray(decode(item.path))
+    except UNREADABLE as error:
+        message = f"{item.path} was sound before, got {error}; prepare the dataset again"
+        raise DataError(message) from error
+
+
+def counted(
+    images: Iterable[Pixels], n_before: int, n_all: int, progress: Progress | None
+) -> Iterator[Pixels]:
+    """Yield the images and report how many have been taken."""
+    for n, image in enumerate(images, start=n_before + 1):
+        yield image
+        if progress is not None:
+            progress(n, n_all)

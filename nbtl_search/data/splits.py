@@ -1,4 +1,4 @@
-"""Which image is in which split: manifests, their invariants, and our own stratified split."""
+"""Manifests: which image is in which split, their invariants, and our own stratified split."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Read every image of a dataset once: is it sound, how large is it, what is the content's digest.
+"""Survey of a dataset: every image read once for soundness, size and the content's digest.
 
 The result is kept under a fingerprint of the names, sizes and times of the files, so that opening
 a prepared dataset does not read them again.

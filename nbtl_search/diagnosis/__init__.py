@@ -1,1 +1,1 @@
-"""How well pre-trained weights fit a dataset, measured."""
+"""Diagnosis: how well pre-trained weights fit a dataset."""

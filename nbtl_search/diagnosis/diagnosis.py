@@ -1,4 +1,4 @@
-"""Diagnose how well a recipe's pre-trained weights fit its images: every measure, once."""
+"""Diagnosis of how well a recipe's pre-trained weights fit its images: every measure, once."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""How far the same network comes from random weights, in a stated and reduced budget."""
+"""Accuracy of the same network from random weights, in a stated and reduced budget."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""What a measure gives for features that say nothing about the labels: the labels are shuffled."""
+"""Null values: a measure of features that say nothing of the labels, which are shuffled."""
 
 from collections.abc import Callable
 

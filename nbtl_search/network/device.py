@@ -1,7 +1,4 @@
-"""Random states: seeds derived from what they are for, borrowed and given back.
-
-Where and how exactly a run computes: device, precision, threads, determinism.
-"""
+"""Device of a run, and how exactly it computes: precision, threads, determinism, random state."""
 
 import hashlib
 import os
@@ -17,9 +14,16 @@ import torch
 from nbtl_search.errors import SpecError
 from nbtl_search.spec import TrainSettings
 
+MAX_LOADERS = 8
+# Measured on 2 cores with AVX512-BF16, Inception-v4 at 299 px: fp32 1.4 images/s, bf16 3.5.
+FAST_BF16 = ("avx512_bf16", "amx_bf16")
+# What the CPU's allocator says; only CUDA's has a class of its own.
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
+
 
 def derive_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that is a pure function of the parts, and differs where they do."""
+    # Not hash(): Python salts that of a string anew in each process.
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -53,16 +57,13 @@ def random_state() -> dict[str, Any]:
 def restore_random_state(state: Mapping[str, Any]) -> None:
     """Set every global generator to a state that `random_state` returned."""
     torch.set_rng_state(state["torch"])
+    # A resumed trial may find another number of GPUs, or none. Updates are seeded by their place
+    # (`Run.update`), so that nothing of the curve hangs on these.
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-
-
-MAX_LOADERS = 8
-# Measured on 2 cores with AVX512-BF16, Inception-v4 at 299 px: fp32 1.4 images/s, bf16 3.5.
-FAST_BF16 = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,10 +215,6 @@ def _device(name: str) -> torch.device:
         )
         raise SpecError(message)
     return device
-
-
-# What the CPU's allocator says; only CUDA's has a class of its own.
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

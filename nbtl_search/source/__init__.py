@@ -1,1 +1,1 @@
-"""What the source network says of the images: features, logits, attention, prototypes."""
+"""The source network's view of the images: features, logits, attention, prototypes."""

@@ -39,6 +39,15 @@ from nbtl_search.transfer.delta import attention
 from nbtl_search.transfer.feature_hooks import FeatureHook
 from nbtl_search.transfer.importance import channel_importance
 
+logger = logging.getLogger(__name__)
+
+Attention = dict[str, Float32[Tensor, " _"]]
+
+BATCH: Final = 32
+# Images that pass at once, before they are copied: micro-batches of one size give their batch's
+# mean.
+MICRO_BATCH: Final = 8
+# How the head is trained that importance is measured with: Li et al. 2019, released code.
 SETTINGS: Final[dict[str, Any]] = {
     "epochs": 10,
     "batch_size": 32,
@@ -49,66 +58,52 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 
 
-def trained_head(
-    features: Float32[np.ndarray, "n d"],
-    labels: Int64[np.ndarray, " n"],
+def channel_attention(
+    source: SourceNetwork,
+    hooks: Sequence[FeatureHook],
     *,
-    n_classes: int,
-    seed: int,
-) -> Float32[np.ndarray, "c d_1"]:
-    """Return the weight of a linear classifier of some features, its bias as last column.
+    n_batches: int,
+    prepared: Prepared,
+    home: Path,
+    progress: Progress | None = None,
+) -> Attention:
+    """Return the attention of each hook's channels, by module: positive, with sum 1.
 
-    The rate of epoch e, from 0, is 0.01 * 0.1^(e // 6); the loss is the cross-entropy.
+        importance(ch) = mean over batches of [CE with the channel zero - CE]
+        a = softmax(z / 5), z = (importance - mean) / std
+
+    It is measured on `n_batches` batches of 32 training images under the evaluation
+    transform, in float32, and kept for next time; of several processes one measures and the others
+    wait. Where there are fewer images there are fewer batches, and at least one.
+
+    Args:
+        source: the network of the pre-trained weights.
+        hooks: of its model.
+        n_batches: at most; `methods.delta_batches`.
+        prepared: the images.
+        home: below it the measurements are kept.
+        progress: called with (channels done, channels in all), also while another one measures;
+            may raise, and then the next call goes on from there.
 
     Raises:
-        DivergedError: a weight is not finite.
+        SpecError: the weights are random, or a hook's output is no feature map.
+        DataError: `home` cannot be written.
+        DivergedError: the head that it is measured with, or an importance, is not finite.
+        OutOfMemoryError: the copies with silent channels do not fit.
     """
-    x, y = torch.from_numpy(features), torch.from_numpy(labels)
-    with seeded(derive_seed("initialise", seed)):
-        head = nn.Linear(x.shape[1], n_classes)
-    optimiser = torch.optim.SGD(head.parameters(), lr=SETTINGS["lr"], momentum=SETTINGS["momentum"])
-    schedule = torch.optim.lr_scheduler.StepLR(
-        optimiser, SETTINGS["decay_epochs"], gamma=SETTINGS["decay_rate"]
-    )
-    generator = torch.Generator().manual_seed(derive_seed("order", seed))
-    for _ in range(SETTINGS["epochs"]):
-        order = torch.randperm(len(x), generator=generator)
-        for rows in order.split(SETTINGS["batch_size"]):
-            optimiser.zero_grad()
-            functional.cross_entropy(head(x[rows]), y[rows]).backward()
-            optimiser.step()
-        schedule.step()
-    found: Float32[np.ndarray, "c d_1"] = torch.cat(
-        [head.weight.detach(), head.bias.detach()[:, None]], dim=1
-    ).numpy()
-    _check_finite(found, features)
-    return found
-
-
-def linear_head(rows: Float32[np.ndarray, "c d_1"]) -> nn.Module:
-    """Return the classifier of pooled features that `trained_head` gave."""
-    weight, bias = torch.from_numpy(rows).tensor_split([rows.shape[1] - 1], dim=1)
-    linear = nn.utils.skip_init(nn.Linear, weight.shape[1], len(weight))
-    linear.load_state_dict({"weight": weight, "bias": bias[:, 0]})
-    return nn.Sequential(nn.Flatten(), linear).eval().requires_grad_(requires_grad=False)
-
-
-def _check_finite(
-    found: Float32[np.ndarray, "c d_1"], features: Float32[np.ndarray, "n d"]
-) -> None:
-    if not np.isfinite(found).all():
+    if source.weights_digest == RANDOM:
         message = (
-            "the head that channel importance is measured with must be finite after 10 epochs at "
-            f"rate {SETTINGS['lr']}, got one that is not from features up to "
-            f"{np.abs(features).max():.3g}; use other weights, or dials.delta = 'plain'"
+            "dials.delta = 'attention' needs pre-trained weights: model.weights != 'random', got "
+            "'random'; name 'timm', 'shipped', a file or a folder, or set delta to 'off'"
         )
-        raise DivergedError(message)
-
-
-BATCH: Final = 32
-# Images that pass at once, before they are copied: micro-batches of one size give their batch's
-# mean.
-MICRO_BATCH: Final = 8
+        raise SpecError(message)
+    measurement = Measurement(
+        source=source, hooks=tuple(hooks), n_batches=n_batches, prepared=prepared, home=home
+    )
+    importance = _kept(measurement, progress or (lambda _done, _all: None))
+    return {
+        module: attention(value).to(source.placement.device) for module, value in importance.items()
+    }
 
 
 def n_together(hook: FeatureHook) -> int:
@@ -201,59 +196,6 @@ class Measurement:
         batches.pixels, batches.labels = batches.pixels[chosen], batches.labels[chosen]
         memory_format = self.placement.memory_format
         return [(images.to(memory_format=memory_format), labels) for images, labels in batches]
-
-
-logger = logging.getLogger(__name__)
-
-Attention = dict[str, Float32[Tensor, " _"]]
-
-
-def channel_attention(
-    source: SourceNetwork,
-    hooks: Sequence[FeatureHook],
-    *,
-    n_batches: int,
-    prepared: Prepared,
-    home: Path,
-    progress: Progress | None = None,
-) -> Attention:
-    """Return the attention of each hook's channels, by module: positive, with sum 1.
-
-        importance(ch) = mean over batches of [CE with the channel zero - CE]
-        a = softmax(z / 5), z = (importance - mean) / std
-
-    It is measured on `n_batches` batches of 32 training images under the evaluation
-    transform, in float32, and kept for next time; of several processes one measures and the others
-    wait. Where there are fewer images there are fewer batches, and at least one.
-
-    Args:
-        source: the network of the pre-trained weights.
-        hooks: of its model.
-        n_batches: at most; `methods.delta_batches`.
-        prepared: the images.
-        home: below it the measurements are kept.
-        progress: called with (channels done, channels in all), also while another one measures;
-            may raise, and then the next call goes on from there.
-
-    Raises:
-        SpecError: the weights are random, or a hook's output is no feature map.
-        DataError: `home` cannot be written.
-        DivergedError: the head that it is measured with, or an importance, is not finite.
-        OutOfMemoryError: the copies with silent channels do not fit.
-    """
-    if source.weights_digest == RANDOM:
-        message = (
-            "dials.delta = 'attention' needs pre-trained weights: model.weights != 'random', got "
-            "'random'; name 'timm', 'shipped', a file or a folder, or set delta to 'off'"
-        )
-        raise SpecError(message)
-    measurement = Measurement(
-        source=source, hooks=tuple(hooks), n_batches=n_batches, prepared=prepared, home=home
-    )
-    importance = _kept(measurement, progress or (lambda _done, _all: None))
-    return {
-        module: attention(value).to(source.placement.device) for module, value in importance.items()
-    }
 
 
 def _kept(measurement: Measurement, progress: Progress) -> dict[str, Float32[Tensor, " _"]]:
@@ -377,3 +319,60 @@ def _head(measurement: Measurement, tick: Callable[[], None]) -> nn.Module:
 def _write(measurement: Measurement, path: Path, rows: Float32[np.ndarray, "n m"]) -> None:
     with writing_below(measurement.directory):
         atomic.write(path, rows)
+
+
+def trained_head(
+    features: Float32[np.ndarray, "n d"],
+    labels: Int64[np.ndarray, " n"],
+    *,
+    n_classes: int,
+    seed: int,
+) -> Float32[np.ndarray, "c d_1"]:
+    """Return the weight of a linear classifier of some features, its bias as last column.
+
+    The backbone is frozen in evaluation mode, so that its features are those of every epoch. The
+    rate of epoch e, from 0, is 0.01 * 0.1^(e // 6); the loss is the cross-entropy.
+
+    Raises:
+        DivergedError: a weight is not finite.
+    """
+    x, y = torch.from_numpy(features), torch.from_numpy(labels)
+    with seeded(derive_seed("initialise", seed)):
+        head = nn.Linear(x.shape[1], n_classes)
+    optimiser = torch.optim.SGD(head.parameters(), lr=SETTINGS["lr"], momentum=SETTINGS["momentum"])
+    schedule = torch.optim.lr_scheduler.StepLR(
+        optimiser, SETTINGS["decay_epochs"], gamma=SETTINGS["decay_rate"]
+    )
+    generator = torch.Generator().manual_seed(derive_seed("order", seed))
+    for _ in range(SETTINGS["epochs"]):
+        order = torch.randperm(len(x), generator=generator)
+        for rows in order.split(SETTINGS["batch_size"]):
+            optimiser.zero_grad()
+            functional.cross_entropy(head(x[rows]), y[rows]).backward()
+            optimiser.step()
+        schedule.step()
+    found: Float32[np.ndarray, "c d_1"] = torch.cat(
+        [head.weight.detach(), head.bias.detach()[:, None]], dim=1
+    ).numpy()
+    _check_finite(found, features)
+    return found
+
+
+def linear_head(rows: Float32[np.ndarray, "c d_1"]) -> nn.Module:
+    """Return the classifier of pooled features that `trained_head` gave."""
+    weight, bias = torch.from_numpy(rows).tensor_split([rows.shape[1] - 1], dim=1)
+    linear = nn.utils.skip_init(nn.Linear, weight.shape[1], len(weight))
+    linear.load_state_dict({"weight": weight, "bias": bias[:, 0]})
+    return nn.Sequential(nn.Flatten(), linear).eval().requires_grad_(requires_grad=False)
+
+
+def _check_finite(
+    found: Float32[np.ndarray, "c d_1"], features: Float32[np.ndarray, "n d"]
+) -> None:
+    if not np.isfinite(found).all():
+        message = (
+            "the head that channel importance is measured with must be finite after 10 epochs at "
+            f"rate {SETTINGS['lr']}, got one that is not from features up to "
+            f"{np.abs(features).max():.3g}; use other weights, or dials.delta = 'plain'"
+        )
+        raise DivergedError(message)

@@ -1,4 +1,4 @@
-"""Which dials have an effect beside which others, as data.
+"""Conditions: which dials have an effect beside which others, as data.
 
 A condition looks only at dials that are decided before its own (`ORDER`). Where it does not hold,
 the dial has no effect: nothing proposes a value for it, and it stays at its default.

@@ -1,27 +1,8 @@
-"""The named spaces of the paper and of usual practice.
+"""Named spaces, and a study's changes to their rows.
 
 A layer is a block of the network or its head, as in Plested, Shen and Gedeon (2021, arXiv
-2107.08585, section 4.3). Ranges are the grids of their tables 2-6, made continuous.
-
-The space `extended`: every method is a dial, so that the sampler finds which are needed.
-
-Ranges reach around the values of the methods' own authors: DELTA 0.01 (Li et al. 2019, arXiv
-1901.09229), spectral shrinkage 0.001 (Chen et al. 2019), stochastic normalisation 0.5 (Kou et al.
-2020), distillation 4 at temperature 3. The effective rate's range is the paper's at momentum 0.9.
-
-At least one block learns, as DELTA, distillation and most others act on what is below a classifier
-that is new; linear probing is `frozen_layers = "all"`, in a recipe or a row. The top of `n_l2sp` is
-all there are, a kept source classifier with them.
-
-Steps of decay are counted in updates, whatever a run's length, and their factors multiply: 0.5
-every 30 updates leaves 1e-6 of the rate after 600. So steps are at least 60 updates apart, and none
-is below 0.5.
-
-A switch has few options, because a sampler that models categories begins with all of them equally
-likely. In start-up points a method is off in three of four, so that of the seven methods two are
-on, on average; DTNH, which needs another method to act on, in one of two.
-
-A named space with a study's changes to its rows.
+2107.08585, section 4.3). Ranges of `binary` and `paper` are the grids of their tables 2-6, made
+continuous; those of `extended`, where every method is a dial, stand with it.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -50,6 +31,8 @@ STRENGTH: Final = Float(low=1e-5, high=1e-1, log=True)
 RATE: Final = Float(low=5e-4, high=5e-2, log=True)
 HEAD_RATIO: Final = Float(low=0.1, high=10, log=True)
 LOW_RATIO: Final = Float(low=0.04, high=1, log=True)
+EFFECTIVE_RATE: Final = Float(low=5e-3, high=0.5, log=True)
+OFF: Final = 0.75  # share of start-up points without a method
 
 
 def binary(n_blocks: int) -> Space:
@@ -93,12 +76,25 @@ def low_blocks(n_blocks: int) -> Int:
     return Int(low=0, high=round(18 * n_blocks / REFERENCE_BLOCKS))
 
 
-OFF: Final = 0.75
-EFFECTIVE_RATE: Final = Float(low=5e-3, high=0.5, log=True)
-
-
 def extended(n_blocks: int) -> Space:
-    """Return the paper's dials and those of every other method."""
+    """Return the paper's dials and those of every other method, to find which are needed.
+
+    Ranges reach around the values of the methods' own authors: DELTA 0.01 (Li et al. 2019, arXiv
+    1901.09229), spectral shrinkage 0.001 (Chen et al. 2019), stochastic normalisation 0.5 (Kou et
+    al. 2020), distillation 4 at temperature 3. The effective rate's is the paper's at momentum 0.9.
+
+    At least one block learns, as DELTA, distillation and most others act on what is below a
+    classifier that is new; linear probing is `frozen_layers = "all"`, in a recipe or a row. The top
+    of `n_l2sp` is all there are, a kept source classifier with them.
+
+    Steps of decay are counted in updates, whatever a run's length, and their factors multiply: 0.5
+    every 30 updates leaves 1e-6 of the rate after 600. So steps are at least 60 updates apart, and
+    none is below 0.5.
+
+    A switch has few options, because a sampler that models categories begins with all of them
+    equally likely. In start-up points a method is off in three of four, so that of the seven
+    methods two are on, on average; DTNH, which needs another method to act on, in one of two.
+    """
     domains: dict[str, Domain] = {
         "source_head": Choice(options=("replace", "keep"), usual=OFF),
         "reinit_layers": new_layers(n_blocks),

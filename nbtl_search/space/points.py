@@ -1,10 +1,8 @@
-"""Points of a space: proposed, written by hand, or spread evenly.
+"""Points of a space: proposed, written by hand for any network, or spread evenly.
 
 A point has dials and params. Params are what is searched, as the sampler's storage names them;
 dials are what is trained with. They differ in two ways: a count of blocks may be limited by what is
 reinitialised, and `effective_lr` gives lr_high = effective_lr (1 - momentum).
-
-Recipes written by hand, for any network.
 """
 
 import math
@@ -120,6 +118,23 @@ def dials_of(space: Space, params: Mapping[str, Any]) -> Dials:
     return decided(space, lambda row: params[row.name])[0]
 
 
+def known_dials(known: KnownRecipe, *, space: Space) -> Dials:
+    """Return a known recipe's dials for this network; what it leaves out takes the default.
+
+    'all' frozen or L2-SP blocks are all that keep their pre-trained values; of L2-SP, a kept source
+    classifier is one. `effective_lr` may stand instead of lr_high.
+
+    Raises:
+        SpecError: a dial that does not exist, a value it cannot have, or a combination that cannot
+            be trained.
+    """
+    try:
+        return _dials(known, space)
+    except SpecError as error:
+        message = f"known recipe {known.name!r}: {error}"
+        raise SpecError(message) from error
+
+
 def _point(space: Space, at: Mapping[str, Any], prior: Mapping[str, Prior]) -> dict[str, Any]:
     def take(row: SpaceRow) -> Any:
         u = float(at[row.name])
@@ -167,23 +182,6 @@ def _unrounded(domain: Domain, value: float) -> float:
 def _members(domain: Domain) -> list[Any]:
     options = domain.options if isinstance(domain, Choice) else (domain.low,)
     return [option for option in options if isinstance(option, int | float)]
-
-
-def known_dials(known: KnownRecipe, *, space: Space) -> Dials:
-    """Return a known recipe's dials for this network; what it leaves out takes the default.
-
-    'all' frozen or L2-SP blocks are all that keep their pre-trained values; of L2-SP, a kept source
-    classifier is one. `effective_lr` may stand instead of lr_high.
-
-    Raises:
-        SpecError: a dial that does not exist, a value it cannot have, or a combination that cannot
-            be trained.
-    """
-    try:
-        return _dials(known, space)
-    except SpecError as error:
-        message = f"known recipe {known.name!r}: {error}"
-        raise SpecError(message) from error
 
 
 def _dials(known: KnownRecipe, space: Space) -> Dials:

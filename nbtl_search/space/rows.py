@@ -1,10 +1,7 @@
-"""What a dial may be: a real number, an integer, or one of a few values.
+"""Rows of a search space: a dial's domain, when it is searched, and what a space holds or limits.
 
-Counts of blocks that hold for any network: 'all', and fractions such as '14/22'.
-
-A search space: the rows that are searched, and what is held or limited.
-
-Which combinations of dials cannot be trained, and why.
+Counts of blocks that hold for any network are 'all', and fractions such as '14/22'. At the end
+stands which combinations of dials cannot be trained, and why.
 """
 
 import math
@@ -16,6 +13,10 @@ from typing import Any, Final, Protocol
 from nbtl_search.errors import SpecError
 from nbtl_search.space.conditions import CONDITIONS, ORDER, PULLED, Condition
 from nbtl_search.spec import Dials, SettingValue
+
+COUNTS: Final = frozenset({"n_low", "n_l2sp", "reinit_layers", "frozen_layers"})
+OF_SOURCE: Final = ("source_head", "frozen_layers", "delta", "distill")
+"""What keeps, pulls to or learns from pre-trained weights, and so needs some."""
 
 
 class Suggests(Protocol):
@@ -118,9 +119,6 @@ def in_words(domain: Domain) -> str:
     return f"{domain.low:g} to {domain.high:g}{scale}"
 
 
-COUNTS: Final = frozenset({"n_low", "n_l2sp", "reinit_layers", "frozen_layers"})
-
-
 def count_of(name: str, value: SettingValue, n_blocks: int) -> SettingValue:
     """Resolve 'all' and fractions such as '14/22', which count blocks of any network.
 
@@ -212,10 +210,6 @@ class Space:
 def position(row: SpaceRow) -> int:
     """Return a row's place in the order of decision."""
     return ORDER.index(row.name)
-
-
-OF_SOURCE: Final = ("source_head", "frozen_layers", "delta", "distill")
-"""What keeps, pulls to or learns from pre-trained weights, and so needs some."""
 
 
 def impossible(dials: Dials, *, n_blocks: int, pretrained: bool = True) -> list[str]:

@@ -1,4 +1,4 @@
-"""What procedural textures are made of: coordinates in cells, smooth noise, cell attributes.
+"""Fields that procedural textures are made of: cell coordinates, smooth noise, cell attributes.
 
 Everything is float64: the last bits of sine and power differ between processors, and in float64
 they practically never reach one of the 256 grey levels, so a seed gives the same image anywhere.

@@ -1,6 +1,4 @@
-"""What a run is in the middle of, as plain values: the content of a checkpoint.
-
-Checkpoints on disk: written whole or not at all, checked when they are read.
+"""Checkpoints: a run's state as plain values, and as files that are whole or not used.
 
 A file is `torch.save`'s bytes followed by a footer: eight marker bytes and the sha256 of what
 stands before. It is written under a unique name, flushed, and renamed; a file that does not match
@@ -24,10 +22,17 @@ from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.network.device import random_state, restore_random_state
 from nbtl_search.spec import Epoch, Recipe
 
+logger = logging.getLogger(__name__)
+
 VERSION = 1
+MARKER = b"NBTLckp1"
+FOOTER_BYTES = len(MARKER) + 32
+SUFFIX = ".ckpt"
+
 RunState = Mapping[str, Any]
 
-# Where data and weights lie does not matter: their digests are compared.
+# Where data and weights lie does not matter: their digests are compared. So a trial can be resumed
+# on a node that has them elsewhere.
 PLACES = {"data": {"dataset", "root"}, "model": {"weights"}}
 
 
@@ -98,12 +103,14 @@ def restore(run: Trainable, saved: RunState) -> None:
         WeightsError: the pre-trained weights are others now.
         DataError: the data are others now.
     """
+    # Everything is compared before anything is loaded: a refusal leaves the run as it was.
     _check(run, saved)
     run.network.model.load_state_dict(saved["model"])
     run.optimiser.load_state_dict(dict(saved["optimiser"]))
     run.gradient.micro_batch = saved["micro_batch"]
     run.progress = EpochProgress(**saved["progress"])
     run.history = tuple(Epoch.parse_json(text) for text in saved["history"])
+    # Last: building and loading may draw random numbers of their own.
     restore_random_state(saved["random"])
 
 
@@ -153,13 +160,6 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-logger = logging.getLogger(__name__)
-
-MARKER = b"NBTLckp1"
-FOOTER_BYTES = len(MARKER) + 32
-SUFFIX = ".ckpt"
-
-
 @runtime_checkable
 class Resumable(Protocol):
     """What has a position and a state: a run."""
@@ -187,10 +187,12 @@ def save(directory: Path, run: Resumable, *, keep: int = 2) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     epoch, update = run.position
     path = directory / f"{epoch:06d}-{update:08d}{SUFFIX}"
+    # In memory first, as the digest behind the content is of all of it: 0.3 GB of Inception-v4.
     content = io.BytesIO()
     torch.save(run.state_dict(), content)
     payload = content.getbuffer()
     write_durably(path, payload, MARKER + hashlib.sha256(payload).digest())
+    # Only now, when the new one is on the disk: a crash before this line leaves one too many.
     for old in _furthest_first(directory)[keep:]:
         old.unlink(missing_ok=True)
     remove_abandoned(directory)
@@ -227,6 +229,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     payload, footer = content[:-FOOTER_BYTES], bytes(content[-FOOTER_BYTES:])
     if footer != MARKER + hashlib.sha256(payload).digest():
+        # Set aside, not removed, so that somebody can look at it; on a disk that takes no writes it
+        # stays, and is passed over again next time.
         with contextlib.suppress(OSError):
             path.rename(path.with_suffix(".damaged"))
         logger.warning(

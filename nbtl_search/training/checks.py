@@ -1,4 +1,4 @@
-"""What `doctor` looks at on the training side: torch, devices, memory, disk, weights."""
+"""Checks of the training side for `doctor`: torch, devices, memory, disk, weights."""
 
 import fcntl
 import os

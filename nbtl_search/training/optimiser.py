@@ -1,4 +1,4 @@
-"""Learning rates: by epoch the step schedule with timm's meaning and cosine, or by updates.
+"""Optimiser: SGD over the three learning-rate groups, and their rates at each update.
 
 By epoch, a rate is set once per epoch; epochs count from 0 here.
 
@@ -9,8 +9,6 @@ By epoch, a rate is set once per epoch; epochs count from 0 here.
 The warm-up has no prefix: it covers the first epochs and shifts nothing. timm's StepLRScheduler
 class does shift by default; its factory and the authors' version do not (warmup_prefix=False).
 With `decay_updates` the steps, and the warm-up, are counted in updates instead.
-
-SGD over the three learning-rate groups, and their rates.
 """
 
 import math
@@ -21,6 +19,8 @@ from nbtl_search.spec import Recipe, TrainSettings
 from nbtl_search.transfer.freezing import trainable_groups
 from nbtl_search.transfer.layers import Layers
 from nbtl_search.transfer.learning_rates import decay_in_updates, learning_rate_groups
+
+AUTHORS_WEIGHT_DECAY = 5e-4
 
 
 def warmup_length(train: TrainSettings) -> int:
@@ -63,9 +63,6 @@ def rate_at(base: float, recipe: Recipe, *, epoch: int, update: int, n_updates: 
         warmup_updates=warmup_length(train) * n_updates,
         warmup_lr=train.warmup_lr,
     )
-
-
-AUTHORS_WEIGHT_DECAY = 5e-4
 
 
 def sgd(recipe: Recipe, layers: Layers) -> torch.optim.SGD:

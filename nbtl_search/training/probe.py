@@ -1,4 +1,4 @@
-"""Measure a study's data and weights once, so that every worker can compare."""
+"""Probe of a study's data and weights: measured once, so that every worker can compare."""
 
 from pathlib import Path
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""Measure how fast a recipe trains here, by training a few batches of it; nothing is kept.
+"""Speed of a recipe on this machine, by training a few batches of it; nothing is kept.
 
 As a program it reads one order from stdin and prints JSON: the memory goes back with the process,
 and several of them at once show what a device gives when they share it.

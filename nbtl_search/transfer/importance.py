@@ -1,4 +1,4 @@
-"""How much a classification needs each channel of a feature map: the base of DELTA's attention.
+"""Importance of each channel of a feature map for a classification: the base of attention.
 
     importance(ch) = mean over batches of [CE with the channel's output zero - CE]
 
