@@ -3,7 +3,7 @@
 The arguments of the methods are explained at the functions of `nbtl_search.api`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
