@@ -19,7 +19,13 @@ _MARKDOWN: Final = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_SCRIPT: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "", "\u2029": ""}
+_SCRIPT: Final = {
+    "<": "\\u003c",
+    ">": "\\u003e",
+    "&": "\\u0026",
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+}
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 

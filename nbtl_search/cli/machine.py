@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nbtl_search import escaping
 from nbtl_search.cli.options import home_option, json_option, storage_option
 from nbtl_search.cli.output import echo_json, waiting
 from nbtl_search.workspace.workspace import Workspace
@@ -258,8 +259,5 @@ def _say(line: "LogLine", folder: Path) -> None:
 
 
 def printable(text: str) -> str:
-    """Return the text with control characters written out: a log may hold anything."""
-    return "".join(
-        character if character.isprintable() or character == "\t" else repr(character)[1:-1]
-        for character in text
-    )
+    """Return a line of a log, which may hold anything, with its tabs as they are."""
+    return "\t".join(map(escaping.terminal, text.split("\t")))

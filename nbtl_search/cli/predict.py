@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-import unicodedata
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 from nbtl_search.cli.options import json_option
 from nbtl_search.cli.output import console, echo_json, late_progress
 from nbtl_search.errors import SpecError
+from nbtl_search.escaping import terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from nbtl_search.workspace.models import Predictions
 
 SHOWN_MATRIX: Final = 20  # classes of a matrix that still fits a terminal
-
-
-def shown(text: str) -> str:
-    """Return text that a terminal shows and does not obey: control characters as escapes."""
-    return "".join(
-        c if _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
-def _is_harmless(character: str) -> bool:
-    joiner = character in "\u200c\u200d"  # of emoji and of Persian
-    return character.isprintable() or unicodedata.category(character) == "Zs" or joiner
 
 
 def render(found: "Predictions", *, top_k: int) -> "Iterator[Table | str]":
@@ -82,7 +70,7 @@ def complaints(found: "Predictions") -> list[str]:
     bad = [image for image in found.images if image.error is not None]
     if not bad:
         return []
-    lines = [f"skipped {shown(str(i.file))}: {shown(i.error or '')}" for i in bad]
+    lines = [f"skipped {terminal(str(i.file))}: {terminal(i.error or '')}" for i in bad]
     return [*lines, f"{len(bad)} of {len(found.images)} files could not be read"]
 
 
@@ -112,7 +100,8 @@ def write_confusion(found: "Predictions", file: Path) -> None:
     if found.confusion is None:
         message = (
             "--confusion needs images in folders with the names of the model's classes, got none "
-            f"that could be read ({', '.join(map(shown, found.labels[:3]))}, …); name such a folder"
+            f"that could be read ({', '.join(map(terminal, found.labels[:3]))}, …); "
+            "name such a folder"
         )
         raise SpecError(message)
     if file.suffix == ".json":
@@ -149,8 +138,14 @@ def _images(found: "Predictions", *, top_k: int) -> "Table":
         if image.error is not None:
             continue
         (first, probability), *others = image.best(top_k)
-        following = ", ".join(f"{shown(found.labels[i])} {100 * p:.1f}\u00a0%" for i, p in others)
-        cells = [shown(str(image.file)), shown(found.labels[first]), f"{100 * probability:.1f} %"]
+        following = ", ".join(
+            f"{terminal(found.labels[i])} {100 * p:.1f}\u00a0%" for i, p in others
+        )
+        cells = [
+            terminal(str(image.file)),
+            terminal(found.labels[first]),
+            f"{100 * probability:.1f} %",
+        ]
         cells += [following] if len(table.columns) > len(cells) else []
         table.add_row(*map(Text, cells))  # not as markup: a class may be called [red]
     return table
@@ -165,7 +160,7 @@ def _accuracies(confusion: "Confusion") -> "Table":
     table.add_column("n", justify="right")
     table.add_column("top-1", justify="right", no_wrap=True)
     for index, n, right in confusion.per_class():
-        name = shown(confusion.labels[index])
+        name = terminal(confusion.labels[index])
         table.add_row(Text(name), str(n), f"{100 * right / n:.1f} %")
     return table
 
@@ -180,7 +175,7 @@ def _matrix(confusion: "Confusion") -> "Table":
     for position in range(len(present)):
         table.add_column(str(position + 1), justify="right", no_wrap=True)
     for position, index in enumerate(present):
-        name = Text(f"{position + 1} {shown(confusion.labels[index])}")
+        name = Text(f"{position + 1} {terminal(confusion.labels[index])}")
         counts = [int(confusion.matrix[index, other]) for other in present]
         table.add_row(name, *(str(n) if n else "·" for n in counts))
     return table

@@ -1,10 +1,14 @@
-"""What a study has cost: runs, epochs, slot-seconds, and how much was run again."""
+"""Cost of a study: runs, epochs and slot-seconds so far, what was run again, and the time left."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final
 
-from nbtl_search.reports.content import Content
+from nbtl_search.ledger.records import Totals, TrialRecord
+from nbtl_search.reports.comparison import ENDED
+from nbtl_search.spec import Budget
+from nbtl_search.spec.verdict import Verdict
 
 _STATES: Final = {
     "complete": "search: complete",
@@ -24,9 +28,9 @@ class Part:
     n_retried: int
 
 
-def spending(content: Content) -> tuple[Part, ...]:
+def spending(trials: Sequence[TrialRecord], verdict: Verdict | None) -> tuple[Part, ...]:
     """Return the parts that had any runs, and their sum."""
-    parts = [part for part in _parts(content) if part.n_runs]
+    parts = [part for part in _parts(trials, verdict) if part.n_runs]
     total = Part(
         name="all",
         n_runs=sum(part.n_runs for part in parts),
@@ -37,14 +41,14 @@ def spending(content: Content) -> tuple[Part, ...]:
     return (*parts, total)
 
 
-def _parts(content: Content) -> Iterator[Part]:
+def _parts(trials: Sequence[TrialRecord], verdict: Verdict | None) -> Iterator[Part]:
     for state, name in _STATES.items():
-        chosen = [trial for trial in content.trials if trial.state == state]
+        chosen = [trial for trial in trials if trial.state == state]
         yield _part(name, ((t.n_epochs, t.seconds, t.n_attempts) for t in chosen))
-    not_ended = [trial for trial in content.trials if trial.state not in _STATES]
+    not_ended = [trial for trial in trials if trial.state not in _STATES]
     yield _part("search: not ended", ((t.n_epochs, t.seconds, t.n_attempts) for t in not_ended))
     for stage, name in (("confirm", "final runs: confirm"), ("test", "final runs: test")):
-        runs = [] if content.verdict is None else content.verdict.runs
+        runs = [] if verdict is None else verdict.runs
         chosen_runs = [run for run in runs if run.stage == stage]
         yield _part(name, ((r.n_epochs, r.seconds, r.n_attempts) for r in chosen_runs))
 
@@ -58,3 +62,45 @@ def _part(name: str, runs: Iterable[tuple[int, float, int]]) -> Part:
         seconds=sum(seconds for _, seconds, _ in known),
         n_retried=sum(n_attempts > 1 for _, _, n_attempts in known),
     )
+
+
+def time_left_s(
+    totals: Totals,
+    trials: Sequence[TrialRecord],
+    *,
+    n_workers: int,
+    n_epochs: int,
+    budget: Budget,
+) -> float | None:
+    """Estimate when the study ends, from what its epochs and trials have cost so far.
+
+    A trial is expected to take as many epochs as those that ended took on average; before any
+    ended, the whole schedule. A budget in epochs or slot-hours may end the study earlier.
+
+    Returns:
+        0 for a finished study; None where nothing runs, or nothing has been measured yet.
+    """
+    if totals.state == "finished":
+        return 0.0
+    if totals.state != "running" or n_workers == 0 or totals.epochs_spent == 0:
+        return None
+    ended = [trial.n_epochs for trial in trials if trial.state in ENDED]
+    usual = fmean(ended) if ended else float(n_epochs)
+    begun = [trial for trial in trials if trial.state not in ENDED]
+    n_unborn = max(0, totals.waiting + totals.running - len(begun))
+    open_epochs = sum(_left(trial.n_epochs, usual, n_epochs) for trial in begun)
+    epoch_s = totals.seconds_spent / totals.epochs_spent
+    work_s = (open_epochs + _allowed(n_unborn * usual, totals.epochs_spent, budget)) * epoch_s
+    if budget.gpu_h is not None:
+        slot_s = max(0.0, budget.gpu_h * 3600 - totals.seconds_spent)
+        work_s = min(work_s, slot_s + open_epochs * epoch_s)
+    return work_s / max(1, min(n_workers, len(begun) + n_unborn))
+
+
+def _left(done: int, usual: float, n_epochs: int) -> float:
+    """Return the epochs a begun trial still has: one that outlived the usual goes to the end."""
+    return usual - done if done < usual else float(max(0, n_epochs - done))
+
+
+def _allowed(epochs: float, spent: int, budget: Budget) -> float:
+    return epochs if budget.epochs is None else min(epochs, max(0, budget.epochs - spent))

@@ -1,31 +1,23 @@
-"""The tables of a report as Markdown, CSV or JSON.
-
-All tables of a report as plain rows, the same for every format.
-"""
+"""Formats of a report beside the page: the same tables as Markdown, CSV or JSON."""
 
 import csv
 import io
 import json
-import re
-from collections.abc import Sequence
-from typing import Final
 
-from nbtl_search.reports import tables as sections_tables
+from nbtl_search import escaping
+from nbtl_search.reports import table
 from nbtl_search.reports.content import Content
-from nbtl_search.reports.fit import measures
 from nbtl_search.reports.prose import sentences
-from nbtl_search.reports.table import Cell, Sheet
-
-_MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~&#!$])")
-_FORMULA: Final = ("=", "+", "-", "@", "\t")
+from nbtl_search.reports.table import Cell
+from nbtl_search.reports.tables import all_tables
 
 
 def markdown(content: Content) -> str:
     """Return the verdict and all tables as Markdown; users' text is escaped."""
-    parts = [f"# {_plain(content.name)}", *map(_plain, sentences(content))]
-    parts.append(_plain(content.importances.reading))
-    for sheet in tables(content):
-        parts += [f"## {sheet.title}", _table(sheet)]
+    parts = [f"# {escaping.markdown(content.name)}", *map(escaping.markdown, sentences(content))]
+    parts.append(escaping.markdown(content.importances.reading))
+    for one in all_tables(content):
+        parts += [f"## {one.title}", table.markdown(one)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -37,9 +29,9 @@ def comma_separated(content: Content) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["table", "row", "column", "value"])
-    for sheet in tables(content):
-        for index, row in enumerate(sheet.rows, start=1):
-            writer.writerows([sheet.name, index, key, _safe(value)] for key, value in row.items())
+    for one in all_tables(content):
+        for index, row in enumerate(one.rows, start=1):
+            writer.writerows([one.name, index, key, _safe(value)] for key, value in row.items())
     return text.getvalue()
 
 
@@ -50,7 +42,7 @@ def as_json(content: Content) -> str:
         "made_at": content.made_at.isoformat(),
         "verdict": list(sentences(content)),
         "importance_reading": content.importances.reading,
-        "tables": {sheet.name: [dict(row) for row in sheet.rows] for sheet in tables(content)},
+        "tables": {one.name: [dict(row) for row in one.rows] for one in all_tables(content)},
         "fingerprint": content.spec.fingerprint(),
         "specification": content.spec.plain(),
         "versions": dict(content.provenance.versions),
@@ -69,38 +61,5 @@ def as_json(content: Content) -> str:
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 
 
-def _table(sheet: Sheet) -> str:
-    head = [column.title for column in sheet.columns]
-    rule = [":---" if column.is_text else "---:" for column in sheet.columns]
-    body = [[_plain(column.show(row)) for column in sheet.columns] for row in sheet.rows]
-    return "\n".join(_line(cells) for cells in [head, rule, *body])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _plain(text: str) -> str:
-    """Escape what Markdown or HTML would take for their own, and keep it in one line."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
-
-
 def _safe(value: Cell) -> Cell:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def tables(content: Content) -> tuple[Sheet, ...]:
-    """Return every table of the report, in its order; those without rows are left out."""
-    made = (
-        sections_tables.final(content),
-        sections_tables.contenders(content),
-        sections_tables.searched(content),
-        sections_tables.trials(content),
-        sections_tables.importance(content),
-        sections_tables.cost(content),
-        sections_tables.runs(content),
-        sections_tables.readings(content),
-        sections_tables.paper(content),
-        measures(content),
-    )
-    return tuple(sheet for sheet in made if sheet.rows)
+    return escaping.spreadsheet(value) if isinstance(value, str) else value

@@ -1,24 +1,24 @@
-"""The paper's tables 2-6 beside what a study of the same recipes has measured.
+"""Reproduction of the paper's tables 2-6: its rows beside what a study of them has measured.
 
-The reproduced tables for a terminal, as Markdown and as CSV.
+For a terminal, as Markdown and as CSV.
 """
 
 import csv
 import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from nbtl_search import escaping
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.paper.study import paper_recipes
 from nbtl_search.paper.tables import PaperRow, figure, paper_rows, paper_tables, table_notes
+from nbtl_search.reports import table
 from nbtl_search.reports.comparison import ENDED
-from nbtl_search.reports.terminal.tables import clean
+from nbtl_search.reports.table import Column, Row, Table
 from nbtl_search.spec import StudySpec
 from nbtl_search.spec.verdict import Entry, Summary, Verdict
 
@@ -231,8 +231,6 @@ def _winner(rows: Sequence[ReproducedRow], verdict: Verdict | None) -> list[Repr
     ]
 
 
-_MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>|~#])")
-_RIGHT: Final = ("paper", "ours", "test", "diff")
 _LEGEND: Final = "notes: what the paper does not print; with ?: suspect, kept as printed"
 _CSV: Final = (
     "table",
@@ -254,19 +252,8 @@ def render(reproduction: Reproduction) -> RenderableType:
     """Return the tables for a terminal of 80 columns."""
     notes = _Notes(reproduction)
     parts: list[RenderableType] = [Text(line) for line in header(reproduction)]
-    for number in _tables(reproduction):
-        headers, rows = _grid(reproduction, number, notes)
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        for name in headers:
-            table.add_column(
-                name,
-                overflow="fold",
-                justify="right" if name in _RIGHT else "left",
-                no_wrap=name in _RIGHT,
-            )
-        for row in rows:
-            table.add_row(*(Text(clean(cell)) for cell in row))
-        parts += ["", Text(_title(reproduction, number), style="bold"), table]
+    for one in _tables(reproduction, notes):
+        parts += ["", Text(one.title, style="bold"), table.terminal(one)]
     parts += ["", *(Text(line, style="dim") for line in [_LEGEND, *notes.lines()])]
     steps = reproduction.next_steps
     width = max((len(command) for command, _ in steps), default=0)
@@ -277,14 +264,10 @@ def render(reproduction: Reproduction) -> RenderableType:
 def markdown(reproduction: Reproduction) -> str:
     """Return the tables as Markdown."""
     notes = _Notes(reproduction)
-    parts = ["\n".join(f"* {_escaped(line)}" for line in header(reproduction))]
-    for number in _tables(reproduction):
-        headers, rows = _grid(reproduction, number, notes)
-        rule = ["---:" if name in _RIGHT else ":---" for name in headers]
-        lines = [headers, rule, *([_escaped(cell) for cell in row] for row in rows)]
-        parts.append(f"## {_escaped(_title(reproduction, number))}")
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    parts.append("\n".join(f"* {_escaped(line)}" for line in [_LEGEND, *notes.lines()]))
+    parts = ["\n".join(f"* {escaping.markdown(line)}" for line in header(reproduction))]
+    for one in _tables(reproduction, notes):
+        parts += [f"## {escaping.markdown(one.title)}", table.markdown(one)]
+    parts.append("\n".join(f"* {escaping.markdown(line)}" for line in [_LEGEND, *notes.lines()]))
     parts += [f"Next: `{command}` ({purpose})" for command, purpose in reproduction.next_steps]
     return "\n\n".join(parts) + "\n"
 
@@ -344,16 +327,12 @@ class _Notes:
         """Return the texts."""
         for text in self._numbers:
             yield f"[{self._mark(text)}] {text}"
-        for table, texts in self._of_tables.items():
+        for key, texts in self._of_tables.items():
             for text in texts:
-                yield f"table {table}: {text}"
+                yield f"table {key}: {text}"
 
     def _mark(self, text: str) -> str:
         return f"{'?' if text in self._suspect else ''}{self._numbers[text]}"
-
-
-def _tables(reproduction: Reproduction) -> list[int]:
-    return sorted({row.table for row in reproduction.rows})
 
 
 def _title(reproduction: Reproduction, table: int) -> str:
@@ -367,23 +346,41 @@ def _title(reproduction: Reproduction, table: int) -> str:
     return title
 
 
-def _has_test(reproduction: Reproduction, table: int) -> bool:
-    return any(row.test is not None for row in reproduction.rows if row.table == table)
+def _tables(reproduction: Reproduction, notes: _Notes) -> Iterator[Table]:
+    for key in sorted({row.table for row in reproduction.rows}):
+        rows = [row for row in reproduction.rows if row.table == key]
+        test = [Column(title="test", show=_shown("test"))] if any(row.test for row in rows) else []
+        columns = (
+            Column(title="row", show=_shown("row"), is_text=True),
+            Column(title="setting", show=_shown("setting"), is_text=True),
+            Column(title="paper", show=_shown("paper")),
+            Column(title="ours", show=_shown("ours")),
+            *test,
+            Column(title="diff", show=_shown("diff")),
+            Column(title="notes", show=_shown("notes"), is_text=True),
+        )
+        yield Table(
+            name=f"table{key}",
+            title=_title(reproduction, key),
+            rows=tuple(_cells(row, reproduction.n_epochs, notes) for row in rows),
+            columns=columns,
+        )
 
 
-def _grid(
-    reproduction: Reproduction, table: int, notes: _Notes
-) -> tuple[list[str], list[Sequence[str]]]:
-    """Return the headings and the cells of one table."""
-    has_test = _has_test(reproduction, table)
-    headers = ["row", "setting", "paper", "ours", *(["test"] if has_test else []), "diff", "notes"]
-    rows: list[Sequence[str]] = []
-    for row in (row for row in reproduction.rows if row.table == table):
-        paper = "" if row.paper_top1 is None else figure(row.paper_top1, row.paper_std)
-        diff = "" if row.difference is None else f"{row.difference:+.2f}"
-        ours = [_ours(row, reproduction.n_epochs), *([_test_cell(row)] if has_test else [])]
-        rows.append([row.label, row.setting, paper, *ours, diff, notes.marks(row)])
-    return headers, rows
+def _shown(key: str) -> Callable[[Row], str]:
+    return lambda row: str(row[key])
+
+
+def _cells(row: ReproducedRow, n_epochs: int, notes: _Notes) -> Row:
+    return {
+        "row": row.label,
+        "setting": row.setting,
+        "paper": "" if row.paper_top1 is None else figure(row.paper_top1, row.paper_std),
+        "ours": _ours(row, n_epochs),
+        "test": _test_cell(row),
+        "diff": "" if row.difference is None else f"{row.difference:+.2f}",
+        "notes": notes.marks(row),
+    }
 
 
 def _ours(row: ReproducedRow, n_epochs: int) -> str:
@@ -399,7 +396,3 @@ def _test_cell(row: ReproducedRow) -> str:
         return ""
     std = "" if row.test.std is None else f" ± {row.test.std:.2f}"
     return f"{row.test.mean:.2f}{std}"
-
-
-def _escaped(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", text)

@@ -1,7 +1,4 @@
-"""The tables of the search: what was searched, its trials, what mattered and what it cost.
-
-The tables of the final runs, and the paper's figures beside ours.
-"""
+"""The tables of a report: of the search, the final runs, the cost, the paper and the diagnosis."""
 
 from collections.abc import Sequence
 
@@ -13,19 +10,36 @@ from nbtl_search.reports.importance import NAMES
 from nbtl_search.reports.prose import recipe_in_words
 from nbtl_search.reports.table import (
     Row,
-    Sheet,
+    Table,
     count,
     interval,
     number,
     remark,
     spread,
-    words,
+    text,
 )
-from nbtl_search.spec import Dials
+from nbtl_search.spec import TITLES, Dials
 from nbtl_search.spec.verdict import Interval
 
 
-def searched(content: Content) -> Sheet:
+def all_tables(content: Content) -> tuple[Table, ...]:
+    """Return every table of the report, in its order; those without rows are left out."""
+    made = (
+        final(content),
+        contenders(content),
+        searched(content),
+        trials(content),
+        importance(content),
+        cost(content),
+        runs(content),
+        readings(content),
+        paper(content),
+        measures(content),
+    )
+    return tuple(table for table in made if table.rows)
+
+
+def searched(content: Content) -> Table:
     """Return the rows of the search space, and what is held fixed."""
     rows: list[Row] = [
         {
@@ -46,15 +60,15 @@ def searched(content: Content) -> Sheet:
         for name, value in content.searched.fixed.items()
     ]
     columns = (
-        words("dial", "dial"),
-        words("meaning", "meaning"),
-        words("values", "values"),
-        words("only if", "only_if"),
+        text("dial", "dial"),
+        text("meaning", "meaning"),
+        text("values", "values"),
+        text("only if", "only_if"),
     )
-    return Sheet(name="space", title="The search space", rows=tuple(rows), columns=columns)
+    return Table(name="space", title="The search space", rows=tuple(rows), columns=columns)
 
 
-def trials(content: Content, only: Sequence[TrialRecord] | None = None) -> Sheet:
+def trials(content: Content, only: Sequence[TrialRecord] | None = None) -> Table:
     """Return the trials of the search, all of them or these."""
     written = {name for trial in content.trials for name in trial.dials.model_dump()}
     dials = [name for name in Dials.model_fields if name in written]
@@ -77,26 +91,26 @@ def trials(content: Content, only: Sequence[TrialRecord] | None = None) -> Sheet
     ]
     columns = (
         count("trial", "trial"),
-        words("name", "name"),
-        words("state", "state"),
+        text("name", "name"),
+        text("state", "state"),
         number("validation top-1", "top1"),
         count("epochs", "n_epochs"),
         remark("settings", "settings"),
     )
-    return Sheet(name="trials", title="Trials of the search", rows=tuple(rows), columns=columns)
+    return Table(name="trials", title="Trials of the search", rows=tuple(rows), columns=columns)
 
 
-def importance(content: Content) -> Sheet:
+def importance(content: Content) -> Table:
     """Return the shares of the dials."""
     rows: tuple[Row, ...] = tuple(
         {"dial": name, "meaning": NAMES.get(name, name), "share": share}
         for name, share in content.importances.shares.items()
     )
-    columns = (words("dial", "dial"), words("meaning", "meaning"), number("share", "share", ".1%"))
-    return Sheet(name="importances", title="Importance of the dials", rows=rows, columns=columns)
+    columns = (text("dial", "dial"), text("meaning", "meaning"), number("share", "share", ".1%"))
+    return Table(name="importances", title="Importance of the dials", rows=rows, columns=columns)
 
 
-def cost(content: Content) -> Sheet:
+def cost(content: Content) -> Table:
     """Return what the search and the final runs have cost."""
     rows: tuple[Row, ...] = tuple(
         {
@@ -106,19 +120,19 @@ def cost(content: Content) -> Sheet:
             "slot_seconds": round(part.seconds, 1),
             "retried": part.n_retried,
         }
-        for part in spending(content)
+        for part in spending(content.trials, content.verdict)
     )
     columns = (
-        words("part", "part"),
+        text("part", "part"),
         count("runs", "runs"),
         count("epochs", "epochs"),
         number("slot-seconds", "slot_seconds", ",.0f"),
         count("of them retried", "retried"),
     )
-    return Sheet(name="cost", title="Cost", rows=rows, columns=columns)
+    return Table(name="cost", title="Cost", rows=rows, columns=columns)
 
 
-def final(content: Content) -> Sheet:
+def final(content: Content) -> Table:
     """Return the default and the winner on the test images."""
     verdict = content.verdict
     entries = () if verdict is None else verdict.entries
@@ -142,7 +156,7 @@ def final(content: Content) -> Sheet:
             }
         )
     columns = (
-        words("recipe", "recipe"),
+        text("recipe", "recipe"),
         count("runs", "n_seeds"),
         spread("test top-1, single crop", "single"),
         spread("ten crops", "ten_crop"),
@@ -151,10 +165,10 @@ def final(content: Content) -> Sheet:
         remark("settings", "settings"),
     )
     title = "Test images: top-1 in percent, mean ± standard deviation over seeds"
-    return Sheet(name="final", title=title, rows=tuple(rows), columns=columns)
+    return Table(name="final", title=title, rows=tuple(rows), columns=columns)
 
 
-def contenders(content: Content) -> Sheet:
+def contenders(content: Content) -> Table:
     """Return the candidates of the confirm stage, the default first."""
     verdict = content.verdict
     rows: list[Row] = []
@@ -176,20 +190,20 @@ def contenders(content: Content) -> Sheet:
             }
         )
     columns = (
-        words("recipe", "recipe"),
+        text("recipe", "recipe"),
         number("in the search", "search_top1"),
         count("runs", "n_seeds"),
         spread("confirmed", "confirmed"),
         number("lower bound", "lower_bound"),
         interval("gain (95 % interval)"),
-        words("", "mark"),
+        text("", "mark"),
         remark("settings", "settings"),
     )
     title = "Candidates on the validation images, after the last epoch, over new seeds"
-    return Sheet(name="contenders", title=title, rows=tuple(rows), columns=columns)
+    return Table(name="contenders", title=title, rows=tuple(rows), columns=columns)
 
 
-def runs(content: Content) -> Sheet:
+def runs(content: Content) -> Table:
     """Return every final run."""
     rows: list[Row] = [
         {
@@ -212,30 +226,30 @@ def runs(content: Content) -> Sheet:
     ]
     columns = (
         count("run", "run"),
-        words("stage", "stage"),
+        text("stage", "stage"),
         count("trial", "trial"),
         count("seed", "seed"),
-        words("state", "state"),
+        text("state", "state"),
         number("validation top-1", "val_top1"),
         number("test top-1", "test_top1"),
         number("ten crops", "ten_crop_top1"),
         number("seconds", "seconds", ",.0f"),
     )
-    return Sheet(name="runs", title="Final runs", rows=tuple(rows), columns=columns)
+    return Table(name="runs", title="Final runs", rows=tuple(rows), columns=columns)
 
 
-def readings(content: Content) -> Sheet:
+def readings(content: Content) -> Table:
     """Return the times the test images were opened."""
     rows: tuple[Row, ...] = tuple(
         {"round": one.round, "opened_at": one.opened_at.isoformat(), "reason": one.reason}
         for one in (() if content.verdict is None else content.verdict.readings)
     )
-    columns = (count("round", "round"), words("opened", "opened_at"), words("reason", "reason"))
+    columns = (count("round", "round"), text("opened", "opened_at"), text("reason", "reason"))
     title = "Readings of the test images"
-    return Sheet(name="readings", title=title, rows=rows, columns=columns)
+    return Table(name="readings", title=title, rows=rows, columns=columns)
 
 
-def paper(content: Content, *, whole: bool = True) -> Sheet:
+def paper(content: Content, *, whole: bool = True) -> Table:
     """Return the paper's figures for this dataset, and ours where we have the same.
 
     Args:
@@ -257,14 +271,42 @@ def paper(content: Content, *, whole: bool = True) -> Sheet:
     ]
     columns = (
         count("table", "table"),
-        words("row", "row"),
+        text("row", "row"),
         spread("paper", "paper"),
         spread("this study", "ours"),
-        words("setting of the paper", "setting"),
+        text("setting of the paper", "setting"),
         remark("doubt", "note"),
     )
     title = "Test top-1 in percent: the paper, and this study"
-    return Sheet(name="paper", title=title, rows=tuple(rows), columns=columns)
+    return Table(name="paper", title=title, rows=tuple(rows), columns=columns)
+
+
+def measures(content: Content) -> Table:
+    """Return the measures of the latest diagnosis."""
+    diagnosis = content.diagnosis
+    rows: list[Row] = []
+    for measure in () if diagnosis is None else diagnosis.measures:
+        settings = ", ".join(f"{key} {value}" for key, value in measure.settings.items())
+        rows.append(
+            {
+                "measure": measure.name,
+                "title": TITLES.get(measure.name, measure.name),
+                "value": measure.value,
+                "null": measure.null,
+                "remark": measure.reason or settings,
+            }
+        )
+    return Table(
+        name="measures",
+        title="How well the weights fit the images",
+        rows=tuple(rows),
+        columns=(
+            text("measure", "title"),
+            number("value", "value", ".4g"),
+            number("without information", "null", ".4g"),
+            remark("how, or why not", "remark"),
+        ),
+    )
 
 
 def _ours(content: Content, label: str) -> Row:

@@ -1,10 +1,10 @@
 """The note beside a study in the dashboard: what is searched, on what, how long, how to read it."""
 
-import html
 from typing import Final
 
 from nbtl_search import space
 from nbtl_search.advice import conclude
+from nbtl_search.escaping import markdown
 from nbtl_search.spec import TITLES, Advised, Diagnosis, Facts, KnownRecipe, Measured, StudySpec
 
 _READING = """\
@@ -25,8 +25,8 @@ def write_note(spec: StudySpec, facts: Facts) -> str:
         SpecError: the study's search space is not valid.
     """
     parts = [
-        f"## {_text(spec.name)}",
-        _text(spec.description),
+        f"## {markdown(spec.name)}",
+        markdown(spec.description),
         _data(spec, facts),
         _searched(spec, facts),
         _known(spec.search.known),
@@ -39,19 +39,21 @@ def write_note(spec: StudySpec, facts: Facts) -> str:
 
 def _data(spec: StudySpec, facts: Facts) -> str:
     return (
-        f"**Data:** {_text(spec.data.dataset)}, {facts.n_classes} classes, "
+        f"**Data:** {markdown(spec.data.dataset)}, {facts.n_classes} classes, "
         f"{facts.n_train} training, {facts.n_val} validation and {facts.n_test} test images. "
-        f"**Network:** {_text(spec.model.name)} ({facts.n_blocks} blocks and the head)."
+        f"**Network:** {markdown(spec.model.name)} ({facts.n_blocks} blocks and the head)."
     )
 
 
 def _searched(spec: StudySpec, facts: Facts) -> str:
     built = space.build_for(spec.search, facts)
     rows = [
-        f"| `{row.name}` | {_text(space.in_words(row.domain))} | {row.when or ''} |"
+        f"| `{row.name}` | {markdown(space.in_words(row.domain))} | {row.when or ''} |"
         for row in built.rows
     ]
-    rows += [f"| `{name}` | fixed: {_text(str(value))} | |" for name, value in built.fixed.items()]
+    rows += [
+        f"| `{name}` | fixed: {markdown(str(value))} | |" for name, value in built.fixed.items()
+    ]
     head = [f"**Searched** (space `{spec.search.space}`):", "", "| dial | values | only if |"]
     return "\n".join([*head, "|---|---|---|", *rows])
 
@@ -64,14 +66,14 @@ def _advised(advice: Advised | None) -> str:
     if advice is None:
         return ""
     lines = [f"**Advice** (the weights look {advice.regime}):", ""]
-    lines += [f"* {_text(line)}" for line in advice.evidence]
+    lines += [f"* {markdown(line)}" for line in advice.evidence]
     if advice.recipes:
         lines += ["", "Tried next, never pruned:", "", *_recipes(advice.recipes)]
     if advice.prior:
         lines += ["", "Start-up points fall here more often; no other value is excluded:", ""]
         lines += [
             f"* `{name}` {prior.low} to {prior.high}, {100 * prior.weight:.0f} % of the points"
-            f"{': ' if prior.reason else ''}{_text(prior.reason)}"
+            f"{': ' if prior.reason else ''}{markdown(prior.reason)}"
             for name, prior in advice.prior.items()
         ]
     return "\n".join(lines)
@@ -79,7 +81,7 @@ def _advised(advice: Advised | None) -> str:
 
 def _recipes(known: tuple[KnownRecipe, ...]) -> list[str]:
     return [
-        f"* {_text(recipe.name)}{': ' if recipe.reason else ''}{_text(recipe.reason)}"
+        f"* {markdown(recipe.name)}{': ' if recipe.reason else ''}{markdown(recipe.reason)}"
         for recipe in known
     ]
 
@@ -96,8 +98,9 @@ def with_diagnosis(note: str, diagnosis: Diagnosis) -> str:
 
 def _diagnosis(diagnosis: Diagnosis) -> str:
     about = (
-        f"{diagnosis.n_images} {_text(diagnosis.split)} images of {diagnosis.n_classes} classes, "
-        f"{diagnosis.n_features} features ({_text(diagnosis.layer)}) at {diagnosis.image_px} px; "
+        f"{diagnosis.n_images} {markdown(diagnosis.split)} images of {diagnosis.n_classes} "
+        f"classes, {diagnosis.n_features} features ({markdown(diagnosis.layer)}) at "
+        f"{diagnosis.image_px} px; "
         f"accuracies on {diagnosis.n_val} validation images."
     )
     lines = [
@@ -109,7 +112,7 @@ def _diagnosis(diagnosis: Diagnosis) -> str:
         "|---|---|---|",
         *(_measure(measure) for measure in diagnosis.measures),
         "",
-        *(f"* {_text(line)}" for line in conclude(diagnosis).evidence),
+        *(f"* {markdown(line)}" for line in conclude(diagnosis).evidence),
         "",
         _END,
     ]
@@ -117,11 +120,6 @@ def _diagnosis(diagnosis: Diagnosis) -> str:
 
 
 def _measure(measure: Measured) -> str:
-    value = _text(measure.reason) if measure.value is None else f"{measure.value:.4g}"
+    value = markdown(measure.reason) if measure.value is None else f"{measure.value:.4g}"
     null = "" if measure.null is None else f"{measure.null:.4g}"
-    return f"| {_text(TITLES.get(measure.name, measure.name))} | {value} | {null} |"
-
-
-def _text(value: str) -> str:
-    """Escape what HTML and a Markdown table would take for their own, and keep it in one line."""
-    return html.escape(" ".join(value.split()), quote=False).replace("|", "\\|")
+    return f"| {markdown(TITLES.get(measure.name, measure.name))} | {value} | {null} |"

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
-from xml.sax.saxutils import escape
 
+from nbtl_search import escaping
 from nbtl_search.spec import Epoch, best_epoch
 
 WIDTH_PX: Final = 640
@@ -53,7 +53,7 @@ def draw(
         [
             _OPEN,
             f'<rect width="{WIDTH_PX}" height="{HEIGHT_PX}" fill="#fff"/>',
-            f'<text x="{_LEFT}" y="20" font-size="14" fill="#222">{escape(title)}</text>',
+            f'<text x="{_LEFT}" y="20" font-size="14" fill="#222">{escaping.html(title)}</text>',
             *_grid(x, y),
             *_line(reference, x, y, color="#e07b00", width=1.2),
             *_line(epochs, x, y, color="#1f77b4", width=2.2),

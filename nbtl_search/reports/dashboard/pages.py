@@ -12,7 +12,6 @@ the other and read with every poll: a poll in between gets half of the old and h
 
 import copy
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import distinct, func, or_, select
 
+from nbtl_search import escaping
 from nbtl_search.errors import NbtlError, StudyNotFoundError
 from nbtl_search.ledger import records, schema
 from nbtl_search.ledger.database import Storage
@@ -50,18 +50,16 @@ def of(trial: TrialRecord, *, n_epochs: int) -> str:
     if trial.n_attempts > 1:
         lines[-1] += f"; {trial.n_attempts} attempts"
     if trial.cause or trial.message:
-        lines += ["", _escaped(": ".join(filter(None, [trial.cause, trial.message]))[:500])]
+        lines += [
+            "",
+            escaping.markdown(": ".join(filter(None, [trial.cause, trial.message]))[:500]),
+        ]
     return "\n".join(lines)
 
 
 def heading(trial: TrialRecord) -> str:
     """Return what a picture of a trial is called."""
     return f"Trial {trial.number}{f' ({trial.name})' if trial.name else ''}"
-
-
-def _escaped(text: str) -> str:
-    """Escape every character that Markdown could take for its own, and keep it in one line."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 GiveWay = Callable[[], None]

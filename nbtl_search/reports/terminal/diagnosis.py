@@ -1,15 +1,15 @@
-"""What `diagnose` shows in a terminal of 80 columns: every measure, and what follows from them."""
+"""Diagnosis in a terminal of 80 columns: every measure, and what follows from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from nbtl_search import escaping
 from nbtl_search.advice import conclude
 from nbtl_search.paper.tables import paper_tables
-from nbtl_search.reports.terminal.tables import clean, span
+from nbtl_search.reports.table import Column, Row, Table, duration, terminal, text_of
 from nbtl_search.space.survey import survey_regime
 from nbtl_search.spec import TITLES, Diagnosis, Measured
 
@@ -47,51 +47,59 @@ def render(diagnosis: Diagnosis) -> RenderableType:
         diagnosis: what was measured.
     """
     return Group(
-        *map(Text, _about(diagnosis)),
+        *(Text(escaping.terminal(line)) for line in _about(diagnosis)),
         "",
         _measures(diagnosis),
         "",
-        *map(Text, _conclusion(diagnosis)),
+        *(Text(escaping.terminal(line)) for line in _conclusion(diagnosis)),
     )
 
 
 def _about(diagnosis: Diagnosis) -> Iterator[str]:
     yield (
-        f"{clean(diagnosis.dataset)}: {diagnosis.n_images} {clean(diagnosis.split)} images of "
+        f"{diagnosis.dataset}: {diagnosis.n_images} {diagnosis.split} images of "
         f"{diagnosis.n_classes} classes, {diagnosis.n_val} to validate"
     )
     yield (
-        f"{clean(diagnosis.model)} at {diagnosis.image_px} px, {_layer(diagnosis)}, weights "
-        f"{clean(diagnosis.weights_digest[:12])}"
+        f"{diagnosis.model} at {diagnosis.image_px} px, {_layer(diagnosis)}, weights "
+        f"{diagnosis.weights_digest[:12]}"
     )
-    yield f"measured in {span(diagnosis.seconds)} ({clean(diagnosis.device)})"
+    yield f"measured in {duration(diagnosis.seconds)} ({diagnosis.device})"
 
 
 def _layer(diagnosis: Diagnosis) -> str:
     where = diagnosis.layer if not diagnosis.layer.isdigit() else f"block {diagnosis.layer}"
-    return f"{diagnosis.n_features} features ({clean(where)})"
+    return f"{diagnosis.n_features} features ({where})"
 
 
 def _measures(diagnosis: Diagnosis) -> RenderableType:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("measure", max_width=22)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("chance", justify="right", no_wrap=True)
-    table.add_column("what it means")
-    for measure in diagnosis.measures:
-        table.add_row(
-            Text(clean(TITLES.get(measure.name, measure.name))),
-            _number(measure, measure.value),
-            _number(measure, measure.null),
-            _meaning(measure),
-            style="" if measure.value is not None else "dim",
-        )
-    return table
+    rows: tuple[Row, ...] = tuple(
+        {
+            "measure": TITLES.get(measure.name, measure.name),
+            "value": _number(measure, measure.value),
+            "null": _number(measure, measure.null),
+            "meaning": _meaning(measure),
+            "is_known": measure.value is not None,
+        }
+        for measure in diagnosis.measures
+    )
+    columns = (
+        Column(title="measure", show=_shown("measure"), is_text=True, max_width=22),
+        Column(title="value", show=_shown("value")),
+        Column(title="chance", show=_shown("null")),
+        Column(title="what it means", show=_shown("meaning"), is_text=True),
+    )
+    made = Table(name="measures", title="Measures", rows=rows, columns=columns)
+    return terminal(made, gap=2, emphasis=lambda row: "" if row["is_known"] else "dim")
 
 
-def _meaning(measure: Measured) -> Text:
+def _shown(key: str) -> Callable[[Row], str]:
+    return lambda row: str(row[key])
+
+
+def _meaning(measure: Measured) -> str:
     if measure.value is None:
-        return Text(f"none: {clean(measure.reason)}")
+        return f"none: {text_of(measure.reason)}"
     lines = [MEANINGS.get(measure.name, "")]
     if measure.settings.get("budget") == "reduced":
         lines.append(f"{_budget(measure)}: a reduced budget")
@@ -99,7 +107,7 @@ def _meaning(measure: Measured) -> Text:
         lines.append("fewer images than features: its size is the ridge's, not the images'")
     elif measure.name in _PAPER:
         lines.append(f"paper: {', '.join(_of_the_paper(_PAPER[measure.name]))}")
-    return Text("\n".join(line for line in lines if line))
+    return "\n".join(line for line in lines if line)
 
 
 def _budget(measure: Measured) -> str:
@@ -125,7 +133,7 @@ def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
     conclusion = conclude(diagnosis)
     yield f"conclusion: {conclusion.regime}"
     for line in conclusion.evidence:
-        yield f"- {clean(line)}"
+        yield f"- {line}"
     if conclusion.regime in {"suited", "unsuited"}:
         start = survey_regime(
             n_train=diagnosis.n_images,

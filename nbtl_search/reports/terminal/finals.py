@@ -1,15 +1,16 @@
-"""What `finalize` shows in a terminal: the two stages as tables, and what they say."""
+"""Final runs in a terminal: the two stages as tables, and what they say."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from nbtl_search.reports.prose import mean_std
-from nbtl_search.reports.terminal.tables import clean
-from nbtl_search.spec.verdict import Contender, Entry, Interval, Verdict
+from nbtl_search.reports.table import Column, Row, Table, count, number, terminal, text_of
+from nbtl_search.spec.verdict import Contender, Interval, Verdict
+
+_NAME: Final = Column(title="", show=lambda row: text_of(row["name"]), is_text=True, max_width=24)
 
 
 def render(verdict: Verdict, *, name: str) -> RenderableType:
@@ -31,19 +32,30 @@ def render(verdict: Verdict, *, name: str) -> RenderableType:
 
 
 def _confirmed(verdict: Verdict) -> RenderableType:
-    table = _table("", "search", "mean", "bound", "gain")
-    for contender in verdict.contenders:
-        style = "bold" if contender.trial == verdict.winner else ""
-        table.add_row(
-            Text(clean(contender.name)),
-            _mark(contender, verdict),
-            f"{contender.search_top1:.2f}",
-            mean_std(contender.confirmed),
-            _number(contender.lower_bound),
-            _interval(contender.gain),
-            style=style,
-        )
-    return table
+    rows: tuple[Row, ...] = tuple(
+        {
+            "trial": contender.trial,
+            "name": contender.name,
+            "mark": _mark(contender, verdict),
+            "search": contender.search_top1,
+            "mean": mean_std(contender.confirmed),
+            "bound": contender.lower_bound,
+            "gain": _interval(contender.gain),
+        }
+        for contender in verdict.contenders
+    )
+    columns = (
+        _NAME,
+        Column(title="", show=lambda row: str(row["mark"]), is_text=True, is_whole=True),
+        number("search", "search"),
+        count("mean", "mean"),
+        number("bound", "bound", none=""),
+        count("gain", "gain"),
+    )
+    made = Table(name="contenders", title="Candidates", rows=rows, columns=columns)
+    return terminal(
+        made, gap=2, emphasis=lambda row: "bold" if row["trial"] == verdict.winner else ""
+    )
 
 
 def _mark(contender: Contender, verdict: Verdict) -> str:
@@ -53,29 +65,35 @@ def _mark(contender: Contender, verdict: Verdict) -> str:
 
 
 def _tested(verdict: Verdict) -> RenderableType:
-    table = _table("single crop", "ten crops", "ensemble")
-    for entry in verdict.entries:
-        table.add_row(*_cells(entry))
+    rows: list[Row] = [
+        {
+            "name": entry.name,
+            "single": mean_std(entry.single),
+            "ten_crop": mean_std(entry.ten_crop),
+            "ensemble": "" if entry.ensemble_top1 is None else f"{entry.ensemble_top1:.2f}",
+            "is_gain": False,
+        }
+        for entry in verdict.entries
+    ]
     if verdict.gain is not None:
         ensemble = "" if verdict.ensemble_gain is None else f"{verdict.ensemble_gain:+.2f}"
-        cells = (_interval(verdict.gain), _interval(verdict.ten_crop_gain), ensemble)
-        table.add_row("gain", *cells, style="bold")
-    return table
-
-
-def _cells(entry: Entry) -> Iterator[Any]:
-    yield Text(clean(entry.name))
-    yield mean_std(entry.single)
-    yield mean_std(entry.ten_crop)
-    yield _number(entry.ensemble_top1)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", max_width=24)
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    return table
+        rows.append(
+            {
+                "name": "gain",
+                "single": _interval(verdict.gain),
+                "ten_crop": _interval(verdict.ten_crop_gain),
+                "ensemble": ensemble,
+                "is_gain": True,
+            }
+        )
+    columns = (
+        _NAME,
+        count("single crop", "single"),
+        count("ten crops", "ten_crop"),
+        count("ensemble", "ensemble"),
+    )
+    made = Table(name="final", title="Test images", rows=tuple(rows), columns=columns)
+    return terminal(made, gap=2, emphasis=lambda row: "bold" if row["is_gain"] else "")
 
 
 def _remarks(verdict: Verdict, name: str) -> Iterator[str]:
@@ -108,7 +126,3 @@ def _interval(gain: Interval | None) -> str:
     if gain.low is None or gain.high is None:
         return f"{gain.mean:+.2f}"
     return f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"

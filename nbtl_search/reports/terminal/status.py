@@ -1,22 +1,58 @@
-"""Where a study stands: counts, the best trial against the default one, and when it may end."""
+"""Status of a study in a terminal: counts, the best trial and the default, when it may end.
 
-from collections.abc import Sequence
+The tables of trials, workers and studies fit 80 columns.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC
 from typing import Any, Final, TypedDict
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from nbtl_search import escaping
 from nbtl_search.ledger import records
-from nbtl_search.ledger.records import TrialRecord, WorkerRecord, best_of, default_of
-from nbtl_search.reports.comparison import Gain, gain_of, time_left_s
-from nbtl_search.reports.terminal import tables
-from nbtl_search.reports.terminal.tables import clean, span, state_text
+from nbtl_search.ledger.records import TrialRecord, WorkerRecord, best_of, default_of, ranked
+from nbtl_search.reports.comparison import (
+    Gain,
+    gain_of,
+)
+from nbtl_search.reports.cost import time_left_s
+from nbtl_search.reports.table import (
+    Cell,
+    Column,
+    Row,
+    Table,
+    count,
+    duration,
+    number,
+    terminal,
+    text,
+)
 from nbtl_search.study import finals
 from nbtl_search.study.store import Study, StudySummary
 
+MAX_TRIALS: Final = 30
+_MAX_WORKERS: Final = 8
+_N_BEST: Final = 10
 _BAR: Final = 60
 _COUNTS: Final = ("complete", "pruned", "failed", "running", "waiting")
+_LEGEND: Final = (
+    "new: layers reinitialised; lr: of the blocks from `low` up; head, low: their rates x lr; "
+    "L2-SP: blocks pulled to their old weights @ strength; L2: pull to zero elsewhere"
+)
+_WANTED: Final = {"run": "run", "pause": "paused", "stop": "stopped"}
+_STYLES: Final = {
+    "running": "cyan",
+    "complete": "green",
+    "finished": "green",
+    "pruned": "dim",
+    "failed": "red",
+    "stopped": "red",
+    "paused": "yellow",
+    "idle": "yellow",
+}
 
 
 class Best(TypedDict):
@@ -130,12 +166,12 @@ def render(
     Args:
         report: where the study stands.
         trials: its trials.
-        show_all: also those beyond the first `tables.MAX_TRIALS` worth a look.
+        show_all: also those beyond the first `MAX_TRIALS` worth a look.
     """
     parts: list[RenderableType] = [*_header(report), *_comparison(report), *_finalised(report)]
     if trials:
         best = None if report.best is None else report.best["trial"]
-        drawn = tables.of_trials(
+        drawn = _trials(
             trials,
             n_epochs=report.n_epochs,
             best=best,
@@ -144,9 +180,9 @@ def render(
         )
         parts += ["", drawn]
     if report.workers:
-        parts += ["", tables.of_workers(report.workers, show_all=show_all)]
+        parts += ["", _workers(report.workers, show_all=show_all)]
     if report.queue is not None:
-        parts += ["", *tables.of_queue(report.queue["tasks"])]
+        parts += ["", *_queue(report.queue["tasks"])]
     return Group(*parts)
 
 
@@ -154,7 +190,7 @@ def render_list(summaries: Sequence[StudySummary]) -> RenderableType:
     """Return what `list` shows: one line per study."""
     if not summaries:
         return Text("no studies yet; make one with: nbtl-search create")
-    return tables.of_studies(summaries)
+    return _studies(summaries)
 
 
 def _best(trial: TrialRecord) -> Best:
@@ -177,16 +213,16 @@ def _header(report: StatusReport) -> list[RenderableType]:
     n_ended = report.complete + report.pruned + report.failed
     line = Text.assemble(
         ("study ", "dim"),
-        (clean(report.study), "bold"),
+        (escaping.terminal(report.study), "bold"),
         ": ",
-        state_text(report.state),
+        _state(report.state),
         f", {n_ended} of {report.n_trials} trials ended",
     )
     n_done = round(_BAR * min(1.0, n_ended / report.n_trials))
     bar = Text.assemble(("█" * n_done, "green"), ("░" * (_BAR - n_done), "dim"))
     counts = [f"{getattr(report, name)} {name}" for name in _COUNTS if getattr(report, name)]
-    spent = f"{report.epochs_spent} epochs, {span(report.seconds_spent)} of training"
-    left = "" if not report.eta_s else f", about {span(report.eta_s)} to go"
+    spent = f"{report.epochs_spent} epochs, {duration(report.seconds_spent)} of training"
+    left = "" if not report.eta_s else f", about {duration(report.eta_s)} to go"
     return [line, bar, Text(", ".join(counts)), Text(f"{spent}{left}")]
 
 
@@ -195,7 +231,7 @@ def _comparison(report: StatusReport) -> list[RenderableType]:
     best, default = report.best, report.default
     if best is None:
         return []
-    name = f" ({clean(best['name'])})" if best["name"] else ""
+    name = f" ({escaping.terminal(best['name'])})" if best["name"] else ""
     value = (f"{best['value']:.2f} %", "bold")
     lines = [Text.assemble("best     ", value, f"  trial {best['trial']}{name}")]
     if default["value"] is not None:
@@ -221,4 +257,165 @@ def _finalised(report: StatusReport) -> list[RenderableType]:
     if final is None:
         return []
     told = f"final    stage {final['stage']!r}: {final['n_done']} of {final['n_runs']} runs ended"
-    return [Text(f"{told}; nbtl-search finalize {clean(report.study)}")]
+    return [Text(f"{told}; nbtl-search finalize {escaping.terminal(report.study)}")]
+
+
+def worth_a_look(trials: Sequence[TrialRecord], *, default: int | None) -> list[TrialRecord]:
+    """Return at most `MAX_TRIALS`, by number: the default, the best, open ones, the latest."""
+    best = ranked(trials)[:_N_BEST]
+    is_open = [trial for trial in trials if trial.finished_at is None]
+    baseline = [trial for trial in trials if trial.number == default]
+    wanted = [*baseline, *best, *reversed(is_open), *reversed(trials)]
+    kept = set(list(dict.fromkeys(trial.number for trial in wanted))[:MAX_TRIALS])
+    return [trial for trial in trials if trial.number in kept]
+
+
+def _trials(
+    trials: Sequence[TrialRecord],
+    *,
+    n_epochs: int,
+    best: int | None,
+    default: int | None,
+    show_all: bool,
+) -> RenderableType:
+    """Return a line per trial with its dials; of many trials only those worth a look."""
+    shown = list(trials) if show_all else worth_a_look(trials, default=default)
+
+    def emphasis(row: Row) -> str:
+        return "bold" if row["trial"] == best else "dim" if row["state"] == "pruned" else ""
+
+    drawn = terminal(trial_table(shown, n_epochs=n_epochs), emphasis=emphasis)
+    legend = Text(_LEGEND, style="dim")
+    if len(shown) == len(trials):
+        return Group(drawn, legend)
+    more = Text(f"{len(trials) - len(shown)} more trials: --all", style="dim")
+    return Group(drawn, more, legend)
+
+
+def trial_table(trials: Sequence[TrialRecord], *, n_epochs: int) -> Table:
+    """Return a row per trial, as narrow as it can be.
+
+    Args:
+        trials: of one study.
+        n_epochs: length of the schedule.
+    """
+    rows: list[Row] = [
+        {
+            "trial": trial.number,
+            "name": trial.name,
+            "state": trial.state,
+            "why": trial.cause if trial.state in {"pruned", "failed"} else None,
+            "top1": trial.value if trial.value is not None else trial.last_top1,
+            "epochs": f"{trial.n_epochs}/{n_epochs}",
+            **trial.dials.model_dump(),
+        }
+        for trial in trials
+    ]
+    columns = (
+        count("#", "trial"),
+        text("name", "name"),
+        Column(
+            title="state",
+            show=lambda row: str(row["why"] or row["state"]),
+            is_text=True,
+            is_whole=True,
+            style=lambda row: _STYLES.get(str(row["state"]), ""),
+        ),
+        number("top-1", "top1", none=""),
+        count("epoch", "epochs"),
+        count("new", "reinit_layers"),
+        _dial("lr", lambda row: _short(row["lr_high"])),
+        _dial("head", lambda row: _short(row["lr_head_ratio"])),
+        _dial("low", lambda row: _of(row, "n_low", "x", "lr_low_ratio")),
+        _dial("L2-SP", lambda row: _of(row, "n_l2sp", "@", "alpha")),
+        _dial("L2", lambda row: _short(row["beta"])),
+    )
+    return Table(name="trials", title="Trials", rows=tuple(rows), columns=columns)
+
+
+def _dial(title: str, show: Callable[[Row], str]) -> Column:
+    return Column(title=title, show=show, is_text=True, is_whole=True)
+
+
+def _of(row: Row, count: str, sign: str, strength: str) -> str:
+    return f"{row[count]}{sign}{_short(row[strength])}" if row[count] else ""
+
+
+def _workers(workers: Sequence[WorkerRecord], *, show_all: bool) -> RenderableType:
+    """Return a line per worker; the first few of many."""
+    shown = workers if show_all else workers[:_MAX_WORKERS]
+    rows: tuple[Row, ...] = tuple(
+        {
+            "worker": worker.worker,
+            "device": worker.device,
+            "state": worker.state,
+            "trial": "" if worker.trial_number is None else worker.trial_number,
+            "seen": f"{max(0.0, worker.seen_s):.0f} s ago",
+        }
+        for worker in shown
+    )
+    columns = (
+        text("worker", "worker"),
+        text("device", "device"),
+        text("does", "state"),
+        text("trial", "trial"),
+        text("seen", "seen"),
+    )
+    drawn = terminal(Table(name="workers", title="Workers", rows=rows, columns=columns))
+    if len(shown) == len(workers):
+        return drawn
+    return Group(drawn, Text(f"{len(workers) - len(shown)} more workers: --all", style="dim"))
+
+
+def _queue(tasks: Sequence[Mapping[str, str]] | None) -> list[RenderableType]:
+    """Return a line per state of the tasks in a cluster's queue, with nodes or reasons."""
+    if tasks is None:
+        return [Text("queue    unknown: squeue does not answer", style="yellow")]
+    if not tasks:
+        return [Text("queue    no tasks; nbtl-search launch STUDY --slurm submits some")]
+    lines: list[RenderableType] = []
+    for state in sorted({task["state"] for task in tasks}):
+        there = [task for task in tasks if task["state"] == state]
+        where = sorted({task["node"] or task["reason"] for task in there})
+        line = f"queue    {len(there)} {state.lower()}: {', '.join(map(escaping.terminal, where))}"
+        lines.append(Text(line))
+    return lines
+
+
+def _studies(summaries: Sequence[StudySummary]) -> RenderableType:
+    rows: tuple[Row, ...] = tuple(
+        {
+            "study": summary.name,
+            "wanted": _WANTED.get(summary.desired, summary.desired),
+            "ended": f"{summary.n_finished}/{summary.n_trials}",
+            "created_at": f"{summary.created_at.astimezone(UTC):%Y-%m-%d %H:%M}",
+        }
+        for summary in summaries
+    )
+    columns = (
+        text("study", "study"),
+        Column(
+            title="wanted",
+            show=lambda row: str(row["wanted"]),
+            is_text=True,
+            style=lambda row: _STYLES.get(str(row["wanted"]), ""),
+        ),
+        text("trials ended", "ended"),
+        text("created (UTC)", "created_at"),
+    )
+    return terminal(Table(name="studies", title="Studies", rows=rows, columns=columns))
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=_STYLES.get(state, ""))
+
+
+def _short(value: Cell) -> str:
+    """Return a number with two significant digits, in at most 6 characters."""
+    value = float(value or 0)
+    if value == 0:
+        return "0"
+    if 0.01 <= value < 100:
+        return f"{value:.2g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

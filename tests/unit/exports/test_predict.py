@@ -20,7 +20,7 @@ from scipy.special import softmax
 from scipy.stats import norm
 from torchvision.transforms import functional
 
-from nbtl_search.cli.predict import predict_command, shown
+from nbtl_search.cli.predict import predict_command
 from nbtl_search.errors import DataError, NbtlError, SpecError, WeightsError
 from nbtl_search.exports.predict import find_pictures, true_labels
 from nbtl_search.workspace import models
@@ -262,13 +262,6 @@ class TestCommand:
             done = run(model, tmp_path, "--device", "cpu", option)
             assert done.return_value == 0, done.output
             assert option == "--csv" or "\x1b" not in done.stdout
-
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [("\x1b[2J\a", r"\x1b[2J\x07"), ("a\u202eb", r"a\u202eb"), ("עברית 👩\u200d🔬", None)],
-    )
-    def test_what_a_terminal_would_obey(self, text, expected):
-        assert shown(text) == (expected or text)
 
 
 class TestRefusals:

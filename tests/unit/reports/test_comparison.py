@@ -6,7 +6,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from nbtl_search.ledger.records import Totals, best_of, default_of
-from nbtl_search.reports.comparison import MIN_IMAGES, gain_of, time_left_s
+from nbtl_search.reports.comparison import (
+    MIN_IMAGES,
+    gain_of,
+)
+from nbtl_search.reports.cost import time_left_s
 from nbtl_search.spec import Budget
 
 

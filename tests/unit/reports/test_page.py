@@ -18,11 +18,10 @@ from nbtl_search.reports import formats, paper_figures, static_figures
 from nbtl_search.reports.content import Content, Device, Provenance, commit
 from nbtl_search.reports.cost import spending
 from nbtl_search.reports.figures import figures_of
-from nbtl_search.reports.formats import tables
 from nbtl_search.reports.importance import FEW_TRIALS, MIN_TRIALS, importances
-from nbtl_search.reports.markup import script_json
 from nbtl_search.reports.page import page
 from nbtl_search.reports.prose import sentences
+from nbtl_search.reports.tables import all_tables
 from nbtl_search.spec import DataSettings
 from nbtl_search.spec.verdict import Interval
 from tests.plausible_study import make_spec
@@ -243,11 +242,6 @@ class TestPage:
         assert "<script" not in figures
         assert "<img" not in figures
 
-    def test_without_scripts_in_json(self):
-        made = script_json(json.dumps({"x": NASTY + "<!--\u2028"}))
-        assert not set("<>&\u2028") & set(made)
-        assert json.loads(made)["x"].startswith(NASTY)
-
     def test_an_empty_study_has_a_page(self, make_content):
         reader = read(page(make_content([])))
         assert "No trial has run to its end yet." in reader.texts
@@ -259,7 +253,7 @@ class TestPage:
         tests = [[77.0, 78.0, 76.5, 77.5], [80.5, 81.5, 80.0, 82.0]]
         verdict = make_verdict(four_trials[:3], winner=1, tests=tests)
         content = make_content(four_trials, verdict=verdict, paper=paper_rows("dtd"))
-        sheet = next(sheet for sheet in tables(content) if sheet.name == "paper")
+        sheet = next(sheet for sheet in all_tables(content) if sheet.name == "paper")
         rows = {(row["table"], row["row"]): row for row in sheet.rows}
         assert rows[2, "default"]["paper_mean"] == 77.3
         assert rows[2, "default"]["ours_mean"] == 77.25
@@ -281,7 +275,7 @@ class TestFormats:
 
     def test_markdown_and_page_show_the_same_cells(self, finalised):
         markdown, texts = formats.markdown(finalised), read(page(finalised)).texts
-        for sheet in tables(finalised)[:2]:
+        for sheet in all_tables(finalised)[:2]:
             for row in sheet.rows:
                 for column in sheet.columns:
                     shown = column.show(row)
@@ -305,12 +299,12 @@ class TestFormats:
         assert f"'{NAMES[4]}" in formats.comma_separated(content)
         markdown = formats.markdown(content)
         assert r"=1+1\|a\*b\_c" in markdown
-        assert "<script" not in markdown.replace("\\<", "")
+        assert "<script" not in markdown
 
 
 class TestCost:
     def test_parts_sum_up_and_retries_are_counted(self, finalised):
-        *parts, total = spending(finalised)
+        *parts, total = spending(finalised.trials, finalised.verdict)
         assert total.epochs == sum(part.epochs for part in parts)
         assert total.n_runs == 4 + 12 + 8
         assert [part.n_retried for part in parts if "confirm" in part.name] == [1]
