@@ -174,9 +174,9 @@ def notify(
     home: Path | None = None,
     storage: str | None = None,
     stopping: Callable[[], bool] = lambda: False,
-    on_sent: Callable[[Notification], None] = lambda _: None,
+    on_told: Callable[[Notification], None] = lambda _: None,
 ) -> None:
-    """Tell what became of a study, once or until it is told that it has finished.
+    """Send messages about a study: once, or until the one that says it has finished.
 
     Args:
         name: of the study.
@@ -185,14 +185,14 @@ def notify(
         home: of the workspace; by default the user's data folder.
         storage: URL of the workspace's database; by default the embedded one.
         stopping: asked between looks.
-        on_sent: called with each notification that was delivered.
+        on_told: called with each notification that was delivered.
 
     Raises:
         SpecError: the file is not valid.
         StudyNotFoundError: no such study.
     """
     Workspace(home, storage).notifications.send(
-        name, file, every_s=every_s, stopping=stopping, on_sent=on_sent
+        name, file, every_s=every_s, stopping=stopping, on_sent=on_told
     )
 
 
@@ -213,7 +213,7 @@ def tell_test(file: Path) -> None:
 
     Raises:
         SpecError: the file is not valid.
-        NbtlError: the message was not taken.
+        NbtlError: the message was not accepted.
     """
     from nbtl_search.workspace import notifications
 

@@ -73,8 +73,8 @@ def create(
             measures of these images and weights exist.
         home: of the workspace; by default the user's data folder.
         storage: URL of the workspace's database; by default the embedded one.
-        progress: is told how many images are decoded, and of how many.
-        checking: is told how many methods were tried on the weights, and of how many.
+        progress: called with the number of images decoded and of all.
+        checking: called with the number of methods tried on the weights and of all.
 
     Raises:
         SpecError: the specification is not valid, or advice is wanted and nothing was measured.

@@ -8,7 +8,7 @@ from nbtl_search.errors import EXIT_CODE, NbtlError
 
 
 def main() -> None:
-    """Run the program; what the user can mend is one line on stderr and exit code 2."""
+    """Run the program; what the user can fix is one line on stderr and exit code 2."""
     from nbtl_search.cli.app import app
 
     try:

@@ -14,7 +14,7 @@ _COMMANDS: Final = {
     "doctor": ("machine", "Check this machine and the database."),
     "preflight": ("machine", "Say what a study will cost on this hardware."),
     "launch": ("training", "Run workers on this machine until the study is over."),
-    "worker": ("training", "Be one worker: train trials until the study is over."),
+    "worker": ("training", "Run one worker: train trials until the study is over."),
     "status": ("search", "Show where a study stands."),
     "list": ("search", "List all studies."),
     "best": ("search", "Print the best recipe as TOML, for `train`."),

@@ -71,7 +71,7 @@ def _run(
         n_ended = report.complete + report.pruned + report.failed
         screen.print(
             f"The study {spec.name!r} is there already: {n_ended} of {report.n_trials} trials "
-            "have ended. (--fresh begins anew.)"
+            "have ended. (--fresh starts over.)"
         )
     with search_progress(quiet=False) as tick:
         finished = demo.search(workspace, workers=workers, on_tick=tick)
@@ -123,7 +123,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
 )
 @home_option
 def pretrain_command(*, workspace: Workspace, output: Path, seed: int, epochs: int | None) -> None:
-    """Make the weights that ship with the program anew: about ten minutes on one core.
+    """Pre-train the weights that ship with the program again: about ten minutes on one core.
 
     The same seed gives the same file on the same kind of processor.
 

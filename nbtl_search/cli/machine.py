@@ -32,13 +32,13 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 def doctor_command(*, workspace: Workspace, study: str | None, workers: int, as_json: bool) -> None:
     """Check this machine and the database, with STUDY also its device and weights.
 
-    Exits with 1 where something must be mended first.
+    Exits with 1 where something must be fixed first.
 
     \b
     nbtl-search doctor
     nbtl-search doctor dtd --workers 64
     """
-    with waiting("looking"):
+    with waiting("checking"):
         found = workspace.machine.doctor(study, workers=workers)
     if as_json:
         echo_json([check.plain() for check in found])
@@ -157,7 +157,7 @@ def notify_command(
         from nbtl_search.workspace.notifications import send_test
 
         send_test(webhook_file)
-        click.echo("a test message was taken")
+        click.echo("the test message was accepted")
         return
     workspace.notifications.send(
         study,
@@ -206,7 +206,7 @@ def clean_command(
     for item in found:
         click.echo(f"{item.n_bytes / 1e6:10.1f} MB  {item.why}: {printable(str(item.path))}")
     verb = "would be" if dry_run else "were"
-    click.echo(f"{total / 1e6:.1f} MB in {len(found)} places {verb} removed")
+    click.echo(f"{total / 1e6:.1f} MB in {len(found)} files and folders {verb} removed")
 
 
 @click.command("logs")

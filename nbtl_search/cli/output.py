@@ -38,7 +38,7 @@ def console(*, stderr: bool = False) -> "Console":
 def late_stages() -> Iterator[Callable[[str, int, int], None]]:
     """Give a callback (stage, done, total) whose bar appears on stderr after two seconds.
 
-    It shows the stage that was told last, and goes where that is done.
+    It shows the latest stage, and disappears when that is done.
     """
     bar, started_s = counting_bar(), time.monotonic()
     task = bar.add_task("", total=None)
@@ -83,7 +83,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def counting_bar() -> "Progress":
-    """Return a bar on stderr, not yet drawn, that counts and tells the time."""
+    """Return a bar on stderr, not yet drawn, with a count and the time elapsed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     return Progress(
@@ -115,12 +115,12 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
             bar.update(task, description="waiting for the database")
             return
         best = f"best {report.best['value']:.2f} %" if report.best else "no result yet"
-        told = f"{report.running} running, {report.pruned} pruned, {best}"
+        progress = f"{report.running} running, {report.pruned} pruned, {best}"
         bar.update(
             task,
             total=report.n_trials,
             completed=report.complete + report.pruned + report.failed,
-            description=told if study.stage is None else _STAGES[study.stage],
+            description=progress if study.stage is None else _STAGES[study.stage],
         )
 
     try:
@@ -138,7 +138,7 @@ def validation(epoch: "Epoch") -> str:
 
 
 def live(screen: Callable[[], tuple[Any, bool]], *, every_s: float) -> None:
-    """Show a screen anew every so many seconds, until it says it is the last or Ctrl-C."""
+    """Refresh a screen every so many seconds, until it says it is the last or Ctrl-C."""
     from rich.live import Live
 
     drawn, last = screen()

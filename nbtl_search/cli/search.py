@@ -233,7 +233,7 @@ def delete_command(*, workspace: Workspace, study: str, yes: bool) -> None:
 
 @click.command("status")
 @click.argument("study")
-@click.option("--watch", is_flag=True, help="Stay, and show it anew every two seconds.")
+@click.option("--watch", is_flag=True, help="Stay, and refresh every two seconds.")
 @click.option("--all", "show_all", is_flag=True, help="Every trial, however many.")
 @storage_option
 @json_option

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     "--slurm",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="TOML",
-    help="Submit the workers to Slurm, as this file says; --workers then is how many there shall "
-    "be in all, and 0 ends them.",
+    help="Submit the workers to Slurm, as this file says; --workers is then their number in "
+    "all, and 0 ends them.",
 )
 @click.option(
     "--kubernetes", is_flag=True, help="Print a Kubernetes manifest of --workers workers instead."
@@ -116,7 +116,7 @@ def launch_command(
 
 
 def _slots(workspace: Workspace, study: str, wanted: str) -> int:
-    """Return how many workers share a GPU; measure it where that is wanted."""
+    """Return how many workers share a GPU; `auto` measures it."""
     from nbtl_search.cli.machine import say_packed
     from nbtl_search.launchers import local
 

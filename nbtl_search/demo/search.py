@@ -205,7 +205,7 @@ def next_steps(options: str) -> str:
         ("a page about it", f"report {STUDY}"),
         ("the model", f"export {STUDY} -o model"),
         ("your own images", "create --dataset ./my-folder"),
-        ("the demo anew", "demo --fresh"),
+        ("the demo again", "demo --fresh"),
         ("stop the database", "db stop"),
     )
     return "\n".join(f"{what:<19}nbtl-search {command}{options}" for what, command in steps)
@@ -240,7 +240,7 @@ def _remarks(found: Findings) -> Iterator[str]:
     if gain is not None and not gain.is_tie:
         yield (
             f"Best against default: {gain.words()}. The best of {len(found.trials)} was chosen "
-            "on these very images, so part of the gain is luck."
+            "on these same images, so part of the gain is luck."
         )
     elif gain is not None:
         yield f"Best against default: {gain.words()}: nothing says that one is better."

@@ -115,8 +115,8 @@ def _of_dataset(dataset: str) -> dict[str, Any]:
 
 def _absolute(plain: dict[str, Any]) -> dict[str, Any]:
     """Make the paths of a specification absolute, since workers start in other folders."""
-    places = (("data", "dataset"), ("data", "root"), ("model", "weights"))
-    for table, key in places:
+    paths = (("data", "dataset"), ("data", "root"), ("model", "weights"))
+    for table, key in paths:
         value = plain.get(table, {}).get(key)
         if isinstance(value, str) and Path(value).expanduser().exists() and _is_path(table, value):
             plain[table][key] = str(Path(value).expanduser().resolve())

@@ -32,7 +32,7 @@ _MOST_SLOTS: Final = 8
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that this process runs on, as a place for a workspace's studies."""
+    """The machine that this process runs on, and what a workspace's studies would cost on it."""
 
     workspace: Workspace
 
@@ -101,6 +101,7 @@ def best_slots(rates: Sequence[tuple[int, float]]) -> int:
 @contextmanager
 def _measuring(order: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[Child]:
     """Give a process that measures, with its order; it ends with the block."""
+    # Stderr goes to a file, since a pipe that nobody reads fills up and blocks the child.
     with TemporaryFile("w+") as complaints:
         child = subprocess.Popen(
             [sys.executable, "-m", _MODULE],
@@ -109,7 +110,7 @@ def _measuring(order: Mapping[str, Any], environment: Mapping[str, str]) -> Iter
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C is for us, who then end the child
         )
         try:
             _write(child, json.dumps(order))

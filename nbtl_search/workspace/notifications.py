@@ -57,7 +57,7 @@ def send_test(file: Path) -> None:
 
     Raises:
         SpecError: the file is not valid.
-        NbtlError: the message was not taken.
+        NbtlError: the message was not accepted.
     """
     settings = notifications.read_settings(file)
     notifications.send(settings, {"event": "test", "text": "nbtl-search can reach you", **_stamp()})

@@ -208,7 +208,7 @@ def _write(content: "Content", text: str, output: Path | None, figures: Path | N
             write_durably(output, text.encode())
     except OSError as error:
         message = (
-            f"the report must have a place that can be written, got {error}; name another place"
+            f"the report must go to a file that can be written, got {error}; name another file"
         )
         raise NbtlError(message) from error
 
@@ -216,5 +216,5 @@ def _write(content: "Content", text: str, output: Path | None, figures: Path | N
 def _check_folder_of(path: Path | None) -> None:
     """Refuse a path that cannot be right before any work is done."""
     if path is not None and not path.absolute().parent.is_dir():
-        message = f"the folder of {str(path)!r} must exist; make it, or name another place"
+        message = f"the folder of {str(path)!r} must exist; make it, or name another folder"
         raise NbtlError(message)

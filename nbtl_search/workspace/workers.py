@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from nbtl_search.launchers.slurm import SlurmArray
 
 CLUSTER: Final = "slurm"
-_STILL_S: Final = 120.0  # an ask among many workers may take that long; nothing else may
+# An `ask` among many workers may take that long. A worker that is silent for longer is stuck.
+_STALLED_AFTER_S: Final = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,7 @@ def default_slots(study: Study, *, n_gpus: int, per_gpu: int = 1) -> int:
 
 
 def _timing(beat_s: float) -> Timing:
+    # Six: one or two heartbeats that a busy database delays must not cost a worker its trial.
     pause_s = min(2.0, beat_s)
     return Timing(heartbeat_s=beat_s, lease_s=6 * beat_s, poll_s=pause_s, retry_s=pause_s)
 
@@ -182,6 +184,7 @@ def _work(
         answer_s=answer_s,
         application=f"nbtl-worker {socket.gethostname()}-{os.getpid()}",
     )
+    # Signals come first: SIGTERM while the database is still waited for ends with exit code 0, too.
     with stop_on_signals() as stop, ExitStack() as stack, suppress(_StoppedError):
 
         def pause(seconds: float) -> None:
@@ -202,6 +205,7 @@ def _work(
             supervisor.metrics.tick()  # it lives, also where the database does not answer
             return _stage(study)
 
+        # One process serves the search and then its final runs: a new one would load torch again.
         while stage := wait_for(next_stage, deadline=_later(), sleep=pause):
             supervisor.switch_study(stage)
             supervisor.run()
@@ -212,7 +216,7 @@ def _work(
 def _serve_metrics(supervisor: Supervisor, settings: WorkerSettings, stack: ExitStack) -> None:
     if settings.metrics_port is not None:
         server = MetricsServer(
-            supervisor.metrics, port=settings.metrics_port, stalled_after_s=_STILL_S
+            supervisor.metrics, port=settings.metrics_port, stalled_after_s=_STALLED_AFTER_S
         )
         stack.enter_context(server)
 
@@ -230,7 +234,7 @@ def _later() -> float:
 
 
 class _StoppedError(Exception):
-    """Told to stop while still waiting for the database."""
+    """SIGTERM came while the database was waited for."""
 
 
 def _dry(array: "SlurmArray", n: int) -> Queued:
@@ -251,6 +255,8 @@ def _bring_to(array: "SlurmArray", n: int, study: Study) -> Queued:
     slurm.cancel(cancelled)
     job_id = None
     if n > n_before:
+        # Recorded after it was submitted: whoever dies in between leaves a job that the queue knows
+        # by its name, and the next call counts it. The other order would record jobs that are none.
         job_id = array.submit(n - n_before)
         jobs.record(
             study.storage.engine,
@@ -288,6 +294,8 @@ def _storage_file(study: Study, workspace: Workspace, *, write: bool) -> Path:
         return served
     file = workspace.storage_file(study.uid)
     if write:
+        # The URL may hold a password: it must not stand in the queue's batch script, which others
+        # can read.
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         data_folder.write(file, workspace.storage + "\n", mode=0o600)
     return file

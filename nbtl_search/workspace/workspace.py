@@ -34,7 +34,13 @@ def default_home() -> Path:
 @final
 @dataclass(frozen=True, init=False, repr=False)
 class Workspace:
-    """A home folder and a database."""
+    """A home folder and a database.
+
+    Below home are: `postgres` (the embedded database), `storage` (its address, or another one's,
+    for workers on other nodes), `datasets` and `weights` (downloads), `data` (decoded images),
+    `features` and `attention` (what the source network says of them), `diagnoses`, `checkpoints`
+    and `finals` (the weights of final runs) by study and trial, and `logs` by study.
+    """
 
     home: Path
     """For data, weights, checkpoints, logs and the embedded database."""

@@ -53,6 +53,7 @@ STANDS_FOR = {
     "verdict": Results.verdict,
     "work": Workers.work,
 }
+RENAMED = {"on_told": "on_sent"}  # functions keep the names that programs pass
 NOUNS = {
     "backups": Backups,
     "diagnoses": Diagnoses,
@@ -71,7 +72,9 @@ def arguments(function):
     """Return each argument but the workspace's own, and its default."""
     found = inspect.signature(function).parameters.values()
     return {
-        argument.name: "a function" if inspect.isfunction(argument.default) else argument.default
+        RENAMED.get(argument.name, argument.name): "a function"
+        if inspect.isfunction(argument.default)
+        else argument.default
         for argument in found
         if argument.name not in {"self", "home", "storage"}
     }
