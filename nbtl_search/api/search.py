@@ -213,7 +213,7 @@ def launch_on_slurm(
     """Bring the number of the study's workers in the queue to `workers`.
 
     More are submitted as one array; too many are ended, waiting ones first; a running one writes
-    a checkpoint and gives its trial back.
+    a checkpoint and releases its trial.
 
     Args:
         name: of the study.

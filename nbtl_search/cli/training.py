@@ -230,7 +230,7 @@ def _say_queued(study: str, done: "Queued", *, as_json: bool) -> None:
 def worker_command(*, workspace: Workspace, study: str, **settings: Any) -> None:
     """Be one worker for STUDY: one trial after the other, until the study is over.
 
-    SIGTERM checkpoints, gives the trial back and exits 0.
+    SIGTERM checkpoints, releases the trial and exits 0.
 
     \b
     nbtl-search worker dtd

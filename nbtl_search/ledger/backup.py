@@ -1,7 +1,7 @@
 """Backups of the database, by the pg_dump, pg_restore and psql of the shipped Postgres.
 
 A backup is one consistent snapshot, taken while workers run. It is restored in one transaction; in
-the same one all leases are given back and the fencing tokens jump ahead, so that no worker from
+the same one all leases are released and the fencing tokens jump ahead, so that no worker from
 before can write into what was restored.
 """
 

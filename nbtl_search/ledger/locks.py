@@ -48,7 +48,7 @@ def take_reservations(connection: Connection, study_id: int) -> None:
     healthy server for lost 121 times in one run (benchmarks/load.py).
     """
     # Both limits hold for this transaction only. The first cuts off a holder that hangs in Optuna,
-    # which gives its slot back; by the second a waiter gives up, beats, and asks again.
+    # which gives its slot back; by the second a waiter gives up, sends a heartbeat, and asks again.
     connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{RESERVE_S}s'"))
     connection.execute(text(f"SET LOCAL lock_timeout = '{1000 * QUEUE_S:.0f}ms'"))
     connection.execute(
