@@ -21,6 +21,11 @@ from nbtl_search.space import CONDITIONS, Space, idle, known_dials, outside
 from nbtl_search.space.survey import effective_rate
 from nbtl_search.spec import Advised, Diagnosis, Dials, KnownRecipe, Prior, Regime, SettingValue
 
+TABLE7_PART: Final = 6
+"""Table 7's recipes take at most one in so many trials, rounded down."""
+WARM_START_PART: Final = 6
+"""Those of warm start take at most one in so many. Together: never worse than a search without
+advice by more than what these shares cost it, however wrong the advice."""
 _DTD: Final[Mapping[str, SettingValue]] = {
     "reinit_layers": 2,
     "lr_high": 0.002,
@@ -51,7 +56,6 @@ _AIRCRAFT: Final[Mapping[str, SettingValue]] = {
     "reinit_layers": 3,
     "lr_head_ratio": 0.4,
 }
-
 _FORMS: Final[Mapping[str, tuple[Mapping[str, SettingValue], str]]] = {
     "dtd": (_DTD, "paper table 6: DTD's best, 78.90 against 77.30 of the default"),
     "caltech": (_CALTECH, "paper table 6: Caltech's best, 84.52 against 83.69 of the default"),
@@ -88,7 +92,6 @@ _UNSUITED: Final = (
     _recipe("cars", 0.004),
     _recipe("aircraft", 0.01),
 )
-
 # None for n_low: table 7 says one rate for all layers, table 4 has gains from low ones on Caltech
 # and DTD, and in replayed searches a prior of one rate cost points (benchmarks/README.md).
 _SUITED_PRIOR: Final[Mapping[str, Prior]] = {
@@ -148,48 +151,6 @@ _BORDERLINE_PRIOR: Final[Mapping[str, Prior]] = {
 }
 
 
-def table7(regime: Regime) -> tuple[KnownRecipe, ...]:
-    """Return the recipes worth trying first, most useful first; both sides' where borderline."""
-    return {
-        "suited": _SUITED,
-        "unsuited": _UNSUITED,
-        "borderline": _alternating(_SUITED, _UNSUITED),
-        "unknown": (),
-    }[regime]
-
-
-def prior(regime: Regime) -> dict[str, Prior]:
-    """Return where to look more, by dial; nothing where it is unknown.
-
-    Where it is borderline, dials on which the two regimes contradict each other have none: new
-    layers, how many blocks are slow or under L2-SP, and beta, which goes with the latter. Dials
-    that only count where another is on (alpha, the low rate's ratio) keep that side's.
-    """
-    return dict(
-        {
-            "suited": _SUITED_PRIOR,
-            "unsuited": _UNSUITED_PRIOR,
-            "borderline": _BORDERLINE_PRIOR,
-            "unknown": {},
-        }[regime]
-    )
-
-
-def _alternating(
-    first: Sequence[KnownRecipe], second: Sequence[KnownRecipe]
-) -> tuple[KnownRecipe, ...]:
-    pairs = chain.from_iterable(zip_longest(first, second))
-    return tuple(recipe for recipe in pairs if recipe is not None)
-
-
-TABLE7_PART: Final = 6
-"""Table 7's recipes take at most one in so many trials, rounded down."""
-
-WARM_START_PART: Final = 6
-"""Those of warm start take at most one in so many. Together: never worse than a search without
-advice by more than what these shares cost it, however wrong the advice."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Source:
     """Recipes of one origin that wait for their turn, and those that the space does not hold."""
@@ -237,6 +198,40 @@ def advise(
         recipes=recipes,
         prior=_prior(conclusion.regime, space),
     )
+
+
+def table7(regime: Regime) -> tuple[KnownRecipe, ...]:
+    """Return the recipes worth trying first, most useful first; both sides' where borderline."""
+    return {
+        "suited": _SUITED,
+        "unsuited": _UNSUITED,
+        "borderline": _alternating(_SUITED, _UNSUITED),
+        "unknown": (),
+    }[regime]
+
+
+def prior(regime: Regime) -> dict[str, Prior]:
+    """Return where to look more, by dial; nothing where it is unknown.
+
+    Where it is borderline, dials on which the two regimes contradict each other have none: new
+    layers, how many blocks are slow or under L2-SP, and beta, which goes with the latter. Dials
+    that only count where another is on (alpha, the low rate's ratio) keep that side's.
+    """
+    return dict(
+        {
+            "suited": _SUITED_PRIOR,
+            "unsuited": _UNSUITED_PRIOR,
+            "borderline": _BORDERLINE_PRIOR,
+            "unknown": {},
+        }[regime]
+    )
+
+
+def _alternating(
+    first: Sequence[KnownRecipe], second: Sequence[KnownRecipe]
+) -> tuple[KnownRecipe, ...]:
+    pairs = chain.from_iterable(zip_longest(first, second))
+    return tuple(recipe for recipe in pairs if recipe is not None)
 
 
 def _prior(regime: Regime, space: Space) -> dict[str, Prior]:

@@ -1,13 +1,14 @@
-"""The values of the lifecycle of a trial: what was asked, who holds it, and how it ended.
+"""Leases: the lifecycle of a trial, and the writes that only the holder of a lease may do.
 
-The attempts at a trial: who trained it, when, and why that ended.
-
-Who trains which trial: leases, and the writes that only the holder of a lease may do.
+    reserve:             a free slot ──► running
+    release, a failure:  running ──► waiting
+    take_over:           waiting, or running with an expired lease ──► running, with a new token
+    finish:              running ──► complete, pruned or failed
 
 A trial is *leased*: its row names the worker, an expiry by the database's clock, and a fencing
-token that grows with every attempt. Whoever holds the token may write; whoever lost it is told so
-(`FencedError`) and stops. Each change of state is one transaction. The terminal row here is the
-truth; Optuna is told afterwards.
+token that grows with every attempt. Whoever holds the token may write; who lost it gets a
+`FencedError` and stops. Each change of state is one transaction, so that a worker may be killed
+between any two lines here. The terminal row is the truth; Optuna is notified afterwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +27,12 @@ from nbtl_search.spec.verdict import FinalResult
 
 Desired = Literal["run", "pause", "stop"]
 Terminal = Literal["complete", "pruned", "failed"]
+MAX_FAILURES: Final = 3
+"""In a row: a trial that gets on between them has only had a bad week of machines."""
+
+MAX_LOST: Final = 10
+"""Workers in a row that may be lost with a trial before an epoch. More than failures: preemption
+and power cuts say nothing of the trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,39 +71,6 @@ class TrialOutcome:
     message: str | None = None
 
 
-def open_attempt(connection: Connection, row: Any) -> Lease:
-    """Note the attempt that begins with this row of a trial; return its lease."""
-    connection.execute(
-        insert(schema.attempt).values(
-            trial_id=row.trial_id, attempt=row.attempt, token=row.token, worker=row.worker
-        )
-    )
-    return Lease(
-        trial_id=row.trial_id,
-        number=row.number,
-        name=row.name,
-        protected=row.protected,
-        recipe=row.recipe,
-        token=row.token,
-        attempt=row.attempt,
-        worker=row.worker,
-    )
-
-
-def close_attempts(connection: Connection, trial_id: int, cause: str, message: str) -> None:
-    """Note why the open attempts at a trial ended."""
-    attempt = schema.attempt
-    connection.execute(
-        update(attempt)
-        .where(attempt.c.trial_id == trial_id, attempt.c.ended_at.is_(None))
-        .values(ended_at=ledger.NOW, cause=cause, message=message)
-    )
-
-
-MAX_FAILURES: Final = 3
-MAX_LOST: Final = 10
-
-
 @final
 class Leases:
     """The leases of one study's trials."""
@@ -119,6 +93,8 @@ class Leases:
         is_abandoned = and_(
             trial.c.state == "running",
             trial.c.lease_expires < ledger.NOW,
+            # Without this line a restart of the database would hand every trial to whoever asks
+            # first, and fence off workers that are well.
             func.pg_postmaster_start_time() < ledger.NOW - self._lease,
         )
         free = (
@@ -130,6 +106,9 @@ class Leases:
             )
             .order_by(trial.c.number)
             .limit(1)
+            # Two who look at once: the second skips the row that the first has locked, and takes
+            # the next. Without the lock both would read it free, and the second would take over
+            # the lease that the first has just got.
             .with_for_update(skip_locked=True, of=trial)
             .scalar_subquery()
         )
@@ -142,6 +121,7 @@ class Leases:
                     worker=worker,
                     attempt=trial.c.attempt + 1,
                     n_lost=trial.c.n_lost + case((trial.c.state == "running", 1), else_=0),
+                    # From here on the worker before is fenced, whatever it still sends.
                     token=schema.tokens.next_value(),
                     lease_expires=ledger.NOW + self._lease,
                 )
@@ -149,8 +129,8 @@ class Leases:
             ).one_or_none()
             if row is None:
                 return None
-            close_attempts(connection, row.trial_id, "infra", "its lease expired")
-            lease = open_attempt(connection, row)
+            _close_attempts(connection, row.trial_id, "infra", "its lease expired")
+            lease = _open_attempt(connection, row)
             if row.n_lost <= MAX_LOST:
                 return lease
             message = f"{row.n_lost} workers in a row were lost with it before an epoch was done"
@@ -180,6 +160,9 @@ class Leases:
             ).scalar()
             if slot is None:
                 return None
+            # Optuna writes its trial over a connection of its own, and commits it before us. If we
+            # die from here on, our slot rolls back and that trial is an orphan, without a row of
+            # ours; the next asker adopts it. Under the lock nobody else can be about to claim it.
             asked = ask(slot)
             row = connection.execute(
                 insert(schema.trial)
@@ -197,7 +180,7 @@ class Leases:
                 )
                 .returning(schema.trial)
             ).one()
-            return open_attempt(connection, row)
+            return _open_attempt(connection, row)
 
     def renew(self, lease: Lease) -> Desired:
         """Renew the lease; return what is wanted of the trial (of it or of its whole study).
@@ -209,6 +192,8 @@ class Leases:
         """
         trial, study = schema.trial, schema.study
         with storage_errors(), self._engine.begin() as connection:
+            # Held by token, not by time: as long as nobody took it, a late heartbeat is as good as
+            # one in time. That is what makes an outage harmless.
             row = connection.execute(
                 update(trial)
                 .where(*_held(lease), study.c.study_id == trial.c.study_id)
@@ -233,10 +218,13 @@ class Leases:
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
             if rows:
+                # A worker that lost the answer sends the same epochs again, and so does one that
+                # resumed. Those change nothing, and are no progress: if they forgave failures, a
+                # trial that dies after its first epoch each time would go on for ever.
                 added = connection.execute(
                     upsert(schema.epoch).values(rows).on_conflict_do_nothing()
                 )
-                if added.rowcount:  # a resumed trial sends again what it has, and is no further
+                if added.rowcount:
                     _forgive_failures(connection, lease)
 
     def finish(
@@ -275,7 +263,7 @@ class Leases:
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
             _set_waiting(connection, lease)
-            close_attempts(connection, lease.trial_id, cause, message)
+            _close_attempts(connection, lease.trial_id, cause, message)
 
     def fail_attempt(self, lease: Lease, *, cause: str, message: str) -> bool:
         """Count a failure; the trial waits for another attempt, or fails after too many.
@@ -301,7 +289,7 @@ class Leases:
                 )
                 return False
             _set_waiting(connection, lease)
-            close_attempts(connection, lease.trial_id, cause, message)
+            _close_attempts(connection, lease.trial_id, cause, message)
             return True
 
     def _end_trial(self, connection: Connection, lease: Lease, outcome: TrialOutcome) -> None:
@@ -318,9 +306,38 @@ class Leases:
                 finished_at=ledger.NOW,
             )
         )
-        close_attempts(
+        _close_attempts(
             connection, lease.trial_id, outcome.cause or outcome.state, outcome.message or ""
         )
+
+
+def _open_attempt(connection: Connection, row: Any) -> Lease:
+    """Note the attempt that begins with this row of a trial; return its lease."""
+    connection.execute(
+        insert(schema.attempt).values(
+            trial_id=row.trial_id, attempt=row.attempt, token=row.token, worker=row.worker
+        )
+    )
+    return Lease(
+        trial_id=row.trial_id,
+        number=row.number,
+        name=row.name,
+        protected=row.protected,
+        recipe=row.recipe,
+        token=row.token,
+        attempt=row.attempt,
+        worker=row.worker,
+    )
+
+
+def _close_attempts(connection: Connection, trial_id: int, cause: str, message: str) -> None:
+    """Note why the open attempts at a trial ended."""
+    attempt = schema.attempt
+    connection.execute(
+        update(attempt)
+        .where(attempt.c.trial_id == trial_id, attempt.c.ended_at.is_(None))
+        .values(ended_at=ledger.NOW, cause=cause, message=message)
+    )
 
 
 def _held(lease: Lease) -> tuple[Any, ...]:
@@ -333,7 +350,12 @@ def _held(lease: Lease) -> tuple[Any, ...]:
 
 
 def _lock(connection: Connection, lease: Lease) -> None:
-    """Lock the trial's row for this transaction, if the lease still holds it."""
+    """Lock the trial's row for this transaction, if the lease still holds it.
+
+    A check without the lock would not do: between it and the write another could take the trial
+    over. `take_over` skips rows that are locked here; who comes here while a trial is taken over
+    waits for that transaction, and finds another token.
+    """
     query = select(schema.trial.c.trial_id).where(*_held(lease)).with_for_update()
     if connection.execute(query).scalar() is None:
         raise FencedError(_fenced(lease))

@@ -1,6 +1,4 @@
-"""The finalisations of a study as the ledger has them: one row a round, two studies of runs.
-
-Finalising a study: its best recipes and the usual practice again, over several seeds.
+"""Finalisations of a study: its best recipes and the usual practice again, over several seeds.
 
 Two stages, each a study of its own whose trials any worker trains, kills and resumes like others:
 
@@ -10,6 +8,7 @@ Two stages, each a study of its own whose trials any worker trains, kills and re
   here the test images are opened, and that is recorded before it happens.
 
 Nobody has to stay up for it: whoever comes first when a stage has ended opens the next one.
+In the ledger a finalisation is a row (`nbtl_final`), and its rounds are numbered from 1.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,9 @@ from nbtl_search.spec import Recipe, Value
 from nbtl_search.study import seed_statistics, store
 from nbtl_search.study.store import FINAL_MARK, Study, clear_half_made, make_optuna_study
 
+_SEEDS_OF_A_ROUND: Final = 1000  # more than two stages of 100: no two rounds share a seed
+Enter = Callable[[Connection, int], None]
+
 
 class Plan(Value):
     """How many candidates and seeds a finalisation has."""
@@ -35,113 +37,6 @@ class Plan(Value):
     n_candidates: int = Field(3, ge=1, le=100, description="best trials of the search")
     n_confirm_seeds: int = Field(4, ge=2, le=100, description="runs of each in the first stage")
     n_test_seeds: int = Field(4, ge=2, le=100, description="runs of winner and default at the end")
-
-
-def latest_round(study: Study) -> Any:
-    """Return the row of the latest finalisation, or None."""
-    found = every_round(study)
-    return found[-1] if found else None
-
-
-def every_round(study: Study) -> Sequence[Any]:
-    """Return the rows of all finalisations, in order."""
-    final = schema.final
-    query = select(final).where(final.c.parent_id == study.id).order_by(final.c.round)
-    with storage_errors(), study.storage.engine.connect() as connection:
-        return connection.execute(query).all()
-
-
-def stage_of(study: Study, row: Any) -> Study:
-    """Open the study that holds the runs of the latest stage of a finalisation."""
-    stage = "confirm" if row.test_id is None else "test"
-    return store.open_study(study.storage, stage_name(study, stage, row.round))
-
-
-def stage_name(study: Study, stage: str, number: int) -> str:
-    """Return the name of the study that holds the runs of a stage."""
-    return f"{study.name}{FINAL_MARK}{stage}-{number}"
-
-
-def counts(stage: Study) -> tuple[int, int]:
-    """Return how many runs of a stage have ended, and how many there are."""
-    trial, study = schema.trial, schema.study
-    n_ended = (
-        select(func.count())
-        .where(trial.c.study_id == stage.id, trial.c.state.in_(TERMINAL))
-        .scalar_subquery()
-    )
-    query = select(n_ended, study.c.n_trials).where(study.c.study_id == stage.id)
-    with storage_errors(), stage.storage.engine.connect() as connection:
-        n_done, n_all = connection.execute(query).one()
-    return n_done, n_all
-
-
-def has_ended(stage: Study) -> bool:
-    """Tell whether every run of a stage has ended."""
-    n_done, n_all = counts(stage)
-    return n_done >= n_all
-
-
-def is_done(study: Study, row: Any) -> bool:
-    """Tell whether every run of a finalisation has ended."""
-    return row.test_id is not None and has_ended(stage_of(study, row))
-
-
-def open_stage(study: Study) -> Study | None:
-    """Return the stage whose runs have not all ended; None where nothing is being finalised."""
-    row = latest_round(study)
-    if row is None:
-        return None
-    stage = stage_of(study, row)
-    return None if stage.stage == "test" and has_ended(stage) else stage
-
-
-def runs_of(study: Study, stage_id: int) -> Sequence[Any]:
-    """Return the planned runs of a stage in order, with the trial and the result of each begun."""
-    plan, trial, result = schema.final_run, schema.trial, schema.final_result
-    epoch = schema.epoch
-    trained = (
-        select(
-            epoch.c.trial_id,
-            func.count().label("n_epochs"),
-            func.sum(epoch.c.seconds).label("seconds"),
-        )
-        .select_from(epoch.join(trial))
-        .where(trial.c.study_id == stage_id)
-        .group_by(epoch.c.trial_id)
-        .subquery()
-    )
-    scores = [column for column in result.c if column.name not in {"trial_id", "predictions"}]
-    query = (
-        select(
-            plan.c.slot,
-            plan.c.candidate,
-            plan.c.recipe,
-            trial.c.trial_id,
-            trial.c.state,
-            trial.c.value,
-            trial.c.attempt,
-            trained.c.n_epochs,
-            trained.c.seconds,
-            *scores,
-        )
-        .select_from(
-            plan.outerjoin(
-                trial, (trial.c.study_id == plan.c.study_id) & (trial.c.slot == plan.c.slot)
-            )
-            .outerjoin(trained, trained.c.trial_id == trial.c.trial_id)
-            .outerjoin(result, result.c.trial_id == trial.c.trial_id)
-        )
-        .where(plan.c.study_id == stage_id)
-        .order_by(plan.c.slot)
-    )
-    with storage_errors(), study.storage.engine.connect() as connection:
-        return connection.execute(query).all()
-
-
-_SEEDS_OF_A_ROUND: Final = 1000
-
-Enter = Callable[[Connection, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +70,8 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
     """
     _check(study)
     with storage_errors(), locks.holding_name(study.storage.engine, study.name) as lock:
+        # Read under the lock: two commands at once would plan two rounds, and so read the test
+        # images twice without anybody having asked for it.
         latest = latest_round(study)
         if latest is not None:
             plan = Plan.parse(latest.plan)
@@ -206,17 +103,13 @@ def next_stage(study: Study) -> Study | None:
         stage = stage_of(study, latest)
         if stage.stage == "confirm" and has_ended(stage):
             with locks.holding_name(study.storage.engine, study.name) as lock:
+                # Again, now that nobody else can open it: all idle workers come here at once.
                 latest = latest_round(study)
                 if latest.test_id is None:
                     _open_test(study, latest, lock=lock)
             stage = stage_of(study, latest_round(study))
     ledger = Ledger(study.storage.engine, stage.id)
     return None if ledger.desired() == "stop" or has_ended(stage) else stage
-
-
-def name_of(trial: TrialRecord) -> str:
-    """Return what a candidate is called: the name of its recipe, or its number."""
-    return trial.name or f"trial {trial.number}"
 
 
 def candidates(study: Study, *, n: int) -> list[TrialRecord]:
@@ -262,6 +155,113 @@ def winner_of(study: Study, confirm_id: int, default: int) -> int:
     return seed_statistics.choose(whole, default=default)
 
 
+def latest_round(study: Study) -> Any:
+    """Return the row of the latest finalisation, or None."""
+    found = every_round(study)
+    return found[-1] if found else None
+
+
+def every_round(study: Study) -> Sequence[Any]:
+    """Return the rows of all finalisations, in order."""
+    final = schema.final
+    query = select(final).where(final.c.parent_id == study.id).order_by(final.c.round)
+    with storage_errors(), study.storage.engine.connect() as connection:
+        return connection.execute(query).all()
+
+
+def stage_of(study: Study, row: Any) -> Study:
+    """Open the study that holds the runs of the latest stage of a finalisation."""
+    stage = "confirm" if row.test_id is None else "test"
+    return store.open_study(study.storage, stage_name(study, stage, row.round))
+
+
+def stage_name(study: Study, stage: str, number: int) -> str:
+    """Return the name of the study that holds the runs of a stage."""
+    return f"{study.name}{FINAL_MARK}{stage}-{number}"
+
+
+def open_stage(study: Study) -> Study | None:
+    """Return the stage whose runs have not all ended; None where nothing is being finalised."""
+    row = latest_round(study)
+    if row is None:
+        return None
+    stage = stage_of(study, row)
+    return None if stage.stage == "test" and has_ended(stage) else stage
+
+
+def has_ended(stage: Study) -> bool:
+    """Tell whether every run of a stage has ended."""
+    n_done, n_all = counts(stage)
+    return n_done >= n_all
+
+
+def is_done(study: Study, row: Any) -> bool:
+    """Tell whether every run of a finalisation has ended."""
+    return row.test_id is not None and has_ended(stage_of(study, row))
+
+
+def counts(stage: Study) -> tuple[int, int]:
+    """Return how many runs of a stage have ended, and how many there are."""
+    trial, study = schema.trial, schema.study
+    n_ended = (
+        select(func.count())
+        .where(trial.c.study_id == stage.id, trial.c.state.in_(TERMINAL))
+        .scalar_subquery()
+    )
+    query = select(n_ended, study.c.n_trials).where(study.c.study_id == stage.id)
+    with storage_errors(), stage.storage.engine.connect() as connection:
+        n_done, n_all = connection.execute(query).one()
+    return n_done, n_all
+
+
+def runs_of(study: Study, stage_id: int) -> Sequence[Any]:
+    """Return the planned runs of a stage in order, with the trial and the result of each begun."""
+    plan, trial, result = schema.final_run, schema.trial, schema.final_result
+    epoch = schema.epoch
+    trained = (
+        select(
+            epoch.c.trial_id,
+            func.count().label("n_epochs"),
+            func.sum(epoch.c.seconds).label("seconds"),
+        )
+        .select_from(epoch.join(trial))
+        .where(trial.c.study_id == stage_id)
+        .group_by(epoch.c.trial_id)
+        .subquery()
+    )
+    scores = [column for column in result.c if column.name not in {"trial_id", "predictions"}]
+    query = (
+        select(
+            plan.c.slot,
+            plan.c.candidate,
+            plan.c.recipe,
+            trial.c.trial_id,
+            trial.c.state,
+            trial.c.value,
+            trial.c.attempt,
+            trained.c.n_epochs,
+            trained.c.seconds,
+            *scores,
+        )
+        .select_from(
+            plan.outerjoin(
+                trial, (trial.c.study_id == plan.c.study_id) & (trial.c.slot == plan.c.slot)
+            )
+            .outerjoin(trained, trained.c.trial_id == trial.c.trial_id)
+            .outerjoin(result, result.c.trial_id == trial.c.trial_id)
+        )
+        .where(plan.c.study_id == stage_id)
+        .order_by(plan.c.slot)
+    )
+    with storage_errors(), study.storage.engine.connect() as connection:
+        return connection.execute(query).all()
+
+
+def name_of(trial: TrialRecord) -> str:
+    """Return what a candidate is called: the name of its recipe, or its number."""
+    return trial.name or f"trial {trial.number}"
+
+
 def _check(study: Study) -> None:
     if study.stage is not None:
         message = f"a search is finalised, got the final runs {study.name!r}; name its study"
@@ -293,9 +293,6 @@ def _check_same(study: Study, latest: Any, wanted: Plan, plan: Plan) -> None:
         "images once more, which is recorded, with --again REASON"
     )
     raise SpecError(message)
-
-
-# -- opening a stage ------------------------------------------------------------------------
 
 
 def _open_confirm(study: Study, plan: Plan, number: int, reason: str, *, lock: Connection) -> None:
@@ -330,6 +327,8 @@ def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
         connection.execute(
             update(final)
             .where(final.c.parent_id == study.id, final.c.round == latest.round)
+            # In the transaction that makes the stage: no worker can find a run of it, and open a
+            # test image, before the reading is on record.
             .values(winner=winner, test_id=stage_id, test_opened_at=NOW)
         )
 
@@ -379,6 +378,8 @@ def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter, *, lock: 
         "fingerprint": study.spec.fingerprint(),
         "n_trials": len(runs),
     }
+    # Optuna's study has been made outside our transaction. Without the lock by now, another may
+    # have cleared it as half-made, and would make its own; so nothing of ours is written then.
     locks.make_sure(lock)
     with storage.engine.begin() as connection:
         connection.execute(insert(schema.study).values(row))

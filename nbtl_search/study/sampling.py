@@ -39,7 +39,11 @@ def sampler(spec: StudySpec, *, slot: int) -> optuna.samplers.BaseSampler:
             n_startup_trials=max(1, spec.search.n_startup),
             multivariate=True,
             group=True,
+            # Others' running trials count as bad until they end: workers that ask at once would
+            # otherwise all get the same point.
             constant_liar=True,
+            # By the slot and not by the worker: workers that shared a seed proposed 8 different
+            # points among 16. And the same slot asked again, after a kill, gives the same point.
             seed=int.from_bytes(digest[:4], "big"),
         )
 
@@ -55,6 +59,7 @@ def ask(study: Study, *, slot: int, known_ids: set[int]) -> Asked:
 
 def _ask(study: Study, slot: int, known_ids: set[int]) -> Asked:
     study.optuna.sampler = sampler(study.spec, slot=slot)
+    # The orphan first. Nobody will ever ask for it again, and it would run for ever in Optuna.
     trial = _orphan(study.optuna, known_ids) or study.optuna.ask()
     if study.stage is not None:
         return _planned(study, trial, slot)
@@ -63,6 +68,8 @@ def _ask(study: Study, slot: int, known_ids: set[int]) -> Asked:
     if known is None:
         dials = space.suggest(searched, trial)
     else:
+        # A known recipe runs as it is written, also outside the space. The sampler learns of it
+        # what lies inside: asking for those rows gives the values that wait with the trial.
         dials = Dials.parse_json(known)
         for name in space.params_of(searched, dials):
             space.suggest_row(searched, name, trial)
@@ -104,6 +111,7 @@ def report(
 ) -> None:
     """Report accuracies to Optuna, of those epochs that `is_reported`."""
     trial = optuna.Trial(study.optuna, trial_id)
+    # Epochs come again after a lost answer or a resumed attempt; Optuna would warn of each.
     there = trial.storage.get_trial(trial_id).intermediate_values
     with _unless_finished():
         for epoch in epochs:
@@ -136,7 +144,10 @@ def tell(study: Study, ended: FinishedTrial) -> None:
         "pruned": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }[ended.state]
+    # A pruned trial's value is its last report; Optuna refuses another one.
     value = ended.value if state is TrialState.COMPLETE else None
+    # The attributes go first: once told, a trial takes no more of them, and whoever was killed in
+    # between does all of it again.
     with _unless_finished():
         if ended.cause:
             trial.set_user_attr(CAUSE, ended.cause)

@@ -116,11 +116,14 @@ def create(storage: Storage, spec: StudySpec) -> Study:
     with storage_errors(), locks.holding_name(storage.engine, spec.name) as connection:
         if _row(connection, spec.name) is not None:
             return _same(open_study(storage, spec.name), spec)
+        # Under the lock a study without a row of ours is nobody's work in progress.
         clear_half_made(storage, spec.name)
         study_id = make_optuna_study(storage, spec.name, spec)
         for trial in trials:
             storage.optuna.create_new_trial(study_id, trial)
         _attach_note(_optuna_study(storage, spec.name), note)
+        # The row makes it exist. Written without the lock it could stand for an Optuna study that
+        # another process has cleared meanwhile.
         locks.make_sure(connection)
         ledger.register(storage.engine, study_id, spec)
     logger.info("study created", extra={"action": "create", "study": spec.name})
@@ -189,6 +192,9 @@ def delete(storage: Storage, name: str) -> None:
     """
     with storage_errors(), locks.holding_name(storage.engine, name) as connection:
         names = [name, *names_of_final_runs(storage, name)]
+        # Our rows first, the reverse of `create`: killed in between, we leave an Optuna study
+        # without a row, which is half-made, and not a row without a study. Leases go with the row,
+        # so that workers are fenced before Optuna's part goes.
         with storage.engine.begin() as ours:
             gone = ours.execute(delete_from(schema.study).where(schema.study.c.name.in_(names)))
         cleared = [clear_half_made(storage, each) for each in names]
