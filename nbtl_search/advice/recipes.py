@@ -1,11 +1,9 @@
-"""Table 7 as first recipes and as a prior over ranges, with the evidence of each.
+"""First recipes and a prior for a new study: table 7 and earlier studies, in bounded shares.
 
 Forms and ratios are those of tables 2-6 of Plested, Shen and Gedeon (2021, arXiv 2107.08585);
 counts of blocks are parts of Inception-v4's 22. Rates keep the paper's order between the regimes,
 and their scale is a network's own, so that each form is also tried at other rates. Table 6
 contradicts table 7 on new layers for two of four datasets: none of this fixes a dial.
-
-Advice for a new study: first recipes in bounded shares of its budget, and a prior.
 """
 
 from collections import deque
@@ -181,17 +179,17 @@ def advise(
     """
     conclusion = conclude(diagnosis, margin=margin)
     of_earlier = ranked(diagnosis, earlier, n=sum(len(one.recipes) for one in earlier))
-    memory = _Source(waiting=deque(of_earlier), share=n_trials // WARM_START_PART)
+    warm_start = _Source(waiting=deque(of_earlier), share=n_trials // WARM_START_PART)
     paper = _Source(waiting=deque(table7(conclusion.regime)), share=n_trials // TABLE7_PART)
-    recipes = tuple(_in_turns(memory, paper, space=space, known=known, n_trials=n_trials))
+    recipes = tuple(_in_turns(warm_start, paper, space=space, known=known, n_trials=n_trials))
     evidence = [line for line in conclusion.evidence if line != WARNING]
     if recipes:
         evidence.append(
-            f"of {n_trials} trials {len(memory.taken)} try what earlier studies found (at most 1 "
-            f"in {WARM_START_PART}) and {len(paper.taken)} what table 7 leads to (at most 1 in "
+            f"of {n_trials} trials {len(warm_start.taken)} try what earlier studies found (at most "
+            f"1 in {WARM_START_PART}) and {len(paper.taken)} what table 7 leads to (at most 1 in "
             f"{TABLE7_PART})"
         )
-    evidence += _left_out(memory, "warm start") + _left_out(paper, "table 7")
+    evidence += _left_out(warm_start, "the warm start") + _left_out(paper, "table 7")
     return Advised(
         regime=conclusion.regime,
         evidence=(*evidence, WARNING),

@@ -27,7 +27,11 @@ ANSWER_S: Final = 60.0
 PROGRAM: Final = "nbtl-search"
 _TABLES: Final = ("studies", "version_info", "alembic_version")
 _NAME_BYTES: Final = 63  # Postgres cuts longer ones, with a notice
+# A transaction that nobody goes on with holds locks that others wait for: a frozen worker is cut
+# off after a lease's time. What needs longer says so (`locks`).
 _SESSION: Final = "-c timezone=UTC -c idle_in_transaction_session_timeout=60s"
+# What libpq can do against a peer that is gone. It does not help where the other kernel answers and
+# the server does not: for that each wait has a limit of ours (`postgres.connection`).
 _CONNECTION: Final[dict[str, Any]] = {
     "connect_timeout": 5,
     "keepalives": 1,
@@ -163,6 +167,8 @@ def create_or_upgrade(storage: Storage) -> None:
         SchemaError: they are newer than this code.
         StorageError: the database refuses.
     """
+    # Optuna makes its tables in connections of its own, which see no lock of ours: so whoever would
+    # make them waits here first.
     with storage_errors(), storage.engine.begin() as connection:
         locks.take_optuna_tables(connection)
         opened = _rdb(storage, overflow=1)
@@ -309,6 +315,8 @@ def _pool(
     return {
         "pool_size": size,
         "max_overflow": overflow,
+        # A connection that died in the pool is found out before use, not in a statement whose fate
+        # nobody knows; a lost answer inside a transaction is for its caller to do again.
         "pool_pre_ping": True,
         "pool_timeout": 30,
         "pool_recycle": 1800,

@@ -128,6 +128,7 @@ class Ledger:
                 "seen_at": NOW,
             },
         )
+        # The study's row may go between any two heartbeats; the worker hears of it from its lease.
         with suppress(IntegrityError), storage_errors(), self._engine.begin() as connection:
             connection.execute(query)
 
@@ -148,6 +149,8 @@ def wants_to_run(study_id: int) -> ColumnElement[bool]:
 def budget_is_open(study_id: int) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions on the study's row under which a new trial may start."""
     study, trial, epoch = schema.study, schema.trial, schema.epoch
+    # Summed at each reservation and kept nowhere: a counter would be one more thing that a kill
+    # between two writes could make wrong.
     of_study = epoch.join(trial)
     n_epochs = select(func.count()).select_from(of_study).where(trial.c.study_id == study_id)
     seconds = (

@@ -1,11 +1,9 @@
-"""psycopg2 with a limit to every wait.
+"""Connections to any Postgres: a limit to every wait, its errors in our words, waiting for it.
 
 libpq waits without end for a server whose connection stands and which says nothing: a stalled
 network, a frozen server. TCP's own limits do not help, the other side's kernel answers them. With a
 wait callback (psycopg2's documentation, "Support for coroutine libraries") every wait is ours, and
 a signal is handled while it lasts.
-
-What the database says when it refuses or is gone, in our words; and waiting for it.
 """
 
 import contextlib

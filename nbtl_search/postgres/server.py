@@ -28,6 +28,7 @@ from nbtl_search.postgres.network import Serving
 from nbtl_search.postgres.os_user import OsUser
 
 logger = logging.getLogger(__name__)
+
 WAIT_S: Final = 60.0
 POLL_S: Final = 0.02
 _LAUNCHES: Final = 5
@@ -62,6 +63,8 @@ def start(home: Path) -> URL:
         files, owner = Files.below(home), os_user.of_server()
         data_folder.private_folder(files.root, owner, shared=not owner.is_ours)
         with _locked(files):
+            # A server that runs may still recover, or just end: it counts when it answers. If it
+            # ends while we look, we start another, and nobody else can: we hold the lock.
             server = _running(files)
             if server is None or not _becomes_ready(files, server.pid):
                 _prepare(files, owner)
@@ -82,6 +85,8 @@ def revive(home: Path) -> None:
         StorageLostError: it is not ready after a minute.
     """
     with _one_line(home):
+        # Looked at without the lock, so it may be wrong by the next line: then `start` finds a
+        # server that runs. Asking for the lock at each lost answer would make workers queue.
         files = Files.below(home)
         died = files.pid.exists() and _running(files) is None
     if died:
@@ -130,11 +135,13 @@ def serve(home: Path, wanted: Serving | None) -> Path | None:
         if wanted != before:
             if wanted is not None and _endpoint(wanted) != _endpoint(before):
                 network.check_free(wanted)
+            # The choice is written before the restart, as `start` reads it, also where another
+            # process starts the server between our stop and our start.
             _set(files, wanted)
             stop(home)
             try:
                 start(home)
-            except StorageError:
+            except StorageError:  # nobody shall be without a database because of a wrong address
                 _set(files, before)
                 start(home)
                 raise
@@ -182,6 +189,8 @@ def _prepare(files: Files, owner: OsUser) -> None:
 
 
 def _url(files: Files, owner: OsUser) -> URL:
+    # requirepeer: the password is only said to a server that runs as its own user, and not to one
+    # that somebody else has put at this path.
     where = {"host": str(files.socket), "port": str(data_folder.PORT), "requirepeer": owner.name}
     return URL.create(
         "postgresql+psycopg2",
@@ -227,7 +236,12 @@ def _size_bytes(folder: Path) -> int:
 
 @contextlib.contextmanager
 def _locked(files: Files) -> Iterator[None]:
-    """Hold the lock of this server; the system gives it back whatever becomes of us."""
+    """Hold the lock of this server; the system gives it back whatever becomes of us.
+
+    Asked for again and again rather than waited for: a signal must get through, and a holder that
+    hangs must become an error that names it. The file stays: one that is removed while another
+    process waits for it would let two in.
+    """
     deadline = time.monotonic() + 2 * WAIT_S
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     with os.fdopen(os.open(files.lock, flags, 0o600), "r+") as file:
@@ -288,6 +302,7 @@ def _launch_until_ready(files: Files, owner: OsUser) -> None:
         StorageLostError: it is not ready in time.
     """
     rotate(files.log)
+    # Before the launch: a home on a shared disk must say where its server is before it has one.
     data_folder.write(files.host, socket.gethostname(), mode=0o600)
     # More than once: processes of a killed server may hold its memory for another moment.
     for launch in range(_LAUNCHES):
@@ -330,7 +345,9 @@ def _end(files: Files, server: psutil.Process) -> None:
     Raises:
         StorageLostError: it does not end.
     """
-    for request in (signal.SIGINT, signal.SIGQUIT):  # "fast", then "immediate"
+    # "Fast" rolls clients back and checkpoints. "Immediate" does not, and the next start recovers
+    # from the log: slower, and as safe. SIGKILL would leave its children with the shared memory.
+    for request in (signal.SIGINT, signal.SIGQUIT):
         server.send_signal(request)
         deadline = time.monotonic() + WAIT_S / 2
         while _is_alive(server.pid) and time.monotonic() < deadline:
@@ -378,7 +395,7 @@ def _answers(files: Files) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(os.fsencode(files.socket / f".s.PGSQL.{data_folder.PORT}"))
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # not yet, or busy
             return False
         return True
 

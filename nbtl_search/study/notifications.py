@@ -91,6 +91,9 @@ def due(study: Study) -> list[Notification]:
 
 def claim(study: Study, notification: Notification) -> bool:
     """Take it upon us to send this; False where it was sent, or another is at it."""
+    # One statement decides: of many who see the same, one inserts, or one finds a claim that has
+    # grown old. A claim is never given back: a sender that died or was refused is overtaken, after
+    # 1, 2, 4, … minutes, at most a day, so that a receiver that is down is not flooded.
     table = schema.notification
     row = {"study_id": study.id, "event": notification.event, "subject": notification.subject}
     pause_s = func.least(_LONGEST_S, _CLAIM_S * func.pow(2, table.c.n_tries - 1))

@@ -134,7 +134,7 @@ def test_memory_outside_the_space_is_named(diagnosed):
         earlier=[earlier(2, reinit_layers=3)],
     )
     assert advised.recipes == ()
-    (line,) = [line for line in advised.evidence if "left out of warm start" in line]
+    (line,) = [line for line in advised.evidence if "left out of the warm start" in line]
     assert "warm-start-flowers-1-0 (reinit_layers = 3 where the space holds 1)" in line
 
 
@@ -189,7 +189,7 @@ def test_memory_of_methods_that_the_space_does_not_have_is_left_out(diagnosed, d
         earlier=[earlier(2, **dials)],
     )
     assert advised.recipes == ()
-    (line,) = [line for line in advised.evidence if "left out of warm start" in line]
+    (line,) = [line for line in advised.evidence if "left out of the warm start" in line]
     name, value = next(iter(dials.items()))
     assert f"warm-start-flowers-1-0 ({name} = {value} where the space holds" in line
 
