@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from nbtl_search.exports.export import Export
     from nbtl_search.reports.reproduction import Reproduction
-    from nbtl_search.spec import Epoch, Recipe
+    from nbtl_search.spec import Epoch, Progress, Recipe
     from nbtl_search.spec.verdict import Verdict
-    from nbtl_search.workspace.models import Predictions, Progress, Which
+    from nbtl_search.workspace.models import Predictions, Which
     from nbtl_search.workspace.results import Format, Tick
 
 

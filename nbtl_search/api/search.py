@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from nbtl_search.data.prepared import Prepared
     from nbtl_search.ledger.records import TrialRecord
     from nbtl_search.reports.terminal.status import StatusReport
-    from nbtl_search.spec import Diagnosis, Recipe, StudySpec
+    from nbtl_search.spec import Diagnosis, Progress, Recipe, StudySpec
     from nbtl_search.study.store import Study, StudySummary
     from nbtl_search.workspace.diagnoses import OnStage
-    from nbtl_search.workspace.studies import Progress, Wish
+    from nbtl_search.workspace.studies import Wish
     from nbtl_search.workspace.workers import Queued
 
 
