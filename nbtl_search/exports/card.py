@@ -1,8 +1,6 @@
-"""How an exported model came about: the values its card and its config.json are made of.
+"""Model card of an exported model: Markdown with the Hugging Face hub's front matter.
 
-The methods that were on in a run, in words: what its dials add to plain fine-tuning.
-
-The model card of an exported model: Markdown with the Hugging Face hub's front matter.
+Its text is the template beside this module; here is what the template is given.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,6 +61,105 @@ class ModelCardData:
     def tied_with_winner(self) -> list[str]:
         """Return the names of the candidates that validation did not tell from the winner."""
         return [each.name for each in self.verdict.contenders if each.is_tied_with_winner]
+
+
+_MAX_LABELS: Final = 100
+
+
+def write_card(
+    data: ModelCardData,
+    *,
+    runs: Sequence[FinalRun],
+    about: dict[str, Any],
+    pretrained_licence: str,
+    has_onnx: bool,
+) -> str:
+    """Return the model card; every name that a user chose is escaped.
+
+    Args:
+        data: how the model came about.
+        runs: those whose weights it has: one, or those of a seed ensemble.
+        about: the about.json of one of them.
+        pretrained_licence: of the weights it started from, as timm has it, or 'unknown'.
+        has_onnx: whether model.onnx lies beside the weights.
+    """
+    recipe = Recipe.parse(about["recipe"])
+    text = (
+        _templates()
+        .get_template("model_card.md.jinja")
+        .render(
+            data=data,
+            runs=runs,
+            is_ensemble=len(runs) > 1,
+            about={"device": None, "precision": None} | about,
+            entries=[entry for entry in (data.chosen, data.default) if entry is not None],
+            gain=data.verdict.gain,
+            n_readings=len(data.verdict.readings),
+            recipe=describe_recipe(recipe),
+            methods=describe_methods(recipe),
+            is_kept=recipe.dials.source_head == "keep",
+            n_labels=_MAX_LABELS,
+            pretrained_licence=pretrained_licence,
+            has_onnx=has_onnx,
+        )
+    )
+    return f"{front_matter(data)}\n\n{text}"
+
+
+def front_matter(data: ModelCardData) -> str:
+    """Return what the Hugging Face hub reads of a card: YAML between two rules."""
+    fields: dict[str, Any] = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "license": "other",
+        "license_name": "unknown",
+        "tags": ["image-classification", "timm", "transfer-learning", "nbtl-search"],
+        "metrics": ["accuracy"],
+    }
+    single = data.chosen.single
+    if single.mean is not None:
+        name = " ".join(escaping.visible(data.study).split())
+        metric = {
+            "type": "accuracy",
+            "name": f"test top-1 in percent, mean of {single.n} seeds",
+            "value": round(single.mean, 4),
+        }
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": name, "type": "images"},
+            "metrics": [metric],
+        }
+        fields["model-index"] = [{"name": name, "results": [result]}]
+    plain = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{plain}---"
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """Return the templates, in which each expression is escaped for Markdown as it is written."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nbtl_search.exports"),
+        # Jinja's own autoescape knows HTML alone. `finalize` sees every expression, none can be
+        # forgotten, and the text of the template itself passes as it is.
+        autoescape=False,  # noqa: S701
+        finalize=lambda value: escaping.markdown(str(value)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"mean_std": _mean_std, "percent": _percent}
+    return environment
+
+
+def _mean_std(found: Summary) -> str:
+    if found.mean is None:
+        return "not measured"
+    return f"{found.mean:.2f} %" if found.std is None else f"{found.mean:.2f} ± {found.std:.2f} %"
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} %"
 
 
 def describe_recipe(recipe: Recipe) -> str:
@@ -173,102 +270,3 @@ def _training(recipe: Recipe) -> Iterator[str]:
             f"Decay in updates (Plested and Gedeon, 2022): rates times {dials.decay_factor:.3g} "
             f"every {dials.decay_updates} updates."
         )
-
-
-_MAX_LABELS: Final = 100
-
-
-def write_card(
-    data: ModelCardData,
-    *,
-    runs: Sequence[FinalRun],
-    about: dict[str, Any],
-    pretrained_licence: str,
-    has_onnx: bool,
-) -> str:
-    """Return the model card; every name that a user chose is escaped.
-
-    Args:
-        data: how the model came about.
-        runs: those whose weights it has: one, or those of a seed ensemble.
-        about: the about.json of one of them.
-        pretrained_licence: of the weights it started from, as timm has it, or 'unknown'.
-        has_onnx: whether model.onnx lies beside the weights.
-    """
-    recipe = Recipe.parse(about["recipe"])
-    text = (
-        _templates()
-        .get_template("model_card.md.jinja")
-        .render(
-            data=data,
-            runs=runs,
-            is_ensemble=len(runs) > 1,
-            about={"device": None, "precision": None} | about,
-            entries=[entry for entry in (data.chosen, data.default) if entry is not None],
-            gain=data.verdict.gain,
-            n_readings=len(data.verdict.readings),
-            recipe=describe_recipe(recipe),
-            methods=describe_methods(recipe),
-            is_kept=recipe.dials.source_head == "keep",
-            n_labels=_MAX_LABELS,
-            pretrained_licence=pretrained_licence,
-            has_onnx=has_onnx,
-        )
-    )
-    return f"{front_matter(data)}\n\n{text}"
-
-
-def front_matter(data: ModelCardData) -> str:
-    """Return what the Hugging Face hub reads of a card: YAML between two rules."""
-    fields: dict[str, Any] = {
-        "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "license": "other",
-        "license_name": "unknown",
-        "tags": ["image-classification", "timm", "transfer-learning", "nbtl-search"],
-        "metrics": ["accuracy"],
-    }
-    single = data.chosen.single
-    if single.mean is not None:
-        name = " ".join(escaping.visible(data.study).split())
-        metric = {
-            "type": "accuracy",
-            "name": f"test top-1 in percent, mean of {single.n} seeds",
-            "value": round(single.mean, 4),
-        }
-        result = {
-            "task": {"type": "image-classification"},
-            "dataset": {"name": name, "type": "images"},
-            "metrics": [metric],
-        }
-        fields["model-index"] = [{"name": name, "results": [result]}]
-    plain = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
-    return f"---\n{plain}---"
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    """Return the templates, in which each expression is escaped for Markdown as it is written."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nbtl_search.exports"),
-        # Jinja's own autoescape knows HTML alone. `finalize` sees every expression, none can be
-        # forgotten, and the text of the template itself passes as it is.
-        autoescape=False,  # noqa: S701
-        finalize=lambda value: escaping.markdown(str(value)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"mean_std": _mean_std, "percent": _percent}
-    return environment
-
-
-def _mean_std(found: Summary) -> str:
-    if found.mean is None:
-        return "not measured"
-    return f"{found.mean:.2f} %" if found.std is None else f"{found.mean:.2f} ± {found.std:.2f} %"
-
-
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f} %"

@@ -1,4 +1,4 @@
-"""Predicted against true classes: confusion matrix, and accuracies with their intervals."""
+"""Confusion matrix: predicted against true classes, and accuracies with their intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

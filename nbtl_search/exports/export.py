@@ -1,6 +1,6 @@
-"""The config.json of an exported folder: timm's layout, and our own block beside it.
+"""Export: the weights of final runs as a folder that timm loads, with a model card and ONNX.
 
-Folders that timm loads: weights of final runs, with config.json, a model card and ONNX.
+The folder is written beside its place and renamed: it is there whole or not at all.
 """
 
 import hashlib
@@ -22,158 +22,24 @@ from nbtl_search.exports.card import ModelCardData, write_card
 from nbtl_search.exports.model_folder import (
     CONFIG,
     ENSEMBLE,
+    FORMAT,
     MARKER,
     WEIGHTS,
     check_free,
+    config_of,
+    licence_of,
+    member_of,
+    results_of,
 )
 from nbtl_search.exports.onnx import require_onnx, write_onnx
 from nbtl_search.files.atomic import whole_folder
 from nbtl_search.network.device import seeded
 from nbtl_search.network.weights import UNREADABLE
-from nbtl_search.spec import Recipe
-from nbtl_search.spec.verdict import Entry, FinalRun, FinalWeights
-from nbtl_search.transfer.kept_architecture import config_entries
+from nbtl_search.spec.verdict import FinalRun, FinalWeights
+from nbtl_search.training.final_run import ABOUT_FILE
 
-FORMAT: Final = 1
-
-
-def config_of(
-    about: Mapping[str, Any], state: Mapping[str, Tensor], *, data: ModelCardData, run: FinalRun
-) -> dict[str, Any]:
-    """Return config.json; with a kept source classifier its architecture is not one of timm's.
-
-    Args:
-        about: the run's about.json.
-        state: its weights.
-        data: how the model came about.
-        run: the run.
-
-    Raises:
-        WeightsError: timm has no model of this name, or the weights are not those of the recipe.
-    """
-    name = str(about["model"])
-    if not timm.is_model(name):
-        message = f"the model of a final run is one of timm's, got {name!r}; use the timm it had"
-        raise WeightsError(message)
-    kept, head = config_entries(name, state), Recipe.parse(about["recipe"]).dials.source_head
-    if bool(kept) != (head == "keep"):
-        message = (
-            f"weights with new layers on top where source_head == 'keep', got {head!r} and weights "
-            f"{'with' if kept else 'without'} them; finalise the study again"
-        )
-        raise WeightsError(message)
-    with torch.device("meta"):
-        skeleton: Any = timm.create_model(name)
-    labels = list(about["classes"])
-    plain = {
-        "architecture": name.partition(".")[0],
-        "num_classes": len(labels),
-        "num_features": int(skeleton.num_features),
-        "label_names": labels,
-        "pretrained_cfg": _pretrained_cfg(name, about["image_format"], n_classes=len(labels)),
-        MARKER: {
-            "format": FORMAT,
-            "study": data.study,
-            **_member(run),
-            "results": _results(data),
-            "recipe": _without_folders(about["recipe"]),
-            "weights_digest": about["weights_digest"],
-            "source_weights_digest": about["source_weights_digest"],
-            "pretrained_licence": licence_of(name),
-            "versions": about["versions"],
-            "device": about.get("device"),
-            "precision": about.get("precision"),
-        },
-    }
-    return plain | kept
-
-
-def _results(data: ModelCardData) -> dict[str, Any]:
-    """Return the verdict under the keys that config.json has had from its first format."""
-    verdict, gain = data.verdict, data.verdict.gain
-    return {
-        "study": data.study,
-        "final_study": verdict.study,
-        "chosen": _outcome(data.chosen),
-        "is_default": data.is_default,
-        "is_winner": data.is_winner,
-        "default": None if data.default is None else _outcome(data.default),
-        "gain": None
-        if gain is None
-        else {
-            "n_seeds": gain.n,
-            "mean": gain.mean,
-            "low": gain.low,
-            "high": gain.high,
-            "confidence": gain.confidence,
-        },
-        "n_test_images": data.n_test_images,
-        "n_readings": len(verdict.readings),
-        "n_candidates": len(verdict.contenders),
-        "n_confirm_seeds": verdict.n_confirm_seeds,
-        "tied_with_winner": data.tied_with_winner,
-    }
-
-
-def _outcome(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "n_seeds": entry.single.n,
-        "top1_mean": entry.single.mean,
-        "top1_std": entry.single.std,
-        "ten_crop_mean": entry.ten_crop.mean,
-        "ten_crop_std": entry.ten_crop.std,
-        "ensemble_top1": entry.ensemble_top1,
-    }
-
-
-def _member(run: FinalRun) -> dict[str, Any]:
-    return {
-        "seed": run.seed,
-        "test_top1": run.test.top1 if run.test else None,
-        "test_ten_crop_top1": run.test.ten_crop_top1 if run.test else None,
-    }
-
-
-def licence_of(model_name: str) -> str:
-    """Return what timm states of the licence of a model's weights; 'unknown' if nothing."""
-    known = timm.get_pretrained_cfg(model_name)
-    return str(known.license) if known is not None and known.license else "unknown"
-
-
-def _pretrained_cfg(name: str, form: Mapping[str, Any], *, n_classes: int) -> dict[str, Any]:
-    known = timm.get_pretrained_cfg(name)
-    traits = known.to_dict() if known is not None else {}
-    size_px = int(form["image_px"])
-    return {
-        "custom_load": False,
-        "input_size": [3, size_px, size_px],
-        "fixed_input_size": bool(traits.get("fixed_input_size", False)),
-        "interpolation": form["interpolation"],
-        "crop_pct": form["crop_pct"],
-        "crop_mode": "center",
-        "mean": list(form["mean"]),
-        "std": list(form["std"]),
-        "num_classes": n_classes,
-        "pool_size": None,
-        "first_conv": traits.get("first_conv"),
-        "classifier": traits.get("classifier"),
-        "license": "other",
-    }
-
-
-def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Cut paths to their last part: an exported model is passed on, the user's folders are not."""
-    plain: dict[str, Any] = json.loads(json.dumps(recipe))
-    for table, key in (("data", "dataset"), ("data", "root"), ("model", "weights")):
-        value = plain.get(table, {}).get(key)
-        if isinstance(value, str):
-            plain[table][key] = PurePath(value).name or value
-    return plain
-
-
-ABOUT = "about.json"
-ABOUT_KEYS = frozenset(
+# Without these no folder can be made; device and precision may be missing.
+ABOUT_KEYS: Final = frozenset(
     {"model", "classes", "image_format", "recipe"}
     | {"weights_digest", "source_weights_digest", "versions"}
 )
@@ -271,11 +137,11 @@ def _read_about(source: FinalWeights) -> dict[str, Any]:
         )
         raise WeightsError(message)
     try:
-        about = dict(json.loads((folder / ABOUT).read_text("utf-8")))
+        about = dict(json.loads((folder / ABOUT_FILE).read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        _refuse(f"{ABOUT} is a JSON object", folder / ABOUT, error)
+        _refuse(f"{ABOUT_FILE} is a JSON object", folder / ABOUT_FILE, error)
     if missing := sorted(ABOUT_KEYS - about.keys()):
-        _refuse(f"{ABOUT} has {', '.join(missing)}", folder / ABOUT)
+        _refuse(f"{ABOUT_FILE} has {', '.join(missing)}", folder / ABOUT_FILE)
     return about
 
 
@@ -309,10 +175,10 @@ def _write_ensemble(
     onnx: bool,
 ) -> None:
     content = {
-        MARKER: {"format": FORMAT, "results": _results(data), "study": data.study},
+        MARKER: {"format": FORMAT, "results": results_of(data), "study": data.study},
         "combine": "mean softmax",
         "members": [
-            {"folder": name, **_member(run)} for name, run in zip(names, runs, strict=True)
+            {"folder": name, **member_of(run)} for name, run in zip(names, runs, strict=True)
         ],
     }
     _write_json(folder / ENSEMBLE, content)

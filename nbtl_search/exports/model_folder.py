@@ -3,15 +3,27 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Never
+from pathlib import Path, PurePath
+from typing import Any, Final, Never
+
+import timm
+import torch
+from torch import Tensor
 
 from nbtl_search.errors import WeightsError
+from nbtl_search.exports.card import ModelCardData
+from nbtl_search.spec import Recipe
+from nbtl_search.spec.verdict import Entry, FinalRun
+from nbtl_search.transfer.kept_architecture import config_entries
 
-CONFIG = "config.json"
-ENSEMBLE = "ensemble.json"
-WEIGHTS = "model.safetensors"
-MARKER = "nbtl_search"
+CONFIG: Final = "config.json"
+ENSEMBLE: Final = "ensemble.json"
+WEIGHTS: Final = "model.safetensors"
+MARKER: Final = "nbtl_search"
+
+
+# Of our block; whoever changes the meaning of a key counts it up.
+FORMAT: Final = 1
 
 
 def check_free(folder: Path, *, force: bool) -> None:
@@ -120,6 +132,142 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         _broken(path, f"a JSON {type(content).__name__}")
     return content
+
+
+def config_of(
+    about: Mapping[str, Any], state: Mapping[str, Tensor], *, data: ModelCardData, run: FinalRun
+) -> dict[str, Any]:
+    """Return config.json; with a kept source classifier its architecture is not one of timm's.
+
+    Args:
+        about: the run's about.json.
+        state: its weights.
+        data: how the model came about.
+        run: whose weights they are.
+
+    Raises:
+        WeightsError: timm has no model of this name, or the weights are not those of the recipe.
+    """
+    name = str(about["model"])
+    if not timm.is_model(name):
+        message = f"the model of a final run is one of timm's, got {name!r}; use the timm it had"
+        raise WeightsError(message)
+    kept, head = config_entries(name, state), Recipe.parse(about["recipe"]).dials.source_head
+    if bool(kept) != (head == "keep"):
+        message = (
+            f"weights with new layers on top where source_head == 'keep', got {head!r} and weights "
+            f"{'with' if kept else 'without'} them; finalise the study again"
+        )
+        raise WeightsError(message)
+    with torch.device("meta"):  # only its traits are asked for: no memory is taken
+        skeleton: Any = timm.create_model(name)
+    labels = list(about["classes"])
+    plain = {
+        "architecture": name.partition(".")[0],
+        "num_classes": len(labels),
+        "num_features": int(skeleton.num_features),
+        "label_names": labels,
+        "pretrained_cfg": _pretrained_cfg(name, about["image_format"], n_classes=len(labels)),
+        MARKER: {
+            "format": FORMAT,
+            "study": data.study,
+            **member_of(run),
+            "results": results_of(data),
+            "recipe": _without_folders(about["recipe"]),
+            "weights_digest": about["weights_digest"],
+            "source_weights_digest": about["source_weights_digest"],
+            "pretrained_licence": licence_of(name),
+            "versions": about["versions"],
+            "device": about.get("device"),
+            "precision": about.get("precision"),
+        },
+    }
+    return plain | kept
+
+
+def results_of(data: ModelCardData) -> dict[str, Any]:
+    """Return the verdict under the keys that config.json has had from its first format."""
+    verdict, gain = data.verdict, data.verdict.gain
+    return {
+        "study": data.study,
+        "final_study": verdict.study,
+        "chosen": _outcome(data.chosen),
+        "is_default": data.is_default,
+        "is_winner": data.is_winner,
+        "default": None if data.default is None else _outcome(data.default),
+        "gain": None
+        if gain is None
+        else {
+            "n_seeds": gain.n,
+            "mean": gain.mean,
+            "low": gain.low,
+            "high": gain.high,
+            "confidence": gain.confidence,
+        },
+        "n_test_images": data.n_test_images,
+        "n_readings": len(verdict.readings),
+        "n_candidates": len(verdict.contenders),
+        "n_confirm_seeds": verdict.n_confirm_seeds,
+        "tied_with_winner": data.tied_with_winner,
+    }
+
+
+def _outcome(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "n_seeds": entry.single.n,
+        "top1_mean": entry.single.mean,
+        "top1_std": entry.single.std,
+        "ten_crop_mean": entry.ten_crop.mean,
+        "ten_crop_std": entry.ten_crop.std,
+        "ensemble_top1": entry.ensemble_top1,
+    }
+
+
+def member_of(run: FinalRun) -> dict[str, Any]:
+    """Return what config.json and ensemble.json say of one run, under their own keys."""
+    return {
+        "seed": run.seed,
+        "test_top1": run.test.top1 if run.test else None,
+        "test_ten_crop_top1": run.test.ten_crop_top1 if run.test else None,
+    }
+
+
+def licence_of(model_name: str) -> str:
+    """Return what timm states of the licence of a model's weights; 'unknown' if nothing."""
+    known = timm.get_pretrained_cfg(model_name)
+    return str(known.license) if known is not None and known.license else "unknown"
+
+
+def _pretrained_cfg(name: str, form: Mapping[str, Any], *, n_classes: int) -> dict[str, Any]:
+    known = timm.get_pretrained_cfg(name)
+    traits = known.to_dict() if known is not None else {}
+    size_px = int(form["image_px"])
+    return {
+        "custom_load": False,
+        "input_size": [3, size_px, size_px],
+        "fixed_input_size": bool(traits.get("fixed_input_size", False)),
+        "interpolation": form["interpolation"],
+        "crop_pct": form["crop_pct"],
+        "crop_mode": "center",
+        "mean": list(form["mean"]),
+        "std": list(form["std"]),
+        "num_classes": n_classes,
+        "pool_size": None,
+        "first_conv": traits.get("first_conv"),
+        "classifier": traits.get("classifier"),
+        "license": "other",
+    }
+
+
+def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut paths to their last part: an exported model is passed on, the user's folders are not."""
+    plain: dict[str, Any] = json.loads(json.dumps(recipe))
+    for table, key in (("data", "dataset"), ("data", "root"), ("model", "weights")):
+        value = plain.get(table, {}).get(key)
+        if isinstance(value, str):
+            plain[table][key] = PurePath(value).name or value
+    return plain
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A network as an ONNX file, compared with torch on the same images."""
+"""ONNX file of a network, compared with torch on the same images."""
 
 import importlib
 import importlib.util

@@ -1,6 +1,6 @@
-"""The image files that arguments name: files, folders, globs; and the class their folder says.
+"""Predictions: class probabilities of image files, from an exported folder alone.
 
-Class probabilities of image files, from an exported folder alone.
+Also the image files that arguments name (files, folders, globs), and the class their folder says.
 """
 
 import glob

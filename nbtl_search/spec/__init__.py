@@ -1,4 +1,4 @@
-"""The values that define a study, a run and what a run gives back."""
+"""Values that define a study, a run and what a run gives back; both columns share them."""
 
 from nbtl_search.spec.diagnosis import POOLED, TITLES, Diagnosis, Measured
 from nbtl_search.spec.recipe import (

@@ -1,4 +1,4 @@
-"""How well pre-trained weights fit a dataset: what was measured, of what, and with what."""
+"""Diagnosis: how well pre-trained weights fit a dataset, measure by measure."""
 
 from collections.abc import Mapping
 from typing import Final

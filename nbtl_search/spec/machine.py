@@ -1,7 +1,4 @@
-"""What `doctor` looked at, and what it found.
-
-How fast a recipe trains on a device, and what memory it takes there: measured, not guessed.
-"""
+"""Machine: what `doctor` checked of it, and how fast it trains a recipe."""
 
 from typing import Literal
 

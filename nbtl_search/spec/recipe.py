@@ -1,8 +1,7 @@
-"""The dials of a recipe, which are searched, and the forms its methods take, which are not.
+"""Recipe: every setting of one training run, its dials above all, and what a run gives back.
 
-A recipe worth trying before the sampler has learnt anything.
-
-A recipe: every setting of one training run, and what a run gives back.
+Texts of recipes lie in checkpoints, databases and exported models, and fingerprints are made from
+them: a new field has a default that is not written out (`_usually`), and none is renamed.
 """
 
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from nbtl_search.spec.values import Value
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Percentage = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -86,22 +86,6 @@ class MethodSettings(Value):
         (), description="units of hidden layers on top of a kept source classifier"
     )
 
-
-SettingValue = bool | int | float | str
-
-
-class KnownRecipe(Value):
-    """A recipe worth trying before the sampler has learnt anything. It is never pruned."""
-
-    name: str = Field(description="a short name, shown beside the trial")
-    reason: str = Field("", description="why it is here, with its source")
-    dials: dict[str, SettingValue] = Field(
-        default_factory=dict,
-        description="as Dials; n_low and n_l2sp may be 'all' or a fraction such as '14/22'",
-    )
-
-
-Percentage = Annotated[float, Field(ge=0, le=100)]
 
 # Not written out: recipes, checkpoints and fingerprints read as before there was another choice.
 _USUAL_TRAIN_ON: Final = "train"
@@ -202,6 +186,20 @@ class Recipe(Value):
     )
     methods: MethodSettings = Field(
         MethodSettings(), exclude_if=lambda methods: methods == MethodSettings()
+    )
+
+
+SettingValue = bool | int | float | str
+
+
+class KnownRecipe(Value):
+    """A recipe worth trying before the sampler has learnt anything. It is never pruned."""
+
+    name: str = Field(description="a short name, shown beside the trial")
+    reason: str = Field("", description="why it is here, with its source")
+    dials: dict[str, SettingValue] = Field(
+        default_factory=dict,
+        description="as Dials; n_low and n_l2sp may be 'all' or a fraction such as '14/22'",
     )
 
 

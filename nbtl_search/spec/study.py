@@ -1,8 +1,6 @@
-"""What a diagnosis and earlier studies advise: which recipes first, and where to look more.
+"""Study: what is searched, for how long, from which recipes, and with what advice.
 
-A study: what to search, how long, and from which recipes to start.
-
-The studies that come with the package: one TOML file per dataset.
+The studies that come with the package are here, too: one TOML file per dataset.
 """
 
 import hashlib

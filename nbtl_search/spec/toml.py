@@ -1,4 +1,4 @@
-"""TOML in both directions, and `--set key=value`."""
+"""TOML of recipes and studies, in both directions, and `--set key=value`."""
 
 import tomllib
 from collections.abc import Iterable, Mapping

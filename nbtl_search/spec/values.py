@@ -1,4 +1,4 @@
-"""The base of all our values: frozen, keyword-only, validated, with errors a person can use."""
+"""Value: the base of all that is stored, sent or printed, with errors a person can use."""
 
 import difflib
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The end of a final run: the test images read once, and its weights kept in a folder."""
+"""Final run: how it ends, with the test images scored and its weights kept in a folder."""
 
 import hashlib
 import json
@@ -82,6 +82,7 @@ def score_test(
         DataError: there are no test images, they cannot be had, or the data are others now.
         DivergedError: the network gives no finite numbers.
     """
+    # Opened here and not with the run: until now nothing could read a test image by mistake.
     prepared = prepare(run.recipe.data, home=home, cache=cache, splits=("test",))
     yield from scored(run, prepared)
 
@@ -120,7 +121,8 @@ def keep(run: Run, folder: Path, predictions: TestPredictions | None) -> str:
     Raises:
         OSError: the disk is full or not writable.
     """
-    # One key of metadata only: of several, the library may write any order, and so other bytes.
+    # The digest goes into the ledger, and an export refuses weights of another one. One key of
+    # metadata only: of several the library may write any order, and so other bytes.
     weights = safetensors.torch.save(_exported(run), metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
     about = json.dumps(_about(run, digest), indent=2, allow_nan=False)
@@ -134,11 +136,14 @@ def keep(run: Run, folder: Path, predictions: TestPredictions | None) -> str:
             probabilities=predictions.probabilities,
         )
         files[PREDICTIONS_FILE] = content.getvalue()
+    # All files at once: the ledger hears of the folder after this, and an attempt that was killed
+    # before leaves none, so that the next one scores and writes again.
     replace_folder(folder, files)
     return digest
 
 
 def _check(run: Run, prepared: Prepared) -> None:
+    # Images that were changed since training began could be training images by now.
     if prepared.digest != run.data_digest:
         message = (
             f"test images of the data with digest {run.data_digest[:12]} that the run was trained "
@@ -163,6 +168,7 @@ def _ranked(run: Run, prepared: Prepared) -> Iterator[NDArray[np.int64]]:
         device=run.placement.device,
     )
     for logits, _ in running_logits(run.network.model, batches, placement=run.placement):
+        # Without this, NaN would rank as some class or other, and count as a mere mistake.
         finite(float(logits.float().sum()), "a logit of the test images")
         yield logits.float().topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
 
@@ -173,7 +179,7 @@ def _ten_crop(run: Run, prepared: Prepared) -> Iterator[NDArray[np.float32]]:
         prepared,
         "test",
         format=run.network.image_format,
-        batch_size=max(1, micro_batch // N_CROPS),
+        batch_size=max(1, micro_batch // N_CROPS),  # what training fitted into the memory
         device=run.placement.device,
     )
     for mean, _ in running_ten_crop(
@@ -184,7 +190,10 @@ def _ten_crop(run: Run, prepared: Prepared) -> Iterator[NDArray[np.float32]]:
 
 
 def _drawn(items: Iterator[Item], placement: Placement) -> Iterator[Item]:
-    """Draw the items under the run's numerics; the caller keeps its own."""
+    """Draw the items under the run's numerics; the caller keeps its own.
+
+    A `with` around a whole generator would leave its switches on in the caller between two items.
+    """
     while True:
         with placement.numerics():
             item = next(items, None)
@@ -216,7 +225,10 @@ def _accuracy(classes: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
 
 
 def _exported(run: Run) -> dict[str, Tensor]:
-    """Return copies on the CPU: floats as float32, and no memory format but the usual one."""
+    """Return copies on the CPU: floats as float32, and no memory format but the usual one.
+
+    safetensors refuses channels_last, and the bytes must not depend on the device.
+    """
     return {
         name: value.detach().to(
             "cpu",
