@@ -1,6 +1,8 @@
 # Everything a newcomer needs is two commands: `make demo` and `make test`.
 # VENV may name another environment, JOBS the processes that test, PYTEST_ARGS more arguments,
 # SCHEDULES how many there are of `make chaos`.
+# The loops, from the shortest: `make quick` while writing, `make test` before a push, `make chaos`
+# before a release.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,7 +19,17 @@ STAMP := $(VENV)/.installed
 # Bytecode is compiled at once: importing torch and timm without it takes 18 s instead of 6.
 UV := UV_COMPILE_BYTECODE=1 UV_PROJECT_ENVIRONMENT=$(abspath $(VENV)) VIRTUAL_ENV= $(abspath $(BIN))/uv
 
-.PHONY: help install demo test chaos check lint format types imports lock wheel clean
+# Rooms whose unit tests train networks or diagnose them, and needs that `make quick` does without.
+TRAIN := demo diagnosis exports source training
+QUICK := not slow and not postgres and not browser
+
+# What `make chaos` runs: all schedules and faults, and more kills and larger networks of other tests.
+AGAIN := tests/chaos tests/acceptance/test_kills.py tests/unit/training/test_method_contract.py
+
+# Files compiled once serve all the processes that tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help install demo quick test chaos check lint format types imports lock wheel clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,11 +48,14 @@ $(STAMP): pyproject.toml uv.lock
 demo: $(STAMP)  ## Search a small texture task with two workers, on any machine, in minutes
 	$(BIN)/nbtl-search demo
 
+quick: $(STAMP)  ## Run the unit tests that need no database, browser or training (2 minutes)
+	$(BIN)/pytest tests/unit $(TRAIN:%=--ignore=tests/unit/%) -m "$(QUICK)" -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
 test: $(STAMP)  ## Run all tests
-	$(BIN)/pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## Kill workers and Postgres by 200 seeded schedules, and commit every single fault
-	NBTL_CHAOS_SCHEDULES=$(SCHEDULES) $(BIN)/pytest tests/chaos -n $(JOBS) --dist load -rP $(PYTEST_ARGS)
+	NBTL_CHAOS_SCHEDULES=$(SCHEDULES) $(BIN)/pytest $(AGAIN) -n $(JOBS) --dist load -rP $(PYTEST_ARGS)
 
 check: lint types imports test  ## Run what CI runs: ruff, mypy, import-linter, pytest
 

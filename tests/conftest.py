@@ -95,6 +95,37 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(message)
 
 
+# Those that take longest come first, so that at the end only short ones are left to share out.
+ORDER = (
+    "acceptance/test_slurm", "acceptance/test_kills", "acceptance/test_finalize",
+    "acceptance/test_demo", "chaos", "acceptance", "unit/training", "unit/source", "unit/exports",
+    "unit/diagnosis", "unit/demo", "integration", "unit",
+)  # fmt: skip
+# Files whose tests share nothing that is expensive to make: each test goes where there is room.
+# All others stay together, with the studies, servers and runs that their tests share.
+SHARED_OUT = (
+    "acceptance/test_slurm", "acceptance/test_kills", "acceptance/test_secrets", "chaos/",
+    "unit/training/test_method_contract", "acceptance/test_lifecycle",
+)  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest first, and say to `--dist loadgroup` which belong together."""
+    here = os.path.dirname(__file__)  # noqa: PTH120
+    places = {item: os.path.relpath(item.path, here) for item in items}
+
+    def rank(item: pytest.Item) -> int:
+        first = (i for i, start in enumerate(ORDER) if places[item].startswith(start))
+        return next(first, len(ORDER))
+
+    items.sort(key=rank)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if not places[item].startswith(SHARED_OUT):
+                item.add_marker(pytest.mark.xdist_group(places[item]))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, lacks in NEEDS.items():
         reason = lacks() if item.get_closest_marker(marker) else None

@@ -21,6 +21,7 @@ from nbtl_search.ledger import database, records
 from nbtl_search.postgres import server
 from nbtl_search.spec import best_epoch
 from nbtl_search.study import store
+from tests.acceptance import forked
 
 NETWORK = "test_resnet"
 FAST = ("--beat-s", "0.5")
@@ -44,6 +45,14 @@ class Program:
 
     def run(self, *arguments, timeout_s=120, **environment):
         """Run a command to its end."""
+        return forked.run(
+            [str(argument) for argument in arguments],
+            environment=self.environment | environment,
+            timeout_s=timeout_s,
+        )
+
+    def run_alone(self, *arguments, timeout_s=120, **environment):
+        """Run a command to its end as a user's shell does, with its arguments to be seen."""
         return subprocess.run(
             self.command(*arguments),
             env=self.environment | environment,

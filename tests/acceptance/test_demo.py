@@ -14,7 +14,7 @@ N_TRIALS = 4  # the three known recipes, and one that is worse and stopped early
 
 @pytest.fixture(scope="module")
 def first(shared_program):
-    done = shared_program.run("demo", "--trials", N_TRIALS, timeout_s=600)
+    done = shared_program.run_alone("demo", "--trials", N_TRIALS, timeout_s=600)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -12,12 +12,13 @@ from nbtl_search import api
 from nbtl_search.study import finals, store, verdicts
 from tests.acceptance.conftest import FAST, wait_until
 from tests.acceptance.test_kills import kill_one
+from tests.rounds import LONG
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(900)]
 
 N_TRIALS = 4
 N_EPOCHS = 6
-N_KILLS = 10
+N_KILLS = 10 if LONG else 5
 PLAN = ("--candidates", 2, "--confirm-seeds", 2, "--test-seeds", 2)
 WORKERS = ("--workers", 2, "--quiet", *FAST)
 

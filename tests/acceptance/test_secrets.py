@@ -46,7 +46,7 @@ def test_no_password_is_seen_anywhere(program, tiny, tmp_path, given):
     watcher.start()
     try:
         outputs = [
-            program.run(*arguments, timeout_s=300, **environment)
+            program.run_alone(*arguments, timeout_s=300, **environment)
             for arguments in (
                 (*tiny, "--epochs", 1, "--trials", 2),
                 ("launch", "tiny", "--workers", 1, "--no-preflight", *FAST),

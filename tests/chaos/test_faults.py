@@ -22,8 +22,7 @@ from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import invariants, stub_trainer, workers
 from tests.chaos.conftest import plain
 from tests.chaos.proxy import Proxy
-
-LONG = os.environ.get("NBTL_CHAOS_SCHEDULES") is not None
+from tests.rounds import LONG
 
 
 def wait_for(condition, *, timeout_s=60.0):
