@@ -1,16 +1,7 @@
-"""Files that are there whole or not at all, also after a kill or a power cut.
-
-Folders that are there with all their files or not at all, also after a kill or a power cut.
-
-Arrays on disk in parts: each is whole and checked, so that what was killed goes on behind it.
-
-A part is `np.save`'s bytes followed by their sha256.
-"""
+"""Files and folders that are there whole or not at all, also after a kill or a power cut."""
 
 import contextlib
 import errno
-import hashlib
-import io
 import os
 import shutil
 import time
@@ -18,17 +9,26 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 # A writer that is still at work touches its file all the time; this one is long dead.
-ABANDONED_S = 600
+ABANDONED_S: Final = 600
+# A folder is touched only when a file in it begins: an export may write one for an hour.
+_ABANDONED_FOLDER_S: Final = 86_400
+# What rename says where another writer was quicker and the name is taken.
+_TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 
-def write_durably(path: Path, *parts: bytes | memoryview) -> None:
+def write_durably(
+    path: Path, *parts: bytes | memoryview, mode: int | None = None, gid: int | None = None
+) -> None:
     """Write the parts one behind the other: unique temporary file, flush, rename, flush.
+
+    Args:
+        path: the file, in a folder that exists.
+        parts: its content.
+        mode: who may read it; nobody else may at any moment. By default as the umask says.
+        gid: its group; by default ours.
 
     Raises:
         OSError: the disk is full or not writable. What was at `path` is untouched then, and the
@@ -36,10 +36,16 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
+        with open(temporary, "xb", opener=None if mode is None else _open_private) as file:
+            file.writelines(parts)
             file.flush()
+            if gid is not None and gid != os.getegid():
+                os.fchown(file.fileno(), -1, gid)
+            if mode is not None:
+                # Last: a change of the group takes bits of the mode away.
+                os.fchmod(file.fileno(), mode)
+            # Before the rename: the name must not reach the disk ahead of the content, or a power
+            # cut leaves an empty file where the old one was.
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
@@ -47,6 +53,10 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def _open_private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def flush(path: Path) -> None:
@@ -62,16 +72,22 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_folder(folder: Path) -> None:
+    """Bring a folder with all that is in it to the disk.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
 def remove_abandoned(directory: Path) -> None:
     """Remove what writers that were killed left behind."""
     for temporary in directory.glob(".*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - temporary.stat().st_mtime > ABANDONED_S:
                 temporary.unlink()
-
-
-_ABANDONED_S: Final = 86_400
-_TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -105,8 +121,7 @@ def whole_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         _remove_abandoned(target)
         temporary.mkdir()
         yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            flush(path)
+        flush_folder(temporary)
         _take_place(temporary, target, force=force)
         flush(target.parent)
     finally:
@@ -123,6 +138,7 @@ def _take_place(temporary: Path, target: Path, *, force: bool) -> None:
             temporary.rename(target)
         except OSError as error:
             if not force or error.errno not in _TAKEN:
+                # The old folder goes back, if it was moved away and nothing took its place.
                 with contextlib.suppress(OSError):
                     old.rename(target)
                 raise
@@ -146,7 +162,7 @@ def _remove_abandoned(target: Path) -> None:
     """Remove what killed writers left, a day later."""
     for left in target.parent.glob(f"{_prefix(target)}*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+            if time.time() - left.stat().st_mtime > _ABANDONED_FOLDER_S:
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -154,39 +170,3 @@ def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()
-
-
-_FOOTER_BYTES = hashlib.sha256().digest_size
-
-
-def write(path: Path, array: NDArray[Any]) -> None:
-    """Write an array whole or not at all.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    payload = content.getbuffer()
-    write_durably(path, payload, hashlib.sha256(payload).digest())
-
-
-def read(path: Path, *, n: int) -> NDArray[np.float32] | None:
-    """Return a part of n finite or infinite float32 rows; None where it is missing or damaged.
-
-    Raises:
-        OSError: the file is there and cannot be read.
-    """
-    try:
-        content = memoryview(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    payload, footer = content[:-_FOOTER_BYTES], bytes(content[-_FOOTER_BYTES:])
-    if footer != hashlib.sha256(payload).digest():
-        return None
-    array: NDArray[Any] | None = None
-    with contextlib.suppress(ValueError, EOFError):
-        array = np.load(io.BytesIO(payload), allow_pickle=False)
-    if array is None or array.ndim != 2 or len(array) != n or array.dtype != np.float32:
-        return None
-    return array

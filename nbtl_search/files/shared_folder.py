@@ -1,9 +1,7 @@
-"""Directories that appear whole or not at all, however many processes make them at once."""
+"""Shared folders: they appear whole or not at all, however many processes make them at once."""
 
 import errno
-import fcntl
 import logging
-import os
 import shutil
 import socket
 import time
@@ -11,14 +9,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Final
+
+from filelock import FileLock, Timeout
 
 from nbtl_search.errors import DataError
+from nbtl_search.files.atomic import flush, flush_folder
 
 logger = logging.getLogger(__name__)
 
 DAY_S = 86400
 WAIT_S = 1.0
+# What a file system without locks answers, such as some mounts of NFS and of FUSE.
+_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 def publish(target: Path, fill: Callable[[Path], None], *, n_bytes: int) -> Path:
@@ -41,6 +44,7 @@ def publish(target: Path, fill: Callable[[Path], None], *, n_bytes: int) -> Path
         target.parent.mkdir(parents=True, exist_ok=True)
         with alone(target) as locked:
             _clear(target, alone=locked)
+            # Again: whoever had the lock before us may have made it while we waited.
             if not target.exists():
                 _require_space(target.parent, n_bytes)
                 _fill(target, fill)
@@ -57,11 +61,15 @@ def writing_below(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = (
-            f"{folder} must be a folder with room that can be written, got "
-            f"{error.strerror or error}; make room, or set NBTL_HOME to another disk"
-        )
-        raise DataError(message) from error
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> DataError:
+    message = (
+        f"{folder} must be a folder with room that can be written, got "
+        f"{error.strerror or error}; make room, or set NBTL_HOME to another disk"
+    )
+    return DataError(message)
 
 
 def _prefix(target: Path) -> str:
@@ -73,7 +81,8 @@ def _fill(target: Path, fill: Callable[[Path], None]) -> None:
     temporary.mkdir()
     try:
         fill(temporary)
-        _flush(temporary)
+        # Before the rename: what is at `target` is taken for whole by everybody, for ever.
+        flush_folder(temporary)
         temporary.rename(target)
     except OSError as error:
         # Without working locks another process may have been quicker: then its directory is ours.
@@ -81,21 +90,8 @@ def _fill(target: Path, fill: Callable[[Path], None]) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _flush_one(target.parent)
+    flush(target.parent)
     logger.info("published", extra={"action": "publish", "path": str(target)})
-
-
-def _flush(directory: Path) -> None:
-    for path in (*directory.rglob("*"), directory):
-        _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -112,24 +108,31 @@ def alone(target: Path, *, waiting: Callable[[], None] | None = None) -> Iterato
     Raises:
         DataError: the lock's file cannot be written.
     """
-    with writing_below(target.parent):
-        file = target.with_name(f".{target.name}-lock").open("a")
-    with file:
-        yield _locked(file, waiting)
+    # No soft lock instead, which is a file: that of a killed process would stay for ever.
+    lock = FileLock(target.with_name(f".{target.name}-lock"), fallback_to_soft=False)
+    locked = _acquired(lock, target.parent, waiting)
+    try:
+        yield locked
+    finally:
+        if locked:
+            lock.release()
 
 
-def _locked(file: IO[str], waiting: Callable[[], None] | None) -> bool:
+def _acquired(lock: FileLock, folder: Path, waiting: Callable[[], None] | None) -> bool:
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if waiting else 0))
-        except BlockingIOError:
-            assert waiting is not None, "without it the lock is waited for"  # noqa: S101
-            waiting()
-            time.sleep(WAIT_S)
-        except OSError:
-            return False
+            lock.acquire(blocking=waiting is None)
+        except Timeout:
+            pass  # waiting happens below, so that what it raises does not hang on this
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return False
+            raise _not_writable(folder, error) from error
         else:
             return True
+        assert waiting is not None, "without it the lock is waited for"  # noqa: S101
+        waiting()
+        time.sleep(WAIT_S)
 
 
 def _clear(target: Path, *, alone: bool) -> None:

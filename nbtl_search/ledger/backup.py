@@ -17,6 +17,7 @@ from typing import Final
 from sqlalchemy import func, inspect, select, text
 
 from nbtl_search.errors import SchemaError, StorageError
+from nbtl_search.files.atomic import flush
 from nbtl_search.ledger import schema
 from nbtl_search.ledger.database import Storage, create_or_upgrade
 from nbtl_search.postgres import data_folder
@@ -58,10 +59,10 @@ def backup(storage: Storage, target: Path, *, force: bool = False) -> int:
         made = Path(folder) / "backup"
         command = ["--format=custom", "--no-owner", "--no-privileges", f"--file={made}"]
         _run(storage, "pg_dump", *command)
-        data_folder.sync(made)
+        flush(made)
         made.chmod(0o600)
         made.replace(target)
-        data_folder.sync(target.parent)
+        flush(target.parent)
         return target.stat().st_size
 
 

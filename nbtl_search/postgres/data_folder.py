@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from nbtl_search.errors import StorageError
+from nbtl_search.files.atomic import flush, write_durably
 from nbtl_search.postgres import os_user
 from nbtl_search.postgres.os_user import OsUser
 
@@ -179,7 +180,7 @@ def initialise(files: Files, owner: OsUser) -> None:
     version = version_of(files)
     if version is None:
         if not files.password.exists():
-            write(files.password, secrets.token_urlsafe(32), mode=0o600)
+            write_durably(files.password, secrets.token_urlsafe(32).encode(), mode=0o600)
         _initdb(files, owner)
     elif version != MAJOR:
         message = (
@@ -200,7 +201,7 @@ def configure(files: Files, owner: OsUser, *, more: str = "", access: str = "") 
     """
     settings = _SETTINGS + f"unix_socket_directories = '{files.socket}'\n" + more
     for name, text in (("postgresql.conf", settings), ("pg_hba.conf", _HBA + access)):
-        write(files.root / name, text, mode=0o640, gid=owner.gid)
+        write_durably(files.root / name, text.encode(), mode=0o640, gid=owner.gid)
 
 
 def version_of(files: Files) -> int | None:
@@ -211,26 +212,12 @@ def version_of(files: Files) -> int | None:
         return None
 
 
-def write(path: Path, text: str, *, mode: int, gid: int | None = None) -> None:
-    """Write a file so that it has its old text or the new one, whatever happens meanwhile."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if gid is not None and gid != os.getegid():
-            os.fchown(descriptor, -1, gid)
-        os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
-    temporary.replace(path)
-
-
 def _initdb(files: Files, owner: OsUser) -> None:
     # A fresh name each time: an initdb orphaned by the SIGKILL of its starter may still write.
     work = files.root / f"init-{secrets.token_hex(4)}"
     private_folder(work, owner)
     passed = work / "password"
-    write(passed, read_password(files), mode=0o600)
+    write_durably(passed, read_password(files).encode(), mode=0o600)
     os.chown(passed, owner.uid, owner.gid)
     command: list[str | Path] = [binary("initdb"), "--pgdata", work / "data", "--username", USER]
     command += ["--pwfile", passed, "--auth=scram-sha-256", "--encoding=UTF8"]
@@ -239,7 +226,7 @@ def _initdb(files: Files, owner: OsUser) -> None:
     try:
         _run(command, owner)
         (work / "data").rename(files.data)
-        sync(files.root)
+        flush(files.root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -269,12 +256,3 @@ def _run(command: list[str | Path], owner: OsUser) -> None:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         message = f"initdb must succeed, got exit code {error.returncode}: {lines[-1]}"
         raise StorageError(message) from error
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

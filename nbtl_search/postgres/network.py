@@ -14,11 +14,11 @@ from typing import Final
 from sqlalchemy import URL
 
 from nbtl_search.errors import StorageError
+from nbtl_search.files.atomic import write_durably
 from nbtl_search.postgres.data_folder import (
     USER,
     Files,
     read_password,
-    write,
 )
 
 PORT: Final = 5433
@@ -84,7 +84,7 @@ def check_free(serving: Serving) -> None:
 
 def keep(files: Files, serving: Serving) -> None:
     """Note the choice, and write the address with its password for workers, readable by us only."""
-    write(_note(files), json.dumps(asdict(serving)), mode=0o600)
+    write_durably(_note(files), json.dumps(asdict(serving)).encode(), mode=0o600)
     url = URL.create(
         "postgresql",
         username=USER,
@@ -93,7 +93,8 @@ def keep(files: Files, serving: Serving) -> None:
         port=serving.port,
         database="postgres",
     )
-    write(address(files), url.render_as_string(hide_password=False) + "\n", mode=0o600)
+    text = url.render_as_string(hide_password=False) + "\n"
+    write_durably(address(files), text.encode(), mode=0o600)
 
 
 def forget(files: Files) -> bool:

@@ -21,6 +21,7 @@ import psutil
 from sqlalchemy import URL
 
 from nbtl_search.errors import StorageError, StorageLostError
+from nbtl_search.files.atomic import write_durably
 from nbtl_search.files.rotation import rotate
 from nbtl_search.postgres import data_folder, network, os_user
 from nbtl_search.postgres.data_folder import Files
@@ -303,7 +304,7 @@ def _launch_until_ready(files: Files, owner: OsUser) -> None:
     """
     rotate(files.log)
     # Before the launch: a home on a shared disk must say where its server is before it has one.
-    data_folder.write(files.host, socket.gethostname(), mode=0o600)
+    write_durably(files.host, socket.gethostname().encode(), mode=0o600)
     # More than once: processes of a killed server may hold its memory for another moment.
     for launch in range(_LAUNCHES):
         time.sleep(0.5 * (launch > 0))

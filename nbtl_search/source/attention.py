@@ -27,7 +27,7 @@ from torch.nn import functional
 from nbtl_search.data.loader import EvalBatches
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.errors import DivergedError, OutOfMemoryError, SpecError
-from nbtl_search.files import atomic
+from nbtl_search.files import arrays
 from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.files.shared_folder import alone, writing_below
 from nbtl_search.network.device import Placement, derive_seed, ran_out_of_memory, seeded
@@ -172,7 +172,7 @@ class Measurement:
         """Return the importance of every channel whose part is there and whole."""
         found: dict[tuple[str, int], float] = {}
         for hook, channels in self.ranges:
-            rows = atomic.read(self.part(hook, channels), n=len(channels))
+            rows = arrays.read(self.part(hook, channels), n=len(channels))
             if rows is not None:
                 found |= {(hook.module, c): float(rows[c - channels.start, 0]) for c in channels}
         return found
@@ -292,7 +292,7 @@ def _head(measurement: Measurement, tick: Callable[[], None]) -> nn.Module:
     """Return the head that importance is measured with: the one that is kept, or trained now."""
     prepared, placement = measurement.prepared, measurement.placement
     path, n_classes = measurement.directory / "head.part", len(prepared.classes)
-    rows = atomic.read(path, n=n_classes)
+    rows = arrays.read(path, n=n_classes)
     if rows is None:
         features = extract(
             prepared,
@@ -318,7 +318,7 @@ def _head(measurement: Measurement, tick: Callable[[], None]) -> nn.Module:
 
 def _write(measurement: Measurement, path: Path, rows: Float32[np.ndarray, "n m"]) -> None:
     with writing_below(measurement.directory):
-        atomic.write(path, rows)
+        arrays.write(path, rows)
 
 
 def trained_head(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from nbtl_search.data.loader import EvalBatches
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.errors import SpecError, WeightsError
-from nbtl_search.files import atomic
+from nbtl_search.files import arrays
 from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.network.device import Placement, place
@@ -348,10 +348,10 @@ def _parts(
     n = len(extraction.prepared.labels(split))
     for start in range(0, n, PART):
         path, part = directory / f"{start:08d}.part", slice(start, min(start + PART, n))
-        rows = atomic.read(path, n=part.stop - part.start)
+        rows = arrays.read(path, n=part.stop - part.start)
         if rows is None:
             rows = extraction.rows(split, part, seen)
-            atomic.write(path, rows)
+            arrays.write(path, rows)
         else:
             seen(len(rows))
         yield rows

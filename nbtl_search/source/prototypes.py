@@ -26,7 +26,7 @@ from nbtl_search.data.folder import class_files
 from nbtl_search.data.images import UNREADABLE, ImageFormat, decode, evaluation_transform
 from nbtl_search.data.survey import in_threads
 from nbtl_search.errors import DataError, SpecError, WeightsError
-from nbtl_search.files import atomic
+from nbtl_search.files import arrays
 from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.network.device import Placement
@@ -296,10 +296,10 @@ def _means(
         for keys in classes.values():
             files = [folder / key for key in keys]
             part = directory / f"{_key(_listing(folder, files))}.part"
-            row = atomic.read(part, n=1)
+            row = arrays.read(part, n=1)
             if row is None:
-                atomic.write(part, _mean(files, network, n_done, n_all, progress))
-                row = atomic.read(part, n=1)
+                arrays.write(part, _mean(files, network, n_done, n_all, progress))
+                row = arrays.read(part, n=1)
             assert row is not None, "it was written whole"  # noqa: S101
             rows.append(row)
             n_done += len(files)

@@ -15,10 +15,11 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Final
 
 from nbtl_search.errors import StorageError
+from nbtl_search.files.atomic import write_durably
 from nbtl_search.launchers import local, slurm
 from nbtl_search.ledger import jobs
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.postgres import data_folder, server
+from nbtl_search.postgres import server
 from nbtl_search.postgres.connection import wait_for
 from nbtl_search.restart_policy import DATABASE_PATIENCE_S
 from nbtl_search.study import finals
@@ -297,5 +298,5 @@ def _storage_file(study: Study, workspace: Workspace, *, write: bool) -> Path:
         # The URL may hold a password: it must not stand in the queue's batch script, which others
         # can read.
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        data_folder.write(file, workspace.storage + "\n", mode=0o600)
+        write_durably(file, f"{workspace.storage}\n".encode(), mode=0o600)
     return file

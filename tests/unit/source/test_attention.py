@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import DivergedError, OutOfMemoryError, SpecError
-from nbtl_search.files import atomic
+from nbtl_search.files import arrays
 from nbtl_search.network.device import derive_seed
 from nbtl_search.network.model import build
 from nbtl_search.source import attention
@@ -75,7 +75,7 @@ def part_files(home):
 
 def kept_head(home):
     (path,) = (home / "attention").rglob("head.part")
-    rows = atomic.read(path, n=3)
+    rows = arrays.read(path, n=3)
     assert rows is not None
     return rows
 

@@ -13,7 +13,7 @@ import torch
 from nbtl_search.data.loader import EvalBatches
 from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import SpecError, WeightsError
-from nbtl_search.files import atomic
+from nbtl_search.files import arrays
 from nbtl_search.network.device import Placement
 from nbtl_search.network.model import build
 from nbtl_search.source import features
@@ -171,15 +171,15 @@ def test_a_damaged_part_is_made_again(extracted, tiny_recipe, home, damage):
 
 def test_a_sound_part_of_another_length_or_type_is_none(tmp_path):
     path = tmp_path / "0.part"
-    atomic.write(path, np.ones((3, 2), np.float32))
-    kept = atomic.read(path, n=3)
+    arrays.write(path, np.ones((3, 2), np.float32))
+    kept = arrays.read(path, n=3)
     assert kept is not None
     assert kept.shape == (3, 2)
-    assert atomic.read(path, n=4) is None
-    atomic.write(path, np.ones((3, 2), np.float64))
-    assert atomic.read(path, n=3) is None
-    atomic.write(path, np.ones(3, np.float32))
-    assert atomic.read(path, n=3) is None
+    assert arrays.read(path, n=4) is None
+    arrays.write(path, np.ones((3, 2), np.float64))
+    assert arrays.read(path, n=3) is None
+    arrays.write(path, np.ones(3, np.float32))
+    assert arrays.read(path, n=3) is None
 
 
 def test_other_weights_are_other_features(extracted, tiny_recipe, tiny_weights, tmp_path, home):
