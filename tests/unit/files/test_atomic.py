@@ -5,7 +5,6 @@ import stat
 
 import pytest
 
-from nbtl_search.files import atomic
 from nbtl_search.files.atomic import write_durably
 
 
@@ -28,7 +27,7 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_durably(path, b"new")
     assert path.read_bytes() == b"old"
@@ -43,7 +42,7 @@ def test_a_private_file_is_private_from_its_first_byte(tmp_path, monkeypatch, mo
         seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
         original(descriptor, wanted)
 
-    monkeypatch.setattr(atomic.os, "fchmod", noted)
+    monkeypatch.setattr(os, "fchmod", noted)
     before = os.umask(0)
     try:
         write_durably(tmp_path / "file", b"secret", mode=mode)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 from nbtl_search.errors import DataError
 from nbtl_search.files import shared_folder
@@ -52,7 +53,7 @@ def test_who_waits_is_called_until_the_lock_is_free(target, monkeypatch):
     monkeypatch.setattr(shared_folder, "WAIT_S", 0.0)
     first = alone(target)
     first.__enter__()
-    calls = []
+    calls: list[None] = []
 
     def waiting():
         calls.append(None)
@@ -69,7 +70,7 @@ def test_a_disk_without_locks_holds_nobody_up(target, monkeypatch, number):
     def refuse(*_args, **_options):
         raise OSError(number, "no locks")
 
-    monkeypatch.setattr(shared_folder.FileLock, "acquire", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     with alone(target) as locked:
         assert not locked
 

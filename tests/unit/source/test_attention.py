@@ -44,7 +44,7 @@ def measure(tiny_recipe, tiny_prepared, home):
         source = source_network(recipe, home=home, prepared=prepared, n_threads=1)
         usual = {
             "source": source,
-            "taps": hooks_of(source.model, n=recipe.methods.delta_taps),
+            "hooks": hooks_of(source.model, n=recipe.methods.delta_taps),
             "n_batches": recipe.methods.delta_batches,
             "prepared": prepared,
             "home": home,
