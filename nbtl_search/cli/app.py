@@ -22,8 +22,11 @@ _COMMANDS: Final = {
     "finalize": ("results", "Confirm the best recipes over several seeds; read the test set once."),
     "report": ("results", "Write what a study found as one HTML page."),
     "export": ("results", "Write the final model for timm, or as ONNX."),
-    "predict": ("predict", "Classify images with an exported model."),
-    "diagnose": ("diagnose", "Measure how well the weights fit the images, and what to try first."),
+    "predict": ("predictions", "Classify images with an exported model."),
+    "diagnose": (
+        "diagnosis",
+        "Measure how well the weights fit the images, and what to try first.",
+    ),
     "reproduce": ("results", "Repeat the paper's tables for one of its datasets."),
     "pause": ("search", "Checkpoint all trials and wait."),
     "resume": ("search", "Go on with a paused or stopped study."),

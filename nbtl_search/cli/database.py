@@ -73,7 +73,7 @@ def upgrade_command(*, workspace: Workspace) -> None:
 @click.option(
     "--allow",
     metavar="NETWORK",
-    help="Who may connect, as 10.0.0.0/16, samehost or samenet; by default the network of --host.",
+    help="Who may connect: 10.0.0.0/16, samehost or samenet; by default the network of --host.",
 )
 @click.option("--any-interface", is_flag=True, help="Allow --host 0.0.0.0.")
 @click.option("--off", is_flag=True, help="Listen on the socket only again.")
@@ -133,7 +133,7 @@ def backup_command(*, workspace: Workspace, file: Path, force: bool) -> None:
 
 @db_command.command("restore")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--replace", is_flag=True, help="Also where there are studies, which are lost.")
+@click.option("--replace", is_flag=True, help="Replace the studies in the database; they are lost.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @storage_option
 def restore_command(

@@ -176,7 +176,7 @@ def report_command(
     type=click.Choice(["default", "winner"]),
     default="winner",
     show_default=True,
-    help="Whose weights.",
+    help="The recipe whose weights are written.",
 )
 @click.option("--force", is_flag=True, help="Replace a folder that an earlier export made.")
 @storage_option

@@ -44,7 +44,7 @@ REGIMES: Final = ("larger-similar", "larger-dissimilar", "smaller-similar", "sma
     type=click.Choice(REGIMES),
     metavar="REGIME",
     help="Also try the survey's starting recipe for a target of this size and similarity to the "
-    f"source: {', '.join(REGIMES)}. May be given again.",
+    f"source: {', '.join(REGIMES)}. May be repeated.",
 )
 @click.option(
     "--advise/--no-advise",
@@ -313,7 +313,7 @@ def best_command(*, workspace: Workspace, study: str, trial: int | None, as_json
 @click.argument("study", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="0 for any free one.")
-@click.option("--writable", is_flag=True, help="Let the browser edit notes; nothing else ever.")
+@click.option("--writable", is_flag=True, help="Let the browser edit notes, and nothing else.")
 @storage_option
 def dashboard_command(
     *,

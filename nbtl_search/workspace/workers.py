@@ -40,7 +40,7 @@ _STALLED_AFTER_S: Final = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Queued:
-    """What `launch_on_slurm` did."""
+    """The workers of a study in the cluster's queue, before and after `launch_on_slurm`."""
 
     n_before: int
     n_after: int

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from scipy.special import softmax
 
-from nbtl_search.cli.predict import predict_command
+from nbtl_search.cli.predictions import predict_command
 from nbtl_search.errors import WeightsError
 from nbtl_search.exports.predict import open_classifier
 from nbtl_search.transfer import stochnorm

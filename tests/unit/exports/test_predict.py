@@ -20,7 +20,7 @@ from scipy.special import softmax
 from scipy.stats import norm
 from torchvision.transforms import functional
 
-from nbtl_search.cli.predict import predict_command
+from nbtl_search.cli.predictions import predict_command
 from nbtl_search.errors import DataError, NbtlError, SpecError, WeightsError
 from nbtl_search.exports.predict import find_pictures, true_labels
 from nbtl_search.workspace import models
