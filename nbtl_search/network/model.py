@@ -113,6 +113,7 @@ def build(
     keeps = dials.source_head == "keep"
     with_source = keeps and weights.pretrained
     n_created = source_classes(weights, recipe.model.name) if with_source else n_classes
+    # Seeds by purpose: how many layers are reinitialised does not move what other draws give.
     with seeded(derive_seed("initialise", seed)):
         model: nn.Module = timm.create_model(recipe.model.name, num_classes=n_created)
     layers = layers_of(model)
@@ -127,9 +128,12 @@ def build(
         append_layers(model, n_classes=n_classes, hidden=hidden, generator=generator)
     else:
         reinitialise(layers, dials.reinit_layers, generator=generator)
+    # After the source was copied: that one answers as its weights were trained.
     if dials.stochnorm_p < 1:
         stochnorm.convert(model, p=dials.stochnorm_p)
     model = _placed(model, placement)
+    # Anew: blocks were replaced above, and the anchors must be copies of the placed parameters, on
+    # their device and in their memory format.
     layers = kept_layers(model) if keeps else layers_of(model)
     return Network(
         model=model,

@@ -146,6 +146,7 @@ def load_weights(
             "file or model name"
         )
         raise WeightsError(message)
+    # Not strict, as the classifier and batch counters may be missing; all else was compared above.
     model.load_state_dict(given, strict=False)
 
 
@@ -173,6 +174,7 @@ def _from_hub(model_name: str, *, cache: Path) -> Weights:
     kept = cache / f"{model_name}.safetensors"
     if not kept.is_file():
         _download(model_name, place, kept)
+    # Of the tensors, not of the file: hub and copy lay out the same weights in their own way.
     state = _read(kept).state
     return Weights(origin=place, digest=_state_digest(state), state=state)
 
@@ -192,6 +194,7 @@ def _download(model_name: str, place: str, kept: Path) -> None:
         )
         raise WeightsError(message) from error
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    # Several workers may download at once: each writes a whole file, and the last one stays.
     kept.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(kept.parent)
     write_durably(kept, safetensors.torch.save(state))
@@ -250,6 +253,7 @@ def _read(path: Path) -> Weights:
             with warnings.catch_warnings():
                 # About pickle protocols; what matters is whether the content is all tensors.
                 warnings.simplefilter("ignore")
+                # weights_only: a file from anywhere must not run code here.
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         _refuse(

@@ -24,6 +24,7 @@ def soft_cross_entropy(
     logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
     """Return the mean over the batch of -sum_c targets_c log softmax(logits)_c, in float32."""
+    # bf16 logits have 8 bits of mantissa: the softmax of them would be off in the third digit.
     return -(targets * functional.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
@@ -72,6 +73,8 @@ class Gradient:
             OutOfMemoryError: not even one image at a time fits, or too few for what is computed.
             SpecError: batch norm or a method needs more images in a micro-batch.
         """
+        # Batch norm's running statistics move in the forward pass: a pass that failed half-way must
+        # not leave its part of them, or the curve would depend on when memory ran out.
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
         while True:
@@ -82,6 +85,8 @@ class Gradient:
                 if not ran_out_of_memory(error):
                     raise
             except SpecError as error:
+                # Too few images for a method: the user's doing where nothing was halved, and the
+                # device's where it was.
                 if self.micro_batch == self._asked:
                     raise
                 raise OutOfMemoryError(str(error)) from error
@@ -97,6 +102,7 @@ class Gradient:
         if self.gathered is not None:
             self.gathered.clear()
         n_images = len(batch.targets)
+        # Parts of nearly one size, not full ones and a rest: one image alone breaks batch norm.
         n_micro_batches = math.ceil(n_images / self.micro_batch)
         whole_batch = (batch.images, batch.targets, batch.indices)
         split = (whole.tensor_split(n_micro_batches) for whole in whole_batch)
@@ -111,10 +117,12 @@ class Gradient:
                 logits = self._model(images)
                 added = self.terms.added(recorded, images, indices, share)
             loss = soft_cross_entropy(logits, targets) * share
+            # Before backward: weights and momentum stay as they were when the loss was finite.
             value = finite(loss.item(), "training loss")
             pulled = added.source
             if pulled is not None and self.gathered is not None:
                 finite(pulled.item(), "the pull to the source network")
+                # Keeps the graph, which the task's loss goes back through afterwards.
                 self.gathered.backward(pulled)
                 pulled = None
             if added.task is not None or pulled is not None:
@@ -143,10 +151,13 @@ class Gradient:
                 "out of memory with 1; use smaller images, a smaller model or another device"
             )
             raise OutOfMemoryError(message)
+        # For good, also in checkpoints: what did not fit once would not fit the next time either,
+        # and each attempt costs a failed pass.
         self.micro_batch = before // 2
         self._model.zero_grad(set_to_none=True)
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._kept)
+        # The failed pass may hang in cycles of frames; CUDA gives back only what is free.
         gc.collect()
         if self._placement.device.type == "cuda":
             torch.cuda.empty_cache()

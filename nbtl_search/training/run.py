@@ -88,6 +88,7 @@ class Run:
         self.n_updates = self._batches.n_updates
         self.optimiser = sgd(recipe, self.network.layers)
         self.penalty = penalty_of(recipe, self.network)
+        # Last: measuring attention may take hours, and whatever else does not fit is known by now.
         with self.placement.numerics():
             source = source_signals(
                 recipe,
@@ -115,6 +116,7 @@ class Run:
 
     def _gradient(self, source: SourceSignals) -> Gradient:
         train, dials, network = self.recipe.train, self.recipe.dials, self.network
+        # DTNH projects what pulls to the source against the task: until then the two stay apart.
         gathers = isinstance(self.penalty, Dtnh) and bool(dials.distill or source.hooks)
         return Gradient(
             network.model,
@@ -152,6 +154,8 @@ class Run:
     def begin_epoch(self) -> None:
         """Put the network into training mode; also where an epoch is resumed half-way."""
         self.network.model.train()
+        # After train(), which would wake the frozen blocks' batch norm: its running statistics
+        # would drift from the pre-trained ones, though no weight of theirs learns.
         self.network.frozen.hold()
 
     def batches(self) -> Iterator[Batch]:
@@ -166,10 +170,13 @@ class Run:
             OutOfMemoryError: not even one image at a time fits.
             SpecError: the micro-batch is too small for batch norm.
         """
+        # By place, not by what was drawn before: a resumed run has the dropout of one left alone.
         seed = derive_seed("update", self.recipe.train.seed, *self.position)
         with self._clock(), self.placement.numerics():
             self._set_rates()
             loss = self.gradient.compute(batch, seed=seed)
+            # Once for a batch, after all its micro-batches: added to each, the pulls of L2 and
+            # L2-SP would grow with their number. And before momentum, as decay of SGD is.
             self.regularise()
             self.optimiser.step()
         self.progress = self.progress.after(loss=loss, n_images=len(batch.targets))
@@ -216,6 +223,7 @@ class Run:
             # Nothing else would see that the last update of all was one too far.
             finite(largest_weight(self.network.model), "largest weight")
         progress = self.progress
+        # `finite` below raises before anything is recorded, so a diverged epoch is never reported.
         epoch = Epoch(
             epoch=progress.epoch + 1,
             train_loss=progress.loss_sum / progress.n_images,
@@ -267,6 +275,8 @@ class Run:
 
     def _working(self, items: Iterator[Item]) -> Iterator[Item]:
         """Draw the items under the run's numerics and on its clock; the caller has neither."""
+        # Not `with` around a yield: the caller would run under our threads and switches, and its
+        # pauses (checkpoints, a wait for the supervisor) would count as training.
         while True:
             with self._clock(), self.placement.numerics():
                 item = next(items, None)
