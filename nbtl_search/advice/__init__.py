@@ -1,4 +1,4 @@
-"""What a diagnosis and earlier studies say about the next search. Pure: no torch, no database."""
+"""Advice of a diagnosis and of earlier studies for the next search: no torch, no database."""
 
 from nbtl_search.advice.recipes import TABLE7_PART, WARM_START_PART, advise, prior, table7
 from nbtl_search.advice.regime import WARNING, Conclusion, conclude

@@ -1,4 +1,4 @@
-"""What lies in an exported folder: timm's local-dir layout, and how its own folders are known."""
+"""Model folders: timm's local-dir layout, and how a folder is known to be ours."""
 
 import hashlib
 import json

@@ -1,1 +1,1 @@
-"""What a study has found, for people: the terminal, the figures, the dashboard."""
+"""Reports of what a study has found: the terminal, the figures, the dashboard."""

@@ -1,4 +1,4 @@
-"""Where a report comes from: versions, commit, machines. Nothing here imports torch.
+"""Content of a report, and its origin: versions, commit, machines. Nothing here imports torch.
 
 Everything a report says, read once from the database: what follows are pure functions of it.
 """

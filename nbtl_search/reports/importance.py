@@ -1,4 +1,4 @@
-"""Which dials mattered: PED-ANOVA over the complete trials, as a figure and in words."""
+"""Importance of dials: PED-ANOVA over the complete trials, as a figure and as a sentence."""
 
 import warnings
 from collections.abc import Mapping, Sequence

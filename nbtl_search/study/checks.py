@@ -1,4 +1,4 @@
-"""What `doctor` looks at on the database's side."""
+"""Checks of the database's side for `doctor`."""
 
 import time
 from collections.abc import Iterator

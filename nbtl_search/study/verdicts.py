@@ -1,4 +1,4 @@
-"""From the ledger's rows to a verdict: means, spreads, winner, ties, ensembles."""
+"""Verdicts from the ledger's rows: means, spreads, winner, ties, ensembles."""
 
 import io
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""What a terminal shows: tables of at most 80 columns."""
+"""Terminal views: tables of at most 80 columns."""
