@@ -83,6 +83,7 @@ def export(
     check_free(output, force=force)
     if onnx:
         require_onnx()
+    # What can be refused is refused before anything is written.
     abouts = [_read_about(source) for source in sources]
     members = tuple(f"seed-{i + 1}" for i in range(len(sources))) if len(sources) > 1 else (".",)
     differences = []
@@ -200,7 +201,7 @@ def loaded(folder: Path) -> nn.Module:
         WeightsError: timm cannot load it.
     """
     try:
-        with seeded(0):
+        with seeded(0):  # timm draws weights before it reads ours; the caller's state stays
             model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (*UNREADABLE, AssertionError) as error:
         _refuse("weights fit their architecture", folder / WEIGHTS, error)
@@ -210,6 +211,7 @@ def loaded(folder: Path) -> nn.Module:
 def _copy_weights(source: FinalWeights, target: Path) -> None:
     file = Path(source.folder, WEIGHTS)
     shutil.copyfile(file, target)
+    # The copy is what others get: checked here, a file that changes meanwhile is noticed as well.
     with target.open("rb") as copy:
         digest = hashlib.file_digest(copy, "sha256").hexdigest()
     if digest != source.digest:

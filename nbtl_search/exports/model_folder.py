@@ -36,6 +36,7 @@ def check_free(folder: Path, *, force: bool) -> None:
         return
     if not folder.is_dir():
         _refuse("the output is a folder", folder, "a file is there", "choose another name")
+    # A folder of something else is never replaced, `force` or not: its name may be mistyped.
     ours = any(MARKER in _object(folder / name) for name in (CONFIG, ENSEMBLE))
     if not ours:
         _refuse(
@@ -68,6 +69,7 @@ def members_of(folder: Path) -> list[Path]:
         names = [str(member["folder"]) for member in content["members"]]
     except (KeyError, TypeError, IndexError) as error:
         _broken(folder / ENSEMBLE, "it lists no members", error)
+    # The file may come from anybody: it names subfolders, and no path leads out of the model's.
     if not names or any(name != Path(name).name or name == ".." for name in names):
         _broken(folder / ENSEMBLE, f"members {names}, which are no subfolders")
     return [folder / name for name in names]
@@ -152,6 +154,7 @@ def config_of(
     if not timm.is_model(name):
         message = f"the model of a final run is one of timm's, got {name!r}; use the timm it had"
         raise WeightsError(message)
+    # The architecture follows the weights; a recipe that says otherwise belongs to other weights.
     kept, head = config_entries(name, state), Recipe.parse(about["recipe"]).dials.source_head
     if bool(kept) != (head == "keep"):
         message = (

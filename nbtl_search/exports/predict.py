@@ -213,6 +213,7 @@ def predict(
     """
     read = _ten_crop_reader(classifier) if ten_crop else _centre_reader(classifier)
     n_files = max(1, batch_size // N_CROPS) if ten_crop else batch_size
+    # Chunk by chunk: the memory holds one batch, however many images there are.
     with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), n_files):
             chunk = files[start : start + n_files]
@@ -280,7 +281,7 @@ def _softmax(
 ) -> Float[Tensor, "batch classes"]:
     with torch.inference_mode():
         logits: Tensor = model(batch.to(classifier.device)).cpu()
-    if not bool(torch.isfinite(logits).all()):
+    if not bool(torch.isfinite(logits).all()):  # NaN has an argmax, too, which says nothing
         _broken(Path(), "logits that are not finite")
     return logits.double().softmax(1)
 

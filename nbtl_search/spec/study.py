@@ -67,7 +67,7 @@ class Budget(Value):
     gpu_h: Positive | None = Field(None, description="no new trial after this many slot-hours")
     wall_clock_h: Positive | None = Field(None, description="no new trial after this many hours")
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Return the limits that are set, such as '40 trials or 12 hours'."""
         limits = [f"{self.n_trials} trials"]
         limits += [f"{self.epochs} epochs"] if self.epochs is not None else []

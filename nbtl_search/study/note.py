@@ -31,7 +31,7 @@ def write_note(spec: StudySpec, facts: Facts) -> str:
         _searched(spec, facts),
         _known(spec.search.known),
         _advised(spec.advice),
-        f"**Budget:** {spec.budget.in_words()}.",
+        f"**Budget:** {spec.budget.describe()}.",
         _READING,
     ]
     return "\n\n".join(part for part in parts if part)
