@@ -1,8 +1,9 @@
-"""The registry of datasets, and the way from data settings to a manifest."""
+"""Registry of datasets, and the way from data settings to a manifest."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from nbtl_search.data.folder import read_folder
@@ -14,10 +15,17 @@ from nbtl_search.data.official import (
     read_cars,
     read_dtd,
 )
-from nbtl_search.data.splits import Manifest
-from nbtl_search.data.texture_tasks import source_task, target_task
+from nbtl_search.data.splits import SPLITS, Item, Manifest
 from nbtl_search.errors import DataError
 from nbtl_search.spec import DataSettings
+from nbtl_search.textures.images import SOURCE_FAMILIES, TARGET_FAMILIES, Textures
+
+# Of procedural textures: images per class in train, val and test.
+TARGET_SIZES = (24, 24, 24)
+SOURCE_SIZES = (240, 20, 0)
+
+# Rendered larger than the network's input, so that crops and resizes have something to cut.
+MARGIN = 1.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +92,11 @@ REGISTRY: dict[str, Dataset] = {
     ),
     "textures": Dataset(
         description="procedural textures, rendered by seed; needs no network",
-        read=lambda _, data: target_task(data),
+        read=lambda _, data: target_textures(data),
     ),
     "textures-source": Dataset(
         description="other procedural textures, to pre-train on",
-        read=lambda _, data: source_task(data),
+        read=lambda _, data: source_textures(data),
     ),
 }
 
@@ -155,3 +163,39 @@ def _missing(dataset: Dataset, data: DataSettings, home: Path) -> str:
     else:
         remedy = dataset.instruction
     return f"{data.dataset} must lie in {root} (with {dataset.marker} in it), got no such; {remedy}"
+
+
+def target_textures(data: DataSettings) -> Manifest:
+    """Return the small task; `data.split_seed` is the seed of its images."""
+    return _texture_task("textures", TARGET_FAMILIES, TARGET_SIZES, data)
+
+
+def source_textures(data: DataSettings) -> Manifest:
+    """Return the task to pre-train on; it shares no family with the small one."""
+    return _texture_task("textures-source", SOURCE_FAMILIES, SOURCE_SIZES, data)
+
+
+def _texture_task(
+    name: str, families: Sequence[str], sizes: Sequence[int], data: DataSettings
+) -> Manifest:
+    bounds = pairwise(accumulate(sizes, initial=0))
+    items = {
+        split: _texture_items(families, range(*bound))
+        for split, bound in zip(SPLITS, bounds, strict=True)
+    }
+    return Manifest(
+        name=name,
+        classes=tuple(families),
+        train=items["train"],
+        val=items["val"],
+        test=items["test"],
+        textures=Textures(seed=data.split_seed, size_px=round(data.image_px * MARGIN)),
+    )
+
+
+def _texture_items(families: Sequence[str], indexes: range) -> tuple[Item, ...]:
+    return tuple(
+        Item(path=None, label=label, key=f"{family}/{index:05d}")
+        for label, family in enumerate(families)
+        for index in indexes
+    )

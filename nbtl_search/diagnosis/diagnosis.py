@@ -81,23 +81,23 @@ def diagnose(
         OutOfMemoryError: not even one image at a time fits.
     """
     started_s = time.perf_counter()
-    look = _Look(home=home, layer=layer, on_stage=on_stage, n_threads=n_threads)
+    context = _Context(home=home, layer=layer, on_stage=on_stage, n_threads=n_threads)
     given = _checked(recipe, source, random_epochs=random_epochs)
     weights = read_weights(recipe.model, home=home)
     if given is not None:
         check_matches(given, weights_digest=weights.digest, layer=layer)
-    prepared = prepare(recipe.data, home=home, progress=look.on(DECODING))
+    prepared = prepare(recipe.data, home=home, progress=context.on(DECODING))
     network = source_network(
         recipe, home=home, prepared=prepared, n_threads=n_threads, weights=weights
     )
-    features = look.features(prepared, network)
+    features = context.features(prepared, network)
     if source is not None and given is None:
-        given = look.prototypes(source, network)
-    measured = {row.name: row for row in look.measured(features, given, source, seed=seed)}
+        given = context.prototypes(source, network)
+    measured = {row.name: row for row in context.measured(features, given, source, seed=seed)}
     recipe = recipe.replace(train=recipe.train.replace(seed=seed))
     epochs = _epochs(recipe, len(features.train)) if random_epochs is None else random_epochs
     measured[random_weights.NAME] = _random(
-        recipe, prepared, home, epochs, random_lr, look.on(SCRATCH)
+        recipe, prepared, home, epochs, random_lr, context.on(SCRATCH)
     )
     measures = tuple(measured[name] for name in TITLES if name in measured)
     seconds = time.perf_counter() - started_s
@@ -105,8 +105,8 @@ def diagnose(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
-    """Where and how it is looked, and who is told how far it is."""
+class _Context:
+    """Where and how measures are taken, and who is told how far they are."""
 
     home: Path
     layer: str

@@ -106,23 +106,16 @@ def build(
         SpecError: an unknown model, or dials that do not fit it.
         WeightsError: the weights cannot be had or do not fit.
     """
-    seed, dials = recipe.train.seed, recipe.dials
+    dials = recipe.dials
     config = pretrained_config(recipe.model)
     weights = weights or read_weights(recipe.model, home=home)
     image_format = _image_format(recipe, {**config, **weights.config}, prepared)
     keeps = dials.source_head == "keep"
-    with_source = keeps and weights.pretrained
-    n_created = source_classes(weights, recipe.model.name) if with_source else n_classes
-    # Seeds by purpose: how many layers are reinitialised does not move what other draws give.
-    with seeded(derive_seed("initialise", seed)):
-        model: nn.Module = timm.create_model(recipe.model.name, num_classes=n_created)
+    model = _loaded(recipe, weights, n_classes=n_classes)
     layers = layers_of(model)
-    _check_possible(dials, layers, pretrained=weights.pretrained)
-    if weights.pretrained:
-        load_weights(model, weights, model_name=recipe.model.name, classifier=keeps)
     # After loading and before anything is reset: what is reset is lost to the copy.
     source = _source(recipe, model, weights, image_format, placement)
-    generator = torch.Generator().manual_seed(derive_seed("reinitialise", seed))
+    generator = torch.Generator().manual_seed(derive_seed("reinitialise", recipe.train.seed))
     if keeps:
         hidden = recipe.methods.source_hidden
         append_layers(model, n_classes=n_classes, hidden=hidden, generator=generator)
@@ -144,6 +137,21 @@ def build(
         frozen=freeze(layers, dials.frozen_layers, reinit_layers=dials.reinit_layers),
         source=source,
     )
+
+
+def _loaded(recipe: Recipe, weights: Weights, *, n_classes: int) -> nn.Module:
+    """Create the model and load the weights, with their classifier where that is kept."""
+    dials = recipe.dials
+    keeps = dials.source_head == "keep"
+    with_source = keeps and weights.pretrained
+    n_created = source_classes(weights, recipe.model.name) if with_source else n_classes
+    # Seeds by purpose: how many layers are reinitialised does not move what other draws give.
+    with seeded(derive_seed("initialise", recipe.train.seed)):
+        model: nn.Module = timm.create_model(recipe.model.name, num_classes=n_created)
+    _check_possible(dials, layers_of(model), pretrained=weights.pretrained)
+    if weights.pretrained:
+        load_weights(model, weights, model_name=recipe.model.name, classifier=keeps)
+    return model
 
 
 def _check_possible(dials: Dials, layers: Layers, *, pretrained: bool) -> None:

@@ -36,6 +36,7 @@ from nbtl_search.spec import POOLED, Progress
 
 SUFFIX: Final = ".npz"
 _UNREADABLE = (OSError, ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile)
+BATCH: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,56 +182,6 @@ def check_width(source: Prototypes, *, n_features: int) -> None:
         raise DataError(message)
 
 
-def _text(content: Any, key: str) -> str | None:
-    return str(content[key]) if key in content else None
-
-
-def _refuse(file: Path, got: str, *, cause: BaseException | None = None) -> Never:
-    message = (
-        "a file of source prototypes is an .npz with finite prototypes (k x d, k >= 2) and counts "
-        f"(k), got {str(file)!r}: {got}; make it anew, or name a folder of images"
-    )
-    raise DataError(message) from cause
-
-
-BATCH: Final = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Network:
-    """What turns images into features."""
-
-    output: Output
-    image_format: ImageFormat
-    placement: Placement
-
-    def rows(self, files: Sequence[Path]) -> Float32[np.ndarray, "n d"]:
-        """Return the features of some images.
-
-        Raises:
-            DataError: one of them cannot be decoded.
-        """
-        transform = evaluation_transform(self.image_format)
-
-        def seen(file: Path) -> NDArray[np.uint8]:
-            try:
-                return transform(decode(file))
-            except UNREADABLE as error:
-                message = (
-                    f"every source image can be decoded, got {str(file)!r}: {error}; remove it or "
-                    "put a sound one in its place"
-                )
-                raise DataError(message) from error
-
-        pixels = np.stack(list(in_threads(seen, files))).transpose(0, 3, 1, 2)
-        device, memory_format = self.placement.device, self.placement.memory_format
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).float()
-        images = normalise(images, self.image_format).to(memory_format=memory_format)
-        with torch.inference_mode(), self.placement.numerics(), exact_float32():
-            rows: Float32[np.ndarray, "n d"] = self.output(images).float().cpu().numpy()
-        return rows
-
-
 def prototypes_of_folder(
     folder: Path,
     source: SourceNetwork,
@@ -279,6 +230,41 @@ def prototypes_of_folder(
         weights_digest=source.weights_digest,
         layer=layer,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """What turns images into features."""
+
+    output: Output
+    image_format: ImageFormat
+    placement: Placement
+
+    def rows(self, files: Sequence[Path]) -> Float32[np.ndarray, "n d"]:
+        """Return the features of some images.
+
+        Raises:
+            DataError: one of them cannot be decoded.
+        """
+        transform = evaluation_transform(self.image_format)
+
+        def seen(file: Path) -> NDArray[np.uint8]:
+            try:
+                return transform(decode(file))
+            except UNREADABLE as error:
+                message = (
+                    f"every source image can be decoded, got {str(file)!r}: {error}; remove it or "
+                    "put a sound one in its place"
+                )
+                raise DataError(message) from error
+
+        pixels = np.stack(list(in_threads(seen, files))).transpose(0, 3, 1, 2)
+        device, memory_format = self.placement.device, self.placement.memory_format
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).float()
+        images = normalise(images, self.image_format).to(memory_format=memory_format)
+        with torch.inference_mode(), self.placement.numerics(), exact_float32():
+            rows: Float32[np.ndarray, "n d"] = self.output(images).float().cpu().numpy()
+        return rows
 
 
 def _means(
@@ -332,3 +318,15 @@ def _listing(folder: Path, files: Sequence[Path]) -> list[list[Any]]:
 
 def _key(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _text(content: Any, key: str) -> str | None:
+    return str(content[key]) if key in content else None
+
+
+def _refuse(file: Path, got: str, *, cause: BaseException | None = None) -> Never:
+    message = (
+        "a file of source prototypes is an .npz with finite prototypes (k x d, k >= 2) and counts "
+        f"(k), got {str(file)!r}: {got}; make it anew, or name a folder of images"
+    )
+    raise DataError(message) from cause

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from nbtl_search.cli.app import app
-from nbtl_search.data import texture_tasks
+from nbtl_search.data import datasets
 from nbtl_search.demo.pretraining import MODEL, pretrain, source_recipe
 from nbtl_search.errors import WeightsError
 from nbtl_search.network.model import build
@@ -20,7 +20,7 @@ from nbtl_search.spec.study import shipped_study
 @pytest.fixture
 def tiny(monkeypatch):
     """A recipe of one epoch on three tiny images of each of the source families."""
-    monkeypatch.setattr(texture_tasks, "SOURCE_SIZES", (2, 1, 0))
+    monkeypatch.setattr(datasets, "SOURCE_SIZES", (2, 1, 0))
     recipe = source_recipe(seed=3)
     return recipe.replace(
         data=recipe.data.replace(image_px=32), train=recipe.train.replace(epochs=1)
