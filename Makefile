@@ -24,7 +24,9 @@ TRAIN := demo diagnosis exports source training
 QUICK := not slow and not postgres and not browser
 
 # What `make chaos` runs: all schedules and faults, and more kills and larger networks of other tests.
-AGAIN := tests/chaos tests/acceptance/test_kills.py tests/unit/training/test_method_contract.py
+AGAIN := tests/chaos tests/acceptance/test_kills.py tests/unit/training/test_method_contract.py \
+	tests/acceptance/test_finalize.py::test_kills_change_nothing_and_the_test_set_is_read_once \
+	tests/acceptance/test_diagnose.py::test_a_diagnosis_killed_again_and_again_ends_as_one_left_alone
 
 # Files compiled once serve all the processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE

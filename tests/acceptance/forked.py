@@ -7,23 +7,13 @@ started as users start it (`Program.start`).
 """
 
 import atexit
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "timm",
-        "optuna",
-        "sqlalchemy.dialects.postgresql.psycopg2",
-        "nbtl_search.cli.app",
-        "scipy.stats",
-    ]
-)
+from tests.processes import CONTEXT
 
 
 def _be_the_command(arguments, environment, folder):

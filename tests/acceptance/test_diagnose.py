@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.acceptance.conftest import check_invariants
+from tests.rounds import LONG
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +79,7 @@ def test_a_diagnosis_killed_again_and_again_ends_as_one_left_alone(program, shar
     moments = random.Random(seed)
     words = ("diagnose", *options(images), "--random-epochs", "6", "--json")
     killed = 0
-    for _ in range(5):
+    for _ in range(5 if LONG else 3):
         process = program.start(*words)
         time.sleep(moments.uniform(4.0, 10.0))
         killed += process.poll() is None

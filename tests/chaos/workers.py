@@ -1,7 +1,6 @@
 """Real supervisors as processes that start at once: forked from one that has imported all."""
 
 import logging
-import multiprocessing
 import sys
 import time
 from contextlib import ExitStack
@@ -15,12 +14,11 @@ from nbtl_search.worker.settings import Timing, WorkerSettings
 from nbtl_search.worker.signals import stop_on_signals
 from nbtl_search.worker.supervisor import Supervisor
 from nbtl_search.workspace.workspace import Workspace
+from tests.processes import CONTEXT
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 BEAT_S = 0.25
 LEASE_S = 6 * BEAT_S
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True, kw_only=True)
