@@ -1,6 +1,5 @@
 """What must hold of a study that ended, whatever was done to it. Each returns what is wrong."""
 
-import json
 from itertools import pairwise
 from typing import Any
 
@@ -101,7 +100,7 @@ def curves(study):
         ours = [row["epoch"] for row in rungs]
         if ours != list(range(1, len(ours) + 1)):
             yield f"trial {number} has the epochs {ours}"
-        undisturbed = stub_trainer.curve(json.loads(trial["recipe"]))
+        undisturbed = stub_trainer.curve(trial["recipe"])
         for row, wanted in zip(rungs, undisturbed, strict=False):
             if any(row[key] != wanted[key] for key in ("train_loss", "val_top1", "lr")):
                 yield f"epoch {row['epoch']} of trial {number} differs from an undisturbed run"
