@@ -1,8 +1,9 @@
-"""Leases on a real Postgres: budget, fencing, take-over, and Optuna told exactly once."""
+"""Leases on a real Postgres: budget, fencing, take-over, and Optuna notified exactly once."""
 
 import contextlib
 import itertools
 import multiprocessing
+import time
 from collections import Counter
 
 import optuna
@@ -13,6 +14,7 @@ from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger import database, optuna_storage, records
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Leases, TrialOutcome
+from nbtl_search.postgres.connection import wait_for
 from nbtl_search.spec import Budget, Epoch
 from nbtl_search.study import sampling, store
 
@@ -71,7 +73,16 @@ def work_through(url, name, index):
     opened = database.connect(url, home=None)
     study = store.open_study(opened, name)
     leases, ledger = Leases(opened.engine, study.id), Ledger(opened.engine, study.id)
-    while (lease := acquire(study, leases, ledger, f"w{index}")) is not None:
+    # As a worker does: Optuna is opened before a reservation, and a queue that took too long is
+    # joined again. On a busy machine eight first imports inside the lock outlast its limit.
+    study.optuna.get_trials(deepcopy=False)
+
+    def take():
+        return wait_for(
+            lambda: acquire(study, leases, ledger, f"w{index}"), deadline=time.monotonic() + 100
+        )
+
+    while (lease := take()) is not None:
         leases.record(lease, [epoch(1, float(lease.number))])
         leases.finish(
             lease, TrialOutcome(state="complete", value=float(lease.number), best_epoch=1)
