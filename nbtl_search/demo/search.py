@@ -18,8 +18,8 @@ from rich.text import Text
 
 from nbtl_search.errors import SchemaError, StudyExistsError, StudyNotFoundError
 from nbtl_search.ledger.records import TrialRecord, best_of, default_of
-from nbtl_search.reports.comparison import gain_of
-from nbtl_search.reports.prose import recipe_in_words
+from nbtl_search.reports.comparison import lead_of
+from nbtl_search.reports.prose import describe_recipe
 from nbtl_search.reports.terminal.finals import render
 from nbtl_search.spec import Dials, Facts, Progress, Recipe, StudySpec
 from nbtl_search.spec.verdict import Verdict
@@ -223,7 +223,7 @@ def _lines(found: Findings) -> Iterator[tuple[str, float, str]]:
     n_blocks = found.facts.n_blocks
     for name, trial in (("default binary", default), ("best found", best)):
         if trial is not None and trial.value is not None:
-            recipe = recipe_in_words(trial.dials, n_blocks=n_blocks)
+            recipe = describe_recipe(trial.dials, n_blocks=n_blocks)
             yield name, trial.value, f"trial {trial.number}: {recipe}"
 
 
@@ -236,13 +236,13 @@ def _remarks(found: Findings) -> Iterator[str]:
     )
     if default is not None and default == best:
         yield "No trial was better than the usual practice: its recipe is the best found."
-    gain = gain_of(best, default, n_val=facts.n_val)
+    gain = lead_of(best, default, n_val=facts.n_val)
     if gain is not None and not gain.is_tie:
         yield (
-            f"Best against default: {gain.words()}. The best of {len(found.trials)} was chosen "
+            f"Best against default: {gain.describe()}. The best of {len(found.trials)} was chosen "
             "on these same images, so part of the gain is luck."
         )
     elif gain is not None:
-        yield f"Best against default: {gain.words()}: nothing says that one is better."
+        yield f"Best against default: {gain.describe()}: nothing says that one is better."
     n_pruned = sum(trial.state == "pruned" for trial in found.trials)
     yield f"Trials stopped early: {n_pruned} of {len(found.trials)}."

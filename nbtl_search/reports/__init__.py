@@ -1,1 +1,1 @@
-"""Reports of what a study has found: the terminal, the figures, the dashboard."""
+"""Reports of what a study has found: in a terminal, on a page, as files, in the dashboard."""

@@ -10,7 +10,7 @@ MIN_IMAGES: Final = 6  # 2 * 0.5**6 < 0.05 <= 2 * 0.5**5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gain:
+class Lead:
     """How far the best trial is ahead of the default one, on one run each.
 
     It is a tie unless a two-sided sign test over the validation images could tell the two apart
@@ -23,18 +23,18 @@ class Gain:
     n_images: int
     is_tie: bool
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Return the difference and what it is worth, in words."""
         verdict = "a tie" if self.is_tie else "one run each: seeds differ too"
         images = "image" if self.n_images == 1 else "images"
         return f"{self.points:+.2f} points = {self.n_images} validation {images}, {verdict}"
 
 
-def gain_of(best: TrialRecord | None, default: TrialRecord | None, *, n_val: int) -> Gain | None:
+def lead_of(best: TrialRecord | None, default: TrialRecord | None, *, n_val: int) -> Lead | None:
     """Return how far the best is ahead of the default, where both are complete and differ."""
     values = [trial.value for trial in (best, default) if trial and trial.state == "complete"]
     if len(values) < 2 or best == default or values[0] is None or values[1] is None:
         return None
     points = values[0] - values[1]
     n_images = round(points * n_val / 100)
-    return Gain(points=points, n_images=n_images, is_tie=n_images < MIN_IMAGES)
+    return Lead(points=points, n_images=n_images, is_tie=n_images < MIN_IMAGES)

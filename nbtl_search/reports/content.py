@@ -1,6 +1,6 @@
-"""Content of a report, and its origin: versions, commit, machines. Nothing here imports torch.
+"""Content of a report: all that it says, read once from the database, and where it comes from.
 
-Everything a report says, read once from the database: what follows are pure functions of it.
+What follows of it are pure functions. Nothing here imports torch.
 """
 
 import importlib.metadata
@@ -63,6 +63,70 @@ class Provenance:
     n_cores: int
     memory_gb: float
     devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a report is made of. Accuracies are percentages."""
+
+    name: str
+    spec: StudySpec
+    facts: Facts
+    searched: Space
+    totals: Totals
+    trials: tuple[TrialRecord, ...]
+    curves: Mapping[int, Sequence[Epoch]]
+    """By the trial's number."""
+    verdict: Verdict | None
+    """None where the study was never finalised."""
+    diagnosis: Diagnosis | None
+    """The latest of these images and weights; None where there is none."""
+    importances: Importances
+    provenance: Provenance
+    paper: tuple[PaperRow, ...]
+    """The rows of the paper's tables 2-6 for this dataset; none where it has no such dataset."""
+    made_at: datetime
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The complete trial with the highest validation accuracy."""
+        return best_of(self.trials)
+
+    @property
+    def default(self) -> TrialRecord | None:
+        """The trial of the default recipe."""
+        return default_of(self.trials)
+
+
+def gather(study: Study, verdict: Verdict | None) -> Content:
+    """Read what a report of this study says.
+
+    Args:
+        study: to report on.
+        verdict: of its latest finalisation.
+
+    Raises:
+        StorageError: the database refuses or does not answer.
+    """
+    engine, dataset = study.storage.engine, study.spec.data.dataset
+    trials = records.trials(engine, study.id)
+    searched = space.build_for(study.spec.search, study.facts)
+    n_workers = len(records.workers(engine, study.id))
+    return Content(
+        name=study.name,
+        spec=study.spec,
+        facts=study.facts,
+        searched=searched,
+        totals=records.totals(engine, study.id, n_workers=n_workers),
+        trials=tuple(trials),
+        curves=records.curves(engine, study.id),
+        verdict=verdict,
+        diagnosis=diagnoses.latest(study.storage, study.spec),
+        importances=importances(trials, searched),
+        provenance=provenance(study),
+        paper=paper_rows(dataset) if dataset in KEYS else (),
+        made_at=datetime.now(UTC),
+    )
 
 
 def provenance(study: Study) -> Provenance:
@@ -137,67 +201,3 @@ def _devices(of: Study) -> tuple[Device, ...]:
     )
     with storage_errors(), of.storage.engine.connect() as connection:
         return tuple(Device(**row) for row in connection.execute(query).mappings())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """What a report is made of. Accuracies are percentages."""
-
-    name: str
-    spec: StudySpec
-    facts: Facts
-    searched: Space
-    totals: Totals
-    trials: tuple[TrialRecord, ...]
-    curves: Mapping[int, Sequence[Epoch]]
-    """By the trial's number."""
-    verdict: Verdict | None
-    """None where the study was never finalised."""
-    diagnosis: Diagnosis | None
-    """The latest of these images and weights; None where there is none."""
-    importances: Importances
-    provenance: Provenance
-    paper: tuple[PaperRow, ...]
-    """The rows of the paper's tables 2-6 for this dataset; none where it has no such dataset."""
-    made_at: datetime
-
-    @property
-    def best(self) -> TrialRecord | None:
-        """The complete trial with the highest validation accuracy."""
-        return best_of(self.trials)
-
-    @property
-    def default(self) -> TrialRecord | None:
-        """The trial of the default recipe."""
-        return default_of(self.trials)
-
-
-def gather(study: Study, verdict: Verdict | None) -> Content:
-    """Read what a report of this study says.
-
-    Args:
-        study: to report on.
-        verdict: of its latest finalisation.
-
-    Raises:
-        StorageError: the database refuses or does not answer.
-    """
-    engine, dataset = study.storage.engine, study.spec.data.dataset
-    trials = records.trials(engine, study.id)
-    searched = space.build_for(study.spec.search, study.facts)
-    n_workers = len(records.workers(engine, study.id))
-    return Content(
-        name=study.name,
-        spec=study.spec,
-        facts=study.facts,
-        searched=searched,
-        totals=records.totals(engine, study.id, n_workers=n_workers),
-        trials=tuple(trials),
-        curves=records.curves(engine, study.id),
-        verdict=verdict,
-        diagnosis=diagnoses.latest(study.storage, study.spec),
-        importances=importances(trials, searched),
-        provenance=provenance(study),
-        paper=paper_rows(dataset) if dataset in KEYS else (),
-        made_at=datetime.now(UTC),
-    )

@@ -7,15 +7,15 @@ import json
 from nbtl_search import escaping
 from nbtl_search.reports import table
 from nbtl_search.reports.content import Content
-from nbtl_search.reports.prose import sentences
+from nbtl_search.reports.prose import verdict_sentences
 from nbtl_search.reports.table import Cell
 from nbtl_search.reports.tables import all_tables
 
 
 def markdown(content: Content) -> str:
     """Return the verdict and all tables as Markdown; users' text is escaped."""
-    parts = [f"# {escaping.markdown(content.name)}", *map(escaping.markdown, sentences(content))]
-    parts.append(escaping.markdown(content.importances.reading))
+    said = (*verdict_sentences(content), content.importances.reading)
+    parts = [f"# {escaping.markdown(content.name)}", *map(escaping.markdown, said)]
     for one in all_tables(content):
         parts += [f"## {one.title}", table.markdown(one)]
     return "\n\n".join(parts) + "\n"
@@ -40,7 +40,7 @@ def as_json(content: Content) -> str:
     plain = {
         "study": content.name,
         "made_at": content.made_at.isoformat(),
-        "verdict": list(sentences(content)),
+        "verdict": list(verdict_sentences(content)),
         "importance_reading": content.importances.reading,
         "tables": {one.name: [dict(row) for row in one.rows] for one in all_tables(content)},
         "fingerprint": content.spec.fingerprint(),

@@ -1,4 +1,4 @@
-"""Importance of dials: PED-ANOVA over the complete trials, as a figure and as a sentence."""
+"""Importance of the dials: which mattered, by PED-ANOVA over the complete trials, and in words."""
 
 import warnings
 from collections.abc import Mapping, Sequence

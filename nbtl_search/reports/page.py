@@ -17,10 +17,10 @@ from nbtl_search import escaping
 from nbtl_search.advice import conclude
 from nbtl_search.ledger.records import TrialRecord, ranked
 from nbtl_search.reports import tables
-from nbtl_search.reports.comparison import gain_of
+from nbtl_search.reports.comparison import lead_of
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.figures import Figure, figures_of
-from nbtl_search.reports.prose import mean_std, sentences
+from nbtl_search.reports.prose import mean_std, verdict_sentences
 from nbtl_search.reports.table import Table, duration
 from nbtl_search.spec import Pruning, write_toml
 from nbtl_search.spec.verdict import Verdict
@@ -133,7 +133,7 @@ def _said(content: Content) -> dict[str, Any]:
     runs = () if verdict is None else verdict.runs
     seconds = content.totals.seconds_spent + sum(run.seconds for run in runs)
     return {
-        "sentences": sentences(content),
+        "sentences": verdict_sentences(content),
         "key_numbers": [*_key_numbers(content)],
         "final_remark": "" if verdict is None else _final_remark(verdict),
         "n_final_ended": sum(run.state == "complete" for run in runs),
@@ -159,7 +159,7 @@ def _key_numbers(content: Content) -> Iterator[tuple[str, str]]:
     for trial, what in ((content.best, "best found"), (content.default, "default")):
         if trial is not None and trial.value is not None and trial.state == "complete":
             yield f"{trial.value:.2f} %", f"{what}, validation top-1, one run"
-    gain = gain_of(content.best, content.default, n_val=content.facts.n_val)
+    gain = lead_of(content.best, content.default, n_val=content.facts.n_val)
     if gain is not None:
         yield f"{gain.points:+.2f}", "points, a tie" if gain.is_tie else "points, one run each"
 

@@ -1,4 +1,4 @@
-"""The paper's figures, drawn for one study: each dial that a binary choice leaves alone.
+"""Paper figures, drawn for one study: each dial that a binary choice leaves alone.
 
 Plested, Shen and Gedeon (2021, arXiv 2107.08585), tables 2-6. Accuracies are validation top-1; of
 trials that are not complete, as far as they got, and faint. Text of users is escaped.

@@ -1,14 +1,14 @@
-"""The verdict on a study in two sentences: what was found, and how sure that is."""
+"""Prose of a report: recipes and trials in words, and the verdict on a study in two sentences."""
 
 from nbtl_search.ledger.records import TrialRecord
-from nbtl_search.reports.comparison import gain_of
+from nbtl_search.reports.comparison import lead_of
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.table import NONE
 from nbtl_search.spec import Dials
 from nbtl_search.spec.verdict import Entry, Interval, Summary, Verdict
 
 
-def sentences(content: Content) -> tuple[str, str]:
+def verdict_sentences(content: Content) -> tuple[str, str]:
     """Return the verdict as plain text: what was found, and how sure that is."""
     verdict = content.verdict
     if verdict is None:
@@ -26,8 +26,8 @@ def sentences(content: Content) -> tuple[str, str]:
     return _of_test(content, verdict)
 
 
-def recipe_in_words(dials: Dials, *, n_blocks: int) -> str:
-    """Say in words what a point of the search space means for a network of so many blocks."""
+def describe_recipe(dials: Dials, *, n_blocks: int) -> str:
+    """Return in words what a point of the search space means for a network of so many blocks."""
     layers = "layer" if dials.reinit_layers == 1 else "layers"
     words = [f"{dials.reinit_layers} new {layers}", f"rate {dials.lr_high:.2g}"]
     if dials.n_low and f"{dials.lr_low_ratio:.2g}" != "1":
@@ -41,10 +41,10 @@ def recipe_in_words(dials: Dials, *, n_blocks: int) -> str:
         words.append(f"L2-SP {dials.alpha:.1g} on {where}")
     if dials.beta:
         words.append(f"L2 {dials.beta:.1g}" if dials.n_l2sp else f"plain L2 {dials.beta:.1g}")
-    return ", ".join([*words, *_methods_in_words(dials)])
+    return ", ".join([*words, *_describe_methods(dials)])
 
 
-def _methods_in_words(dials: Dials) -> list[str]:
+def _describe_methods(dials: Dials) -> list[str]:
     """Say what departs from usual practice beyond the paper's dials."""
     blocks = "block" if dials.frozen_layers == 1 else f"{dials.frozen_layers} blocks"
     delta = {"plain": "plain DELTA", "attention": "DELTA"}.get(dials.delta, "")
@@ -65,15 +65,15 @@ def _methods_in_words(dials: Dials) -> list[str]:
     return [words for words, is_so in said.items() if is_so]
 
 
-def described(number: int, name: str, how: str) -> str:
+def describe_trial(number: int, name: str, how: str) -> str:
     """Return how a text names a trial: its name or number, and what its recipe is."""
     plain = f"trial {number}"
     if name in {"", plain}:
         return f"{plain} ({how})"
-    return f"{quoted(name)} ({plain}: {how})"
+    return f"{isolated(name)} ({plain}: {how})"
 
 
-def quoted(name: str) -> str:
+def isolated(name: str) -> str:
     """Return a user's name as part of a sentence, with its own direction of writing."""
     line = " ".join(name.split())
     return line if line.isascii() else f"\u2068{line}\u2069"
@@ -99,18 +99,18 @@ def _of_search(content: Content) -> tuple[str, str]:
         f"This is one run each, chosen on these {n_val} validation images, each of which is worth "
         f"{100 / n_val:.2f} points: part of any gain is luck, and the test images were not read."
     )
-    how = recipe_in_words(best.dials, n_blocks=content.facts.n_blocks)
+    how = describe_recipe(best.dials, n_blocks=content.facts.n_blocks)
     found = f"{_value(best.value)} on the validation images"
     if best == default:
         return f"No trial was better than the default recipe ({how}): {found}.", caveat
-    start = f"The best is {described(best.number, best.name, how)} with {found}"
+    start = f"The best is {describe_trial(best.number, best.name, how)} with {found}"
     return _against_default(content, start, best, default), caveat
 
 
 def _against_default(
     content: Content, start: str, best: TrialRecord, default: TrialRecord | None
 ) -> str:
-    gain = gain_of(best, default, n_val=content.facts.n_val)
+    gain = lead_of(best, default, n_val=content.facts.n_val)
     if gain is None or default is None or default.value is None:
         return f"{start}; the default recipe has not run to its end, so there is no comparison yet."
     images = "image" if gain.n_images == 1 else "images"
@@ -140,9 +140,9 @@ def _default_won(content: Content, verdict: Verdict, entry: Entry) -> tuple[str,
 
 def _of_test(content: Content, verdict: Verdict) -> tuple[str, str]:
     default, winner = verdict.entries[0], verdict.entries[-1]
-    how = recipe_in_words(winner.dials, n_blocks=content.facts.n_blocks)
+    how = describe_recipe(winner.dials, n_blocks=content.facts.n_blocks)
     n = winner.single.n
-    name = described(winner.trial, winner.name, how)
+    name = describe_trial(winner.trial, winner.name, how)
     found = f"The winner, {name}, reaches {mean_std(winner.single)} %"
     other = f"{mean_std(default.single)} % of the default recipe"
     gain = verdict.gain

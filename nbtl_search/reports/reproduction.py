@@ -62,7 +62,8 @@ class ReproducedRow:
 
     def plain(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return asdict(self) | {"difference": self.difference}
+        test = None if self.test is None else self.test.model_dump(mode="json")
+        return asdict(self) | {"difference": self.difference, "test": test}
 
 
 @dataclass(frozen=True, kw_only=True)

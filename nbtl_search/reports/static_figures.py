@@ -76,6 +76,7 @@ def _saved(canvas: "Canvas", ending: str) -> bytes:
     from matplotlib import rc_context  # noqa: PLC0415
 
     out = io.BytesIO()
+    # Neither dates nor random ids: the same study gives the same bytes, so that git sees no change.
     with rc_context({"svg.hashsalt": "nbtl-search", "svg.fonttype": "none"}):
         metadata = {"Date": None} if ending == "svg" else {"Software": None}
         canvas.savefig(out, format=ending, dpi=PNG_DPI, metadata=metadata)

@@ -7,7 +7,7 @@ from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.cost import spending
 from nbtl_search.reports.importance import NAMES
-from nbtl_search.reports.prose import recipe_in_words
+from nbtl_search.reports.prose import describe_recipe
 from nbtl_search.reports.table import (
     Row,
     Table,
@@ -45,7 +45,7 @@ def searched(content: Content) -> Table:
         {
             "dial": row.name,
             "meaning": NAMES.get(row.name, row.name),
-            "values": space.in_words(row.domain),
+            "values": space.describe(row.domain),
             "only_if": str(row.when or ""),
         }
         for row in content.searched.rows
@@ -85,7 +85,7 @@ def trials(content: Content, only: Sequence[TrialRecord] | None = None) -> Table
             "cause": trial.cause,
             "message": trial.message,
             **{name: getattr(trial.dials, name) for name in dials},
-            "settings": recipe_in_words(trial.dials, n_blocks=content.facts.n_blocks),
+            "settings": describe_recipe(trial.dials, n_blocks=content.facts.n_blocks),
         }
         for trial in (content.trials if only is None else only)
     ]
@@ -144,7 +144,7 @@ def final(content: Content) -> Table:
             {
                 "recipe": entry.name,
                 "trial": entry.trial,
-                "settings": recipe_in_words(entry.dials, n_blocks=content.facts.n_blocks),
+                "settings": describe_recipe(entry.dials, n_blocks=content.facts.n_blocks),
                 "n_seeds": entry.single.n,
                 "single_mean": entry.single.mean,
                 "single_std": entry.single.std,
@@ -179,7 +179,7 @@ def contenders(content: Content) -> Table:
             {
                 "recipe": one.name,
                 "trial": one.trial,
-                "settings": recipe_in_words(one.dials, n_blocks=content.facts.n_blocks),
+                "settings": describe_recipe(one.dials, n_blocks=content.facts.n_blocks),
                 "search_top1": one.search_top1,
                 "n_seeds": one.confirmed.n,
                 "confirmed_mean": one.confirmed.mean,

@@ -21,8 +21,8 @@ from nbtl_search.space.rows import (
     Space,
     SpaceRow,
     Suggests,
+    describe,
     impossible,
-    in_words,
 )
 
 __all__ = [
@@ -44,11 +44,11 @@ __all__ = [
     "When",
     "build",
     "build_for",
+    "describe",
     "design",
     "dials_of",
     "idle",
     "impossible",
-    "in_words",
     "known_dials",
     "outside",
     "params_of",

@@ -111,7 +111,7 @@ def _index(u: float, n: int, usual: float) -> int:
     return min(n - 1, 1 + math.floor((u - usual) / (1 - usual) * (n - 1)))
 
 
-def in_words(domain: Domain) -> str:
+def describe(domain: Domain) -> str:
     """Return a domain's bounds or options, such as '0.0005 to 0.05, logarithmic'."""
     if isinstance(domain, Choice):
         return ", ".join(str(option) for option in domain.options)

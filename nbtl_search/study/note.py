@@ -48,7 +48,7 @@ def _data(spec: StudySpec, facts: Facts) -> str:
 def _searched(spec: StudySpec, facts: Facts) -> str:
     built = space.build_for(spec.search, facts)
     rows = [
-        f"| `{row.name}` | {markdown(space.in_words(row.domain))} | {row.when or ''} |"
+        f"| `{row.name}` | {markdown(space.describe(row.domain))} | {row.when or ''} |"
         for row in built.rows
     ]
     rows += [

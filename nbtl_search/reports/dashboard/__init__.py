@@ -1,1 +1,1 @@
-"""The Optuna dashboard, served for reading on this machine, with our figures."""
+"""Dashboard: Optuna's, served for reading on this machine, with our figures."""

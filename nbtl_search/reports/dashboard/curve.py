@@ -1,4 +1,4 @@
-"""The learning curve of one trial, as a small picture (SVG) for its page in the dashboard."""
+"""Learning curve of one trial, as a small SVG for its page in the dashboard."""
 
 import math
 from collections.abc import Iterator, Sequence

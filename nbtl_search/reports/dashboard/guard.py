@@ -1,4 +1,4 @@
-"""Guard in front of the dashboard: it only reads, and only for whom it is meant.
+"""Guard of the dashboard: it only reads, and only for whom it is meant.
 
 The stock dashboard has no login, and its DELETE, tell and Rename work for anyone: Rename kills
 running workers, and all three contradict the ledger. So only what a reader needs passes: known

@@ -1,13 +1,10 @@
-"""The words beside a trial in the dashboard, in Markdown.
+"""Pages of the dashboard: what we add to them, our figures and a note with each trial's curve.
 
-Who is asked for a page goes before who draws figures: both share one interpreter.
-
-What we add to the pages of the dashboard: our figures, and a note with each trial's curve.
-
-They are kept in this process and laid over what the database holds whenever a page asks, so that
-a dashboard writes nothing: several may run at once, with the rights of a reader. Optuna's own way
-(`save_plotly_graph_object`) cuts each figure into attributes of 2,045 characters, written one after
-the other and read with every poll: a poll in between gets half of the old and half of the new.
+The additions are kept in this process and laid over what the database holds whenever a page asks,
+so that a dashboard writes nothing: several may run at once, with the rights of a reader. Optuna's
+own way (`save_plotly_graph_object`) cuts each figure into attributes of 2,045 characters, written
+one after the other and read with every poll: a poll in between gets half of the old and half of the
+new.
 """
 
 import copy
@@ -32,7 +29,7 @@ from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.records import TrialRecord, best_of, default_of
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.reports import figures, paper_figures
-from nbtl_search.reports.comparison import gain_of
+from nbtl_search.reports.comparison import lead_of
 from nbtl_search.reports.dashboard import curve
 from nbtl_search.reports.traces import TOP1
 from nbtl_search.spec import Epoch
@@ -40,34 +37,41 @@ from nbtl_search.study import store
 from nbtl_search.study.store import Study
 from nbtl_search.study.verdicts import verdict_of
 
+logger = logging.getLogger(__name__)
 
-def of(trial: TrialRecord, *, n_epochs: int) -> str:
-    """Return the note of a trial, which is where its page has room for a picture."""
-    picture = f"![learning curve](/learning-curve/{trial.trial_id}.svg?epochs={trial.n_epochs})"
-    lines = [picture, "", f"{trial.n_epochs} of {n_epochs} epochs, {trial.state}"]
+REFRESH_S: Final = 10.0
+_GIVE_WAY_S: Final = 5.0  # of a study's figures together: they must come even if polls never end
+
+
+def trial_note(trial: TrialRecord, *, n_epochs: int) -> str:
+    """Return the note of a trial, which is where its page has room for its curve, in Markdown."""
+    image = f"![learning curve](/learning-curve/{trial.trial_id}.svg?epochs={trial.n_epochs})"
+    lines = [image, "", f"{trial.n_epochs} of {n_epochs} epochs, {trial.state}"]
     if trial.value is not None and trial.best_epoch is not None:
         lines[-1] += f"; best {trial.value:.2f} % at epoch {trial.best_epoch}"
     if trial.n_attempts > 1:
         lines[-1] += f"; {trial.n_attempts} attempts"
     if trial.cause or trial.message:
-        lines += [
-            "",
-            escaping.markdown(": ".join(filter(None, [trial.cause, trial.message]))[:500]),
-        ]
+        why = ": ".join(filter(None, [trial.cause, trial.message]))
+        lines += ["", escaping.markdown(why[:500])]
     return "\n".join(lines)
 
 
-def heading(trial: TrialRecord) -> str:
-    """Return what a picture of a trial is called."""
+def curve_title(trial: TrialRecord) -> str:
+    """Return what stands above the curve of a trial."""
     return f"Trial {trial.number}{f' ({trial.name})' if trial.name else ''}"
 
 
 GiveWay = Callable[[], None]
+"""Called between two figures; it returns once nobody waits for an answer."""
 
 
 @final
 class Priority:
-    """Counts the answers that are being made, and lets drawing wait for them."""
+    """Counts the answers that are being made, and lets drawing wait for them.
+
+    Both share one interpreter, and nobody waits for figures: who asks for a page goes first.
+    """
 
     def __init__(self) -> None:
         self._n_answers = 0
@@ -97,12 +101,6 @@ class Priority:
             left_s -= time.monotonic() - started
 
         return give_way
-
-
-logger = logging.getLogger(__name__)
-
-REFRESH_S: Final = 10.0
-_GIVE_WAY_S: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +143,7 @@ class Pages:
         Raises:
             StorageError: the database refuses or does not answer.
         """
+        # Before any trial is read: what changes meanwhile makes the next stamp another one.
         stamps = self._stamps()
         fresh = {key: page for key, page in self._pages.items() if key in stamps}
         changed = [key for key, (_, *stamp) in stamps.items() if _is_old(fresh.get(key), stamp)]
@@ -168,6 +167,7 @@ class Pages:
         while not stopped.is_set():
             try:
                 self.refresh(stopped)
+            # Whatever it was, the thread goes on: the dashboard answers with the figures it has.
             except NbtlError as error:
                 logger.warning("no fresh figures: %s", error, extra={"action": "refresh"})
             except Exception:
@@ -181,6 +181,7 @@ class Pages:
         and the study's note says the same.
         """
         page = self._pages.get(study._study_id, _Page())  # noqa: SLF001
+        # What the database holds wins: a note or a figure that a person saved there is theirs.
         study.system_attrs = {**page.attributes, **study.system_attrs}
         study.user_attrs = {**study.user_attrs, **page.verdict}
         study.user_attrs.pop(store.SPEC, None)
@@ -207,7 +208,7 @@ class Pages:
         return self._pages.get(study_id, _Page()).attributes
 
     def curve(self, trial_id: int) -> str | None:
-        """Return the picture of a trial's learning curve, or None for a trial not known."""
+        """Return the SVG of a trial's learning curve, or None for a trial not known."""
         for page in list(self._pages.values()):
             found = page.curves.get(trial_id)
             if found is not None:
@@ -296,11 +297,11 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
     default = default_of(trials)
     n_epochs = study.spec.train.epochs
     attributes = {"dashboard:objective_names": [TOP1]} | _figures(study, trials, curves, give_way)
-    pictures = {}
+    shown = {}
     for trial in trials:
         is_default = default is None or trial == default
-        pictures[trial.trial_id] = _Curve(
-            title=heading(trial),
+        shown[trial.trial_id] = _Curve(
+            title=curve_title(trial),
             epochs=curves.get(trial.number, ()),
             reference=() if default is None or is_default else curves.get(default.number, ()),
             n_epochs=n_epochs,
@@ -309,9 +310,9 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
     return _Page(
         stamp=stamp,
         attributes=attributes,
-        notes={trial.trial_id: of(trial, n_epochs=n_epochs) for trial in trials},
+        notes={trial.trial_id: trial_note(trial, n_epochs=n_epochs) for trial in trials},
         verdict=verdict,
-        curves=pictures,
+        curves=shown,
     )
 
 
@@ -352,7 +353,7 @@ def _verdict(
         for title, trial in (("best", best), ("default", default))
         if trial is not None and trial.value is not None and trial.state == "complete"
     }
-    gain = gain_of(best, default, n_val=n_val)
+    gain = lead_of(best, default, n_val=n_val)
     if gain is not None:
-        rows["difference"] = gain.words()
+        rows["difference"] = gain.describe()
     return rows

@@ -1,4 +1,4 @@
-"""The Optuna dashboard over a cached storage, with our figures, for reading, on this machine."""
+"""Server of the dashboard: Optuna's over a cached storage, for reading, on this machine."""
 
 import logging
 import re
@@ -105,10 +105,10 @@ def application(storage: Storage, pages: Pages) -> "WSGIApplication":
             if asked is None:
                 served: Iterable[bytes] = stock(environ, start_response)
                 return served
-            picture = pages.curve(int(asked[1]))
-        body = b"" if picture is None else picture.encode()
+            svg = pages.curve(int(asked[1]))
+        body = b"" if svg is None else svg.encode()
         headers = [("Content-Type", "image/svg+xml"), ("Content-Length", str(len(body)))]
-        start_response("404 Not Found" if picture is None else "200 OK", headers)
+        start_response("404 Not Found" if svg is None else "200 OK", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
     return answer

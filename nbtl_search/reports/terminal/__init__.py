@@ -1,1 +1,1 @@
-"""Terminal views: tables of at most 80 columns."""
+"""Terminal: what the commands print, in at most 80 columns."""

@@ -15,8 +15,8 @@ from nbtl_search import escaping
 from nbtl_search.ledger import records
 from nbtl_search.ledger.records import TrialRecord, WorkerRecord, best_of, default_of, ranked
 from nbtl_search.reports.comparison import (
-    Gain,
-    gain_of,
+    Lead,
+    lead_of,
 )
 from nbtl_search.reports.cost import time_left_s
 from nbtl_search.reports.table import (
@@ -104,7 +104,7 @@ class StatusReport:
     failed: int
     best: Best | None
     default: Default
-    gain: Gain | None
+    gain: Lead | None
     image_points: float
     n_val: int
     n_epochs: int
@@ -146,7 +146,7 @@ def status_of(study: Study, trials: Sequence[TrialRecord] | None = None) -> Stat
         **asdict(totals),
         best=None if best is None else _best(best),
         default=_default(default),
-        gain=gain_of(best, default, n_val=n_val),
+        gain=lead_of(best, default, n_val=n_val),
         image_points=100 / n_val,
         n_val=n_val,
         n_epochs=spec.train.epochs,
@@ -239,7 +239,7 @@ def _comparison(report: StatusReport) -> list[RenderableType]:
     worth = f"one of {report.n_val} images is {report.image_points:.2f} points"
     if report.gain is None:
         return [*lines, Text(f"{report.measure}; {worth}", style="dim")]
-    return [*lines, Text(f"{report.gain.words()} ({worth})")]
+    return [*lines, Text(f"{report.gain.describe()} ({worth})")]
 
 
 def _final(study: Study) -> FinalRuns | None:

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from nbtl_search.ledger.records import Totals, best_of, default_of
 from nbtl_search.reports.comparison import (
     MIN_IMAGES,
-    gain_of,
+    lead_of,
 )
 from nbtl_search.reports.cost import time_left_s
 from nbtl_search.spec import Budget
@@ -57,10 +57,10 @@ def test_default_is_found_by_its_name(some_trials):
     ("best", "n_images", "is_tie"), [(75.25, 1, True), (76.25, 5, True), (76.5, 6, False)]
 )
 def test_gain_is_counted_in_images(make_trial, best, n_images, is_tie):
-    gain = gain_of(make_trial(1, value=best), make_trial(0, value=75.0), n_val=400)
+    gain = lead_of(make_trial(1, value=best), make_trial(0, value=75.0), n_val=400)
     assert gain is not None
     assert (gain.n_images, gain.is_tie) == (n_images, is_tie)
-    assert ("a tie" in gain.words()) == is_tie
+    assert ("a tie" in gain.describe()) == is_tie
 
 
 def test_fewer_images_than_the_limit_never_pass_a_sign_test():
@@ -71,7 +71,7 @@ def test_fewer_images_than_the_limit_never_pass_a_sign_test():
 def test_no_gain_without_two_different_complete_trials(make_trial):
     done, pruned = make_trial(0, value=75.0), make_trial(1, value=80.0, state="pruned")
     for best, default in ((None, done), (done, None), (done, done), (done, pruned)):
-        assert gain_of(best, default, n_val=400) is None
+        assert lead_of(best, default, n_val=400) is None
 
 
 def test_time_left_counts_what_trials_have_cost(make_trial):

@@ -9,7 +9,7 @@ import pytest
 from nbtl_search import space
 from nbtl_search.reports import figures, tables
 from nbtl_search.reports.importance import importances
-from nbtl_search.reports.prose import recipe_in_words
+from nbtl_search.reports.prose import describe_recipe
 from nbtl_search.spec import Dials, SearchSettings
 
 EXTENDED = space.build(SearchSettings(space="extended"), n_blocks=22)
@@ -71,7 +71,7 @@ def test_a_dial_that_few_trials_used_has_no_share(make_trial):
     assert "DELTA strength" in found.reading.split("Too few trials used: ")[1]
 
 
-def test_methods_in_words():
+def test_methods_are_described():
     dials = Dials(
         frozen_layers=8,
         source_head="keep",
@@ -84,13 +84,13 @@ def test_methods_in_words():
         decay_updates=120,
         decay_factor=0.5,
     )
-    assert recipe_in_words(dials, n_blocks=22) == (
+    assert describe_recipe(dials, n_blocks=22) == (
         "1 new layer, rate 0.0025, first 8 blocks frozen, source classifier kept, DELTA 0.01, "
         "distillation 4 at T 3, DTNH, BSS 0.001, stochastic norm 0.5, momentum 0.5, "
         "rates x 0.5 every 120 updates"
     )
-    assert recipe_in_words(Dials(), n_blocks=22) == "1 new layer, rate 0.0025"
-    some = recipe_in_words(Dials(frozen_layers=1, delta="plain", dtnh="always"), n_blocks=22)
+    assert describe_recipe(Dials(), n_blocks=22) == "1 new layer, rate 0.0025"
+    some = describe_recipe(Dials(frozen_layers=1, delta="plain", dtnh="always"), n_blocks=22)
     assert some.endswith("first block frozen, plain DELTA 0.01, DTNH always")
 
 

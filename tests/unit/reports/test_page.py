@@ -20,7 +20,7 @@ from nbtl_search.reports.cost import spending
 from nbtl_search.reports.figures import figures_of
 from nbtl_search.reports.importance import FEW_TRIALS, MIN_TRIALS, importances
 from nbtl_search.reports.page import page
-from nbtl_search.reports.prose import sentences
+from nbtl_search.reports.prose import verdict_sentences
 from nbtl_search.reports.tables import all_tables
 from nbtl_search.spec import DataSettings
 from nbtl_search.spec.verdict import Interval
@@ -127,12 +127,13 @@ def read(text):
 
 class TestVerdict:
     def test_before_any_trial_has_ended(self, make_content, make_trial):
-        found, sure = sentences(make_content([make_trial(0, state="running", name="default")]))
+        begun = [make_trial(0, state="running", name="default")]
+        found, sure = verdict_sentences(make_content(begun))
         assert found == "No trial has run to its end yet."
         assert "1 of 1 trials" in sure
 
     def test_of_the_search_alone_says_that_part_is_luck(self, make_content, four_trials):
-        found, sure = sentences(make_content(four_trials))
+        found, sure = verdict_sentences(make_content(four_trials))
         assert "paper-best (trial 1: 2 new layers" in found
         assert "82.50 %" in found
         assert "7.50 points (30 images) above the default recipe's 75.00 %" in found
@@ -141,20 +142,20 @@ class TestVerdict:
 
     def test_of_the_search_alone_calls_few_images_a_tie(self, make_content, make_trial):
         trials = [make_trial(0, value=75.0, name="default"), make_trial(1, value=75.25)]
-        found, _ = sentences(make_content(trials))
+        found, _ = verdict_sentences(make_content(trials))
         assert found.endswith("+0.25 points, which is 1 image and so a tie.")
 
     def test_of_the_search_alone_where_the_default_is_best(self, make_content, make_trial):
         trials = [make_trial(0, value=75.0, name="default"), make_trial(1, value=70.0)]
-        found, _ = sentences(make_content(trials))
+        found, _ = verdict_sentences(make_content(trials))
         assert found.startswith("No trial was better than the default recipe")
 
     def test_without_a_default_there_is_no_comparison(self, make_content, make_trial):
-        found, _ = sentences(make_content([make_trial(1, value=70.0)]))
+        found, _ = verdict_sentences(make_content([make_trial(1, value=70.0)]))
         assert "no comparison yet" in found
 
     def test_of_a_real_gain_names_its_interval(self, finalised):
-        found, sure = sentences(finalised)
+        found, sure = verdict_sentences(finalised)
         assert "81.00 ± 0.91 % against 77.25 ± 0.65 %" in found
         assert found.endswith("+3.75 points.")
         gain = finalised.verdict.gain
@@ -164,33 +165,33 @@ class TestVerdict:
     def test_of_a_tie_says_so(self, make_content, four_trials):
         tests = [[77.0, 78.0, 76.5, 77.5], [78.5, 77.0, 78.0, 76.5]]
         verdict = make_verdict(four_trials[:3], winner=1, tests=tests)
-        found, sure = sentences(make_content(four_trials, verdict=verdict))
+        found, sure = verdict_sentences(make_content(four_trials, verdict=verdict))
         assert found.endswith(": a tie.")
         assert "cannot tell the two apart" in sure
 
     def test_of_a_winner_that_lost_on_test(self, make_content, four_trials):
         tests = [[80.5, 81.5, 80.0, 82.0], [77.0, 78.0, 76.5, 77.5]]
         verdict = make_verdict(four_trials[:3], winner=1, tests=tests)
-        found, sure = sentences(make_content(four_trials, verdict=verdict))
+        found, sure = verdict_sentences(make_content(four_trials, verdict=verdict))
         assert "the default recipe is better" in found
         assert "did not hold" in sure
 
     def test_where_the_default_won(self, make_content, four_trials):
         verdict = make_verdict(four_trials[:3], winner=0, tests=[[77.0, 78.0, 76.5, 77.5]])
-        found, sure = sentences(make_content(four_trials, verdict=verdict))
+        found, sure = verdict_sentences(make_content(four_trials, verdict=verdict))
         assert found.startswith("The default recipe is the best found: 77.25 ± 0.65 %")
         assert "None of the 2 candidates" in sure
 
     def test_of_one_pair_claims_no_interval(self, make_content, four_trials):
         verdict = make_verdict(four_trials[:3], winner=1, tests=[[77.0], [80.0]])
         assert verdict.gain == Interval(n=1, mean=3.0, low=None, high=None)
-        found, sure = sentences(make_content(four_trials, verdict=verdict))
+        found, sure = verdict_sentences(make_content(four_trials, verdict=verdict))
         assert found.endswith("a tie.")
         assert "no interval" in sure
 
     def test_of_final_runs_under_way(self, make_content, four_trials):
         verdict = make_verdict(four_trials[:3], winner=1, tests=[[1.0], [1.0]], stage="confirm")
-        found, sure = sentences(make_content(four_trials, verdict=verdict))
+        found, sure = verdict_sentences(make_content(four_trials, verdict=verdict))
         assert "82.50 %" in found
         assert "under way" in sure
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from nbtl_search.ledger.records import WorkerRecord, best_of, default_of
-from nbtl_search.reports.comparison import gain_of
+from nbtl_search.reports.comparison import lead_of
 from nbtl_search.reports.table import duration
 from nbtl_search.reports.terminal.status import (
     MAX_TRIALS,
@@ -40,7 +40,7 @@ def make_report():
                 "trial": None if default is None else default.number,
                 "value": None if default is None else default.value,
             },
-            "gain": gain_of(best, default, n_val=400),
+            "gain": lead_of(best, default, n_val=400),
             "image_points": 0.25,
             "n_val": 400,
             "n_epochs": 8,
