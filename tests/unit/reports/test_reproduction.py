@@ -167,6 +167,9 @@ def test_a_finalisation_stands_beside_table_6(make_trial):
     assert rows_of(found, table=2)[0].difference == -2.3, "validation, as in the table's heading"
     assert found.next_steps == ()
     assert "76.50 ± 0.31 -0.80" in joined(drawn(found))
+    in_json = [row["test"] for row in json.loads(json.dumps(found.plain()))["rows"] if row["test"]]
+    assert in_json[0] == {"n": 4, "mean": 76.5, "std": 0.31}
+    assert in_json[-1] == {"n": 1, "mean": 79.0, "std": None}
 
 
 def test_a_winner_that_table_6_lacks_gets_a_row(make_trial):
