@@ -41,7 +41,9 @@ def measure(tiny_recipe, tiny_prepared, home):
     def make(*, prepared=tiny_prepared, home=home, arguments=None, **sections):
         sections["methods"] = METHODS | sections.get("methods", {})
         recipe = tiny_recipe(**sections)
-        source = source_network(recipe, home=home, prepared=prepared, n_threads=1)
+        source = source_network(
+            recipe, home=home, prepared=prepared, n_threads=recipe.train.n_threads
+        )
         usual = {
             "source": source,
             "hooks": hooks_of(source.model, n=recipe.methods.delta_taps),
