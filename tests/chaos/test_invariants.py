@@ -1,12 +1,17 @@
 """Each invariant catches what it is for: a violation planted in a sound study is found."""
 
+import secrets
+import tempfile
+from pathlib import Path
+
 import pytest
 from sqlalchemy import text
 
+from nbtl_search.ledger import database as storage
 from nbtl_search.study import store
 from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import invariants, workers
-from tests.chaos.conftest import plain
+from tests.chaos.conftest import make_study, plain
 
 PLANTED = {
     "a trial too many slots": ("budget", "UPDATE nbtl_trial SET slot = 1"),
@@ -33,17 +38,37 @@ PLANTED = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def template(server):
+    """The name of a database with a study that a worker has ended, and that worker's home."""
+    name = f"chaos_{secrets.token_hex(6)}"
+    server.execute(f"CREATE DATABASE {name} TEMPLATE template")
+    url = server.url.set(database=name)
+    study = make_study(url, n_trials=4, epochs=4)
+    with tempfile.TemporaryDirectory(prefix="nbtl-chaos-home-") as folder:
+        job = workers.Job(url=plain(url), study=study.name, home=Path(folder), epoch_s=0)
+        worker = workers.start(job)
+        worker.join(200)
+        assert worker.exitcode == 0
+        study.storage.close()
+        yield name, Path(folder)
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
-def ended(database, home, study):
-    worker = workers.start(workers.Job(url=plain(database), study=study.name, home=home, epoch_s=0))
-    worker.join(60)
-    assert worker.exitcode == 0
-    return study
+def ended(server, template):
+    """A copy of that study, to be spoilt."""
+    name = f"chaos_{secrets.token_hex(6)}"
+    server.execute(f"CREATE DATABASE {name} TEMPLATE {template[0]}")
+    opened = storage.connect(plain(server.url.set(database=name)), home=None)
+    yield store.open_study(opened, "chaos")
+    opened.close()
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def test_a_sound_study_has_no_violation(ended, home):
+def test_a_sound_study_has_no_violation(ended, template):
     assert invariants.violations(ended) == []
-    assert invariants.leftovers(ended, home) == []
+    assert invariants.leftovers(ended, template[1]) == []
 
 
 @pytest.mark.parametrize("what", PLANTED)
