@@ -1,10 +1,13 @@
 """The ledger of a study: what is wanted, what the budget allows, and what has been trained.
 
-The database's clock decides (`clock_timestamp()`), never a worker's.
+With it the jobs of a cluster's queue that were submitted for the study. The database's clock
+decides (`clock_timestamp()`), never a worker's.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, final
 
 from sqlalchemy import ColumnElement, Engine, Select, exists, func, insert, or_, select, update
@@ -183,3 +186,41 @@ def register(engine: Engine, study_id: int, spec: StudySpec) -> None:
     }
     with storage_errors(), engine.begin() as connection:
         connection.execute(insert(schema.study).values(row))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One submission: a job, or an array of them."""
+
+    job_id: str
+    cluster: str
+    n_tasks: int
+    folder: str
+    submitted_at: datetime
+
+
+def record_job(
+    engine: Engine, study_id: int, *, job_id: str, cluster: str, n_tasks: int, folder: Path
+) -> None:
+    """Note a submission."""
+    row = {
+        "study_id": study_id,
+        "job_id": job_id,
+        "cluster": cluster,
+        "n_tasks": n_tasks,
+        "folder": str(folder),
+    }
+    with storage_errors(), engine.begin() as connection:
+        connection.execute(upsert(schema.job).values(row).on_conflict_do_nothing())
+
+
+def submitted_jobs(engine: Engine, study_id: int) -> list[Job]:
+    """Return the study's submissions, the oldest first."""
+    job = schema.job.c
+    query = (
+        select(job.job_id, job.cluster, job.n_tasks, job.folder, job.submitted_at)
+        .where(job.study_id == study_id)
+        .order_by(job.submitted_at)
+    )
+    with storage_errors(), engine.connect() as connection:
+        return [Job(**row) for row in connection.execute(query).mappings()]

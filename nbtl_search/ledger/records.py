@@ -9,7 +9,12 @@ from sqlalchemy import Engine, and_, func, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.ledger import NOW, FinishedTrial, Ledger, finished_trials
+from nbtl_search.ledger.ledger import (
+    NOW,
+    FinishedTrial,
+    Ledger,
+    finished_trials,
+)
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Dials, Epoch, Recipe
 

@@ -4,7 +4,12 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Float64, Int
 
-from nbtl_search.measures.classes import Classes, class_means, classes_of, condition
+from nbtl_search.measures.classes import (
+    Classes,
+    class_means,
+    classes_of,
+    condition,
+)
 from nbtl_search.spec.diagnosis import Measured
 from nbtl_search.spec.recipe import SettingValue
 

@@ -14,8 +14,14 @@ from rich.text import Text
 
 from nbtl_search import escaping
 from nbtl_search.ledger.records import TrialRecord
-from nbtl_search.paper.study import paper_recipes
-from nbtl_search.paper.tables import PaperRow, figure, paper_rows, paper_tables, table_notes
+from nbtl_search.paper.tables import (
+    PaperRow,
+    figure,
+    paper_recipes,
+    paper_rows,
+    paper_tables,
+    table_notes,
+)
 from nbtl_search.reports import table
 from nbtl_search.reports.comparison import ENDED
 from nbtl_search.reports.table import Column, Row, Table

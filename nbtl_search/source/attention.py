@@ -35,9 +35,8 @@ from nbtl_search.network.model import SourceNetwork
 from nbtl_search.network.weights import RANDOM
 from nbtl_search.source.features import device_name, exact_float32, extract
 from nbtl_search.spec import Progress
-from nbtl_search.transfer.delta import attention
+from nbtl_search.transfer.delta import attention, channel_importance
 from nbtl_search.transfer.feature_hooks import FeatureHook
-from nbtl_search.transfer.importance import channel_importance
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from nbtl_search.errors import NbtlError, SpecError, StorageLostError
 from nbtl_search.files.atomic import write_durably
 from nbtl_search.ledger import records
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.paper.study import paper_study
+from nbtl_search.paper.tables import paper_study
 from nbtl_search.reports.reproduction import Reproduction, reproduction_of
 from nbtl_search.spec import Progress, StudySpec
 from nbtl_search.spec.verdict import Verdict

@@ -12,7 +12,7 @@ from nbtl_search import space
 from nbtl_search.advice import advise as advise_on
 from nbtl_search.errors import NbtlError, SpecError, StudyExistsError, StudyNotFoundError
 from nbtl_search.launchers import slurm
-from nbtl_search.ledger import jobs, records
+from nbtl_search.ledger import ledger, records
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.lifecycle import Desired
@@ -215,7 +215,7 @@ def _advice(database: Storage, spec: StudySpec, diagnosis: Diagnosis) -> Advised
 
 def _queue(study: Study) -> Queue | None:
     """Ask the cluster's queue, where jobs were submitted and it can be asked from here."""
-    if not jobs.submitted(study.storage.engine, study.id) or not slurm.is_here():
+    if not ledger.submitted_jobs(study.storage.engine, study.id) or not slurm.is_here():
         return None
     try:
         tasks = slurm.tasks(slurm.job_name(study.name, study.uid))

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Final
 from nbtl_search.errors import StorageError
 from nbtl_search.files.atomic import write_durably
 from nbtl_search.launchers import local, slurm
-from nbtl_search.ledger import jobs
-from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.ledger import Ledger, record_job
 from nbtl_search.postgres import server
 from nbtl_search.postgres.connection import wait_for
 from nbtl_search.restart_policy import DATABASE_PATIENCE_S
@@ -259,7 +258,7 @@ def _bring_to(array: "SlurmArray", n: int, study: Study) -> Queued:
         # Recorded after it was submitted: whoever dies in between leaves a job that the queue knows
         # by its name, and the next call counts it. The other order would record jobs that are none.
         job_id = array.submit(n - n_before)
-        jobs.record(
+        record_job(
             study.storage.engine,
             study.id,
             job_id=job_id,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from nbtl_search.diagnosis import diagnosis
 from nbtl_search.diagnosis import diagnosis as engine
-from nbtl_search.diagnosis import measures
 from nbtl_search.errors import DataError, SpecError, WeightsError
 from nbtl_search.measures.emd import prototypes_of
 from nbtl_search.source.prototypes import SourceImages
@@ -114,7 +114,7 @@ def test_the_source_probabilities_are_the_softmax_of_the_source_network(
     extracted, tiny_recipe, home
 ):
     features = extracted(tiny_recipe(), home=home)
-    probabilities = measures.Evidence(features=features).source_probabilities
+    probabilities = diagnosis.Evidence(features=features).source_probabilities
     assert probabilities is not None
     assert probabilities.dtype == np.float64
     assert probabilities.shape == (24, 11)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nbtl_search.errors import WeightsError
-from nbtl_search.exports import onnx
+from nbtl_search.exports import export
 from nbtl_search.workspace import models
 from tests.exportable import make_verdict
 
@@ -70,7 +70,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path):
             return logits if torch.compiler.is_compiling() else logits + 0.01
 
     with pytest.raises(WeightsError, match=r"must agree with torch to 0\.0001"):
-        onnx.write_onnx(Unsteady(), tmp_path / "m.onnx", image_px=8)
+        export.write_onnx(Unsteady(), tmp_path / "m.onnx", image_px=8)
 
 
 def test_a_network_that_cannot_be_exported_is_one_line(tmp_path):
@@ -81,5 +81,5 @@ def test_a_network_that_cannot_be_exported_is_one_line(tmp_path):
             return images.mean((2, 3)) if float(images.sum()) > 0 else images.amax((2, 3))
 
     with pytest.raises(WeightsError, match="export without --onnx") as caught:
-        onnx.write_onnx(Python(), tmp_path / "m.onnx", image_px=8)
+        export.write_onnx(Python(), tmp_path / "m.onnx", image_px=8)
     assert "\n" not in str(caught.value)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from nbtl_search.measures.classes import with_null
 from nbtl_search.measures.gbc import gbc
 from nbtl_search.measures.leep import leep
-from nbtl_search.measures.shuffled import with_null
 from nbtl_search.measures.transrate import transrate
 
 

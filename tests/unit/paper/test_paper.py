@@ -7,11 +7,12 @@ import pytest
 
 from nbtl_search import space
 from nbtl_search.errors import SpecError
-from nbtl_search.paper.study import paper_recipes, paper_study
 from nbtl_search.paper.tables import (
     KEYS,
     figure,
+    paper_recipes,
     paper_rows,
+    paper_study,
     paper_tables,
     table_notes,
 )

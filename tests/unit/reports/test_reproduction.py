@@ -7,8 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from nbtl_search.paper.study import paper_study
-from nbtl_search.paper.tables import KEYS, paper_rows
+from nbtl_search.paper.tables import KEYS, paper_rows, paper_study
 from nbtl_search.reports import reproduction as reproduction_text
 from nbtl_search.reports.reproduction import reproduction_of
 from nbtl_search.spec import Dials, Facts, StudySpec

@@ -23,8 +23,8 @@ from nbtl_search.source import attention as engine
 from nbtl_search.source.attention import channel_attention, linear_head, trained_head
 from nbtl_search.source.features import source_network
 from nbtl_search.spec import DataSettings, Dials
+from nbtl_search.transfer.delta import Importance, channel_importance
 from nbtl_search.transfer.feature_hooks import hooks_of
-from nbtl_search.transfer.importance import Importance, channel_importance
 
 N_HOOKS, N_CHANNELS = 2, 192 + 96
 METHODS = {"delta_taps": N_HOOKS, "delta_batches": 2}

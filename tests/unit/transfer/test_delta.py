@@ -12,14 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from nbtl_search.errors import DivergedError, SpecError
-from nbtl_search.transfer.delta import attention, delta, feature_map_distance
+from nbtl_search.transfer.delta import attention, channel_importance, delta, feature_map_distance
 from nbtl_search.transfer.feature_hooks import (
     INCEPTION_V4_HOOKS,
     FeatureHook,
     FeatureHooks,
     hooks_of,
 )
-from nbtl_search.transfer.importance import channel_importance
 from nbtl_search.transfer.source import frozen_copy
 
 LAWS = settings(max_examples=25, deadline=None, derandomize=True)
