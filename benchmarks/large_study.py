@@ -37,8 +37,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from large_rows import fill  # noqa: E402
 
 from nbtl_search.ledger import database, schema  # noqa: E402
+from nbtl_search.ledger.leases import Leases  # noqa: E402
 from nbtl_search.ledger.ledger import Ledger  # noqa: E402
-from nbtl_search.ledger.lifecycle import Leases  # noqa: E402
 from nbtl_search.postgres import server  # noqa: E402
 from nbtl_search.reports.dashboard import server as dashboard  # noqa: E402
 from nbtl_search.study import sampling, store  # noqa: E402

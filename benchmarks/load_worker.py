@@ -18,7 +18,7 @@ import psutil
 
 from nbtl_search import space
 from nbtl_search.ledger.database import Storage
-from nbtl_search.ledger.lifecycle import Leases
+from nbtl_search.ledger.leases import Leases
 from nbtl_search.spec import StudySpec
 from nbtl_search.study import sampling
 from nbtl_search.worker.attempt import Attempt

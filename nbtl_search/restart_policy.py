@@ -1,4 +1,4 @@
-"""Restart policy: when a process that ended starts again, after which pause, and when no more.
+"""Restart policy of workers and trainers: when to start again, after which pause, when no more.
 
 ============================  ==========================  =======================================
 what ends                     who starts it again         rule

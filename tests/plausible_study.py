@@ -3,8 +3,13 @@
 import math
 import random
 
+from nbtl_search.ledger.leases import (
+    Asked,
+    Lease,
+    Leases,
+    TrialOutcome,
+)
 from nbtl_search.ledger.ledger import FinishedTrial, Ledger
-from nbtl_search.ledger.lifecycle import Asked, Lease, Leases, TrialOutcome
 from nbtl_search.spec import (
     Budget,
     DataSettings,

@@ -16,7 +16,7 @@ from nbtl_search.advice.regime import WARNING, conclude
 from nbtl_search.advice.warm_start import EarlierStudy, effective, ranked
 from nbtl_search.errors import SpecError
 from nbtl_search.space import CONDITIONS, Space, idle, known_dials, outside
-from nbtl_search.space.survey import effective_rate
+from nbtl_search.space.regimes import effective_rate
 from nbtl_search.spec import Advised, Diagnosis, Dials, KnownRecipe, Prior, Regime, SettingValue
 
 TABLE7_PART: Final = 6

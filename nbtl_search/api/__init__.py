@@ -1,4 +1,4 @@
-"""The verbs of the program as functions.
+"""Functions of the program, such as `create` and `launch`: thin, over a `Workspace`.
 
 Each takes `home` (the folder for data, weights, checkpoints and the embedded database) and, where
 it needs the database, `storage` (a PostgreSQL URL; None for the embedded one), makes a `Workspace`

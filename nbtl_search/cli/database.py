@@ -98,14 +98,14 @@ def serve_command(
     nbtl-search db serve --host 10.0.0.5
     nbtl-search db serve --off
     """
-    from nbtl_search.postgres import network, server
+    from nbtl_search.postgres import address, server
 
     if off == (host is not None):
         message = "give either --host ADDRESS or --off"
         raise click.UsageError(message)
     wanted = None
     if host is not None:
-        wanted = network.choose(host, port=port, allow=allow, any_interface=any_interface)
+        wanted = address.choose(host, port=port, allow=allow, any_interface=any_interface)
     file = server.serve(workspace.home, wanted)
     if as_json:
         echo_json({"serves": wanted and f"{wanted.host}:{wanted.port}", "storage_file": file})

@@ -1,4 +1,4 @@
-"""Command that classifies images, and its tables, JSON and CSV; names are shown harmlessly."""
+"""Command `predict`: class probabilities of images as a table, JSON or CSV."""
 
 import csv
 import json

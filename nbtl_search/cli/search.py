@@ -20,7 +20,7 @@ from nbtl_search.workspace.workspace import Workspace
 if TYPE_CHECKING:
     from nbtl_search.spec import StudySpec
 
-# As `nbtl_search.space.survey.SURVEY`, which help must not wait for.
+# As `nbtl_search.space.regimes.SURVEY`, which help must not wait for.
 REGIMES: Final = ("larger-similar", "larger-dissimilar", "smaller-similar", "smaller-dissimilar")
 
 

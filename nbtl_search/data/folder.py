@@ -1,4 +1,4 @@
-"""Any folder of images: train/val/test subfolders, or one folder per class that we split."""
+"""Folders of image files as a dataset: which extensions count, and how they are split."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Images: their decoding, the format a network expects, and timm's evaluation transform."""
+"""Images: a file decoded, the input that a network expects, and timm's evaluation transform."""
 
 import struct
 from collections.abc import Callable

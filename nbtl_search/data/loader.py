@@ -1,4 +1,4 @@
-"""Batches of images on the device, augmented: every random number belongs to its place.
+"""Loader of batches: augmented images on the device, each random number drawn from its place.
 
 The order is a function of (seed, epoch), an image of (seed, epoch, its index), a batch of (seed,
 epoch, update). So an epoch can start at any update, in any process, with the same bits.

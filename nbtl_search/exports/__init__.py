@@ -1,1 +1,1 @@
-"""Models that leave the house: written for timm and as ONNX, opened again, and put to use."""
+"""Exports: final models written for timm and as ONNX, opened again, and put to use."""

@@ -1,4 +1,4 @@
-"""Model card of an exported model: Markdown with the Hugging Face hub's front matter.
+"""Model card (README.md) of an exported model: Markdown with the Hugging Face hub's front matter.
 
 Its text is the template beside this module; here is what the template is given.
 """

@@ -1,4 +1,4 @@
-"""Arrays on disk in parts: each is whole and checked, so that what was killed goes on behind it.
+"""Arrays on disk in parts, each checked: work that was killed goes on at the first missing part.
 
 A part is `np.save`'s bytes followed by their sha256.
 """

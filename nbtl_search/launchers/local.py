@@ -1,4 +1,4 @@
-"""Local launch: one worker process per slot of this machine, until the study is over."""
+"""Local launch: a worker process per slot of this machine, restarted when it dies."""
 
 import logging
 import os

@@ -1,1 +1,1 @@
-"""The ledger of trials: our tables beside Optuna's, and the life of a trial in them."""
+"""Ledger of trials: our tables beside Optuna's, and all that reads and writes them."""

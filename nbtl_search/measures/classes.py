@@ -1,4 +1,4 @@
-"""Features and labels made ready for a measure: checked, in float64, classes numbered 0..C-1.
+"""Preparation for all measures: features and labels checked, in float64, classes numbered 0..C-1.
 
 With them the null value of a measure: of features that say nothing of the labels, which are
 shuffled.

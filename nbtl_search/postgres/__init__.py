@@ -1,1 +1,1 @@
-"""The embedded Postgres, and connections to any."""
+"""Postgres: the embedded server, and connections to any server. Our tables are in `ledger`."""

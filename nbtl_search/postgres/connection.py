@@ -1,4 +1,4 @@
-"""Connections to any Postgres: a limit to every wait, its errors in our words, waiting for it.
+"""Connection to any Postgres: a limit to every wait, its errors in our words, waiting for it.
 
 libpq waits without end for a server whose connection stands and which says nothing: a stalled
 network, a frozen server. TCP's own limits do not help, the other side's kernel answers them. With a

@@ -1,4 +1,4 @@
-"""The files of the embedded Postgres: where they lie, who may read them, how they are made."""
+"""Data folder of the embedded Postgres: its files, password and authentication (pg_hba.conf)."""
 
 import hashlib
 import importlib.util

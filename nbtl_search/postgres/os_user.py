@@ -1,4 +1,4 @@
-"""The system account the embedded Postgres runs as: ours, or one of its own when we are root.
+"""System account that the embedded Postgres runs as: ours, or one of its own when we are root.
 
 Postgres refuses to run as root. `nobody` would not do, other programs run as it; nor would the
 account the wheel itself makes, whose servers trust every local user and would hand it out.

@@ -1,4 +1,4 @@
-"""The embedded Postgres: a server of our own below NBTL_HOME, on a Unix socket only.
+"""Server process of the embedded Postgres: started, found, revived, stopped.
 
 Whoever needs the database starts it; it outlives them, until `stop`. Every client needs the random
 password below home, and the socket lies in a folder that only the server's account can enter.
@@ -23,9 +23,9 @@ from sqlalchemy import URL
 from nbtl_search.errors import StorageError, StorageLostError
 from nbtl_search.files.atomic import write_durably
 from nbtl_search.files.rotation import rotate
-from nbtl_search.postgres import data_folder, network, os_user
+from nbtl_search.postgres import address, data_folder, os_user
+from nbtl_search.postgres.address import Serving
 from nbtl_search.postgres.data_folder import Files
-from nbtl_search.postgres.network import Serving
 from nbtl_search.postgres.os_user import OsUser
 
 logger = logging.getLogger(__name__)
@@ -132,10 +132,10 @@ def serve(home: Path, wanted: Serving | None) -> Path | None:
     start(home)
     with _one_line(home):
         files = Files.below(home)
-        before = network.kept(files)
+        before = address.kept(files)
         if wanted != before:
             if wanted is not None and _endpoint(wanted) != _endpoint(before):
-                network.check_free(wanted)
+                address.check_free(wanted)
             # The choice is written before the restart, as `start` reads it, also where another
             # process starts the server between our stop and our start.
             _set(files, wanted)
@@ -153,7 +153,7 @@ def serve(home: Path, wanted: Serving | None) -> Path | None:
 def served(home: Path) -> Path | None:
     """Return the file with the URL for other machines, while the server listens for them."""
     files = Files.below(home)
-    return network.address(files) if network.kept(files) is not None else None
+    return address.address(files) if address.kept(files) is not None else None
 
 
 def status(home: Path) -> Status:
@@ -165,7 +165,7 @@ def status(home: Path) -> Status:
     with _one_line(home):
         files = Files.below(home)
         server = _running(files)
-        listens = network.kept(files)
+        listens = address.kept(files)
         return Status(
             running=server is not None,
             pid=None if server is None else server.pid,
@@ -180,7 +180,7 @@ def _prepare(files: Files, owner: OsUser) -> None:
     if not owner.is_ours:
         os_user.let_through(owner, files.root)
     data_folder.initialise(files, owner)
-    listens = network.kept(files)
+    listens = address.kept(files)
     if listens is None:
         data_folder.configure(files, owner)
     else:
@@ -204,7 +204,7 @@ def _url(files: Files, owner: OsUser) -> URL:
 
 def _keep_the_sockets_name(files: Files) -> None:
     """Let the socket be found under its usual name where the server's port is another."""
-    listens = network.kept(files)
+    listens = address.kept(files)
     usual = files.socket / f".s.PGSQL.{data_folder.PORT}"
     if listens is not None and listens.port != data_folder.PORT:
         usual.unlink(missing_ok=True)
@@ -213,9 +213,9 @@ def _keep_the_sockets_name(files: Files) -> None:
 
 def _set(files: Files, wanted: Serving | None) -> None:
     if wanted is None:
-        network.forget(files)
+        address.forget(files)
     else:
-        network.keep(files, wanted)
+        address.keep(files, wanted)
 
 
 def _endpoint(chosen: Serving | None) -> tuple[str, int] | None:

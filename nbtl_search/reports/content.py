@@ -1,4 +1,4 @@
-"""Content of a report: all that it says, read once from the database, and where it comes from.
+"""Content of a report: every value it needs, read from the database, and its provenance.
 
 What follows of it are pure functions. Nothing here imports torch.
 """

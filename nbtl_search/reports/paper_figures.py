@@ -1,4 +1,4 @@
-"""Paper figures, drawn for one study: each dial that a binary choice leaves alone.
+"""Figures in the paper's manner: rates by new layers, low layers, L2-SP blocks, best and default.
 
 Plested, Shen and Gedeon (2021, arXiv 2107.08585), tables 2-6. Accuracies are validation top-1; of
 trials that are not complete, as far as they got, and faint. Text of users is escaped.

@@ -1,4 +1,4 @@
-"""Prose of a report: recipes and trials in words, and the verdict on a study in two sentences."""
+"""Prose of a report: its sentences, such as what is said of a winner or a tie."""
 
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.comparison import lead_of

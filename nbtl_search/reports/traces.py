@@ -1,4 +1,4 @@
-"""Traces: what our figures are made of, and how they look. Accuracies are validation top-1."""
+"""Traces and layout of our plotly figures. Accuracies are validation top-1."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final

@@ -12,8 +12,8 @@ from typing import Any
 from nbtl_search.errors import SpecError
 from nbtl_search.space.conditions import ORDER
 from nbtl_search.space.priors import value_at
+from nbtl_search.space.regimes import effective_rate, rate_of
 from nbtl_search.space.rows import Choice, Domain, Space, SpaceRow, Suggests, beyond, impossible
-from nbtl_search.space.survey import effective_rate, rate_of
 from nbtl_search.spec import Dials, KnownRecipe, Prior
 
 

@@ -1,4 +1,4 @@
-"""Values that define a study, a run and what a run gives back; both columns share them."""
+"""Specifications: frozen values of a study, a run and a result, shared by search and training."""
 
 from nbtl_search.spec.diagnosis import POOLED, TITLES, Diagnosis, Measured
 from nbtl_search.spec.recipe import (

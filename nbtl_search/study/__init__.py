@@ -1,1 +1,1 @@
-"""The search column: studies in a database, and what is known of their trials."""
+"""Study: a search in a database, from its creation to its verdict (no torch in here)."""

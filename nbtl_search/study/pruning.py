@@ -1,7 +1,8 @@
-"""Asynchronous successive halving, stopping type (Li et al. 2020, arXiv 1810.05934, section 3).
+"""Early stopping of weak trials, by asynchronous successive halving of the stopping type.
 
-A trial that reaches a rung goes on if it is among the best 1/reduction of all that have reached
-it; otherwise it stops there for good. Nobody waits for anybody.
+Li et al. 2020, arXiv 1810.05934, section 3. A trial that reaches a rung goes on if it is among the
+best 1/reduction of all that have reached it; otherwise it stops there for good. Nobody waits for
+anybody.
 
 The first rung comes late enough to be fair. Newly initialised batch norm keeps a network at
 chance for its first updates, until its running statistics have settled: among 26 fine-tunes of

@@ -13,8 +13,8 @@ from sqlalchemy import select
 
 from nbtl_search import space
 from nbtl_search.ledger import schema
+from nbtl_search.ledger.leases import Asked
 from nbtl_search.ledger.ledger import FinishedTrial
-from nbtl_search.ledger.lifecycle import Asked
 from nbtl_search.spec import Dials, Epoch, StudySpec
 from nbtl_search.study.store import (
     DIALS,

@@ -1,4 +1,4 @@
-"""The studies in a database: create, open, list, delete.
+"""Store of studies in the database: create, open, list, delete.
 
 A study exists from the moment its row stands in our ledger, which is inserted last and deleted
 first. An Optuna study without that row is half-made: nobody sees it, the next `create` clears it.

@@ -1,4 +1,4 @@
-"""Probe of a study's data and weights: measured once, so that every worker can compare."""
+"""Probe of a study's data and weights at `create`: the facts that every worker compares with."""
 
 from pathlib import Path
 from typing import Any, Final

@@ -1,1 +1,1 @@
-"""The transfer methods, one file each: what is reset, at which rate it learns, what pulls it."""
+"""Transfer methods, one a file, and what they share: layers, feature hooks, the source copy."""

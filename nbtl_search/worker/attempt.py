@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, final
 
 from nbtl_search.errors import FencedError, StorageLostError
+from nbtl_search.ledger.leases import Lease, Leases, TrialOutcome
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Lease, Leases, TrialOutcome
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, best_epoch
 from nbtl_search.spec.verdict import FinalResult

@@ -1,4 +1,4 @@
-"""Settings of one worker: its folders and limits, the program that trains, and every interval."""
+"""Settings of one worker: its folders and limits, its heartbeats and other intervals."""
 
 import sys
 from collections.abc import Sequence

@@ -11,8 +11,8 @@ from typing import Final, final
 from nbtl_search import restart_policy
 from nbtl_search.errors import NbtlError, StorageLostError
 from nbtl_search.ledger import schema
+from nbtl_search.ledger.leases import Asked, Lease, Leases
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Asked, Lease, Leases
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.restart_policy import Restarts
 from nbtl_search.spec import Dials

@@ -1,1 +1,1 @@
-"""The verbs of the program, on a home folder and a database."""
+"""Workspace: a home folder and a database, with everything one can do there."""

@@ -8,7 +8,7 @@ from typing import Any
 from nbtl_search import space
 from nbtl_search.errors import SpecError
 from nbtl_search.launchers import local
-from nbtl_search.space.survey import SURVEY, starting_recipe
+from nbtl_search.space.regimes import SURVEY, starting_recipe
 from nbtl_search.spec import StudySpec, read_toml, with_settings
 from nbtl_search.spec.study import shipped_studies, shipped_study
 
@@ -66,7 +66,7 @@ def with_starts(spec: StudySpec, regimes: Sequence[str]) -> StudySpec:
 
     Args:
         spec: the study.
-        regimes: of `nbtl_search.space.survey.SURVEY`; the same one twice counts once.
+        regimes: of `nbtl_search.space.regimes.SURVEY`; the same one twice counts once.
 
     Raises:
         SpecError: there is no such regime, or the study knows a recipe of its name already.

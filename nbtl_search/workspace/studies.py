@@ -14,8 +14,8 @@ from nbtl_search.errors import NbtlError, SpecError, StudyExistsError, StudyNotF
 from nbtl_search.launchers import slurm
 from nbtl_search.ledger import ledger, records
 from nbtl_search.ledger.database import Storage
+from nbtl_search.ledger.leases import Desired
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Desired
 from nbtl_search.ledger.records import TrialRecord, best_of
 from nbtl_search.reports.terminal.status import Queue, StatusReport, status_of
 from nbtl_search.spec import Advised, Diagnosis, Progress, Recipe, StudySpec

@@ -6,7 +6,7 @@ from typing import Any
 import psutil
 from sqlalchemy import text
 
-from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST
+from nbtl_search.ledger.leases import MAX_FAILURES, MAX_LOST
 from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import stub_trainer
 

@@ -13,8 +13,13 @@ from sqlalchemy import text
 
 from nbtl_search.errors import FencedError
 from nbtl_search.ledger import schema
+from nbtl_search.ledger.leases import (
+    MAX_FAILURES,
+    MAX_LOST,
+    Lease,
+    Leases,
+)
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Lease, Leases
 from nbtl_search.postgres.server import start
 from nbtl_search.spec import Dials, Epoch
 from nbtl_search.study import store

@@ -15,8 +15,8 @@ from nbtl_search.ledger import (
     records,
     schema,
 )
+from nbtl_search.ledger.leases import Leases, TrialOutcome
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
 from nbtl_search.postgres import data_folder
 from nbtl_search.spec import Epoch
 from nbtl_search.study import sampling, store

@@ -5,7 +5,7 @@ from sqlalchemy import text
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.ledger import database, ledger
-from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
+from nbtl_search.ledger.leases import Leases, TrialOutcome
 from nbtl_search.spec import Budget, Epoch
 from nbtl_search.spec.verdict import FinalResult, FinalWeights, TestScore
 from nbtl_search.study import (

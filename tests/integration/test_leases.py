@@ -12,8 +12,13 @@ from sqlalchemy import event, text
 
 from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger import database, optuna_storage, records
+from nbtl_search.ledger.leases import (
+    MAX_FAILURES,
+    MAX_LOST,
+    Leases,
+    TrialOutcome,
+)
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import MAX_FAILURES, MAX_LOST, Leases, TrialOutcome
 from nbtl_search.postgres.connection import wait_for
 from nbtl_search.spec import Budget, Epoch
 from nbtl_search.study import sampling, store

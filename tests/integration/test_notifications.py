@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search.errors import NbtlError, SpecError
+from nbtl_search.ledger.leases import Leases, TrialOutcome
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
 from nbtl_search.spec import Budget, Epoch
 from nbtl_search.study import notifications, sampling, store
 from nbtl_search.study.notifications import WebhookSettings

@@ -7,8 +7,8 @@ import pytest
 
 from nbtl_search.cli.machine import printable
 from nbtl_search.files.rotation import N_KEPT, rotate
+from nbtl_search.ledger.leases import Leases, TrialOutcome
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
 from nbtl_search.study import sampling, store
 from nbtl_search.worker import retention
 from nbtl_search.worker.retention import Retention, checkpoints_of

@@ -7,7 +7,7 @@ from sqlalchemy import inspect, literal, select, text
 
 from nbtl_search.errors import SchemaError
 from nbtl_search.ledger import ledger, records, schema
-from nbtl_search.ledger.lifecycle import Leases, TrialOutcome
+from nbtl_search.ledger.leases import Leases, TrialOutcome
 from nbtl_search.space import build_for, known_dials
 from nbtl_search.spec import Budget, Dials, StudySpec
 from nbtl_search.spec.study import shipped_studies, shipped_study

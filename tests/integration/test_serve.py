@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from nbtl_search.errors import StorageError
 from nbtl_search.ledger import database
-from nbtl_search.postgres import network, server
+from nbtl_search.postgres import address, server
 from nbtl_search.postgres.data_folder import Files
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
@@ -24,7 +24,7 @@ def free_port():
 
 def on_loopback(port, **options):
     defaults = {"allow": None, "any_interface": False}
-    return network.choose("127.0.0.1", port=port, **defaults | options)
+    return address.choose("127.0.0.1", port=port, **defaults | options)
 
 
 def answer(url, statement="SELECT 42"):
@@ -44,7 +44,7 @@ def home(public_folder):
     path = public_folder / "served"
     yield path
     server.stop(path)
-    network.forget(Files.below(path))
+    address.forget(Files.below(path))
 
 
 def test_it_listens_where_it_was_told_and_workers_find_the_file(home):
@@ -130,18 +130,18 @@ def test_a_taken_port_is_refused_and_all_is_as_before(home):
 )
 def test_what_cannot_be_meant_is_refused(host, options, says):
     with pytest.raises(StorageError, match=says):
-        network.choose(host, port=5433, **{"allow": None, "any_interface": False} | options)
+        address.choose(host, port=5433, **{"allow": None, "any_interface": False} | options)
 
 
 def test_an_address_of_another_machine_is_refused(home):
-    wanted = network.choose("192.0.2.1", port=5433, allow=None, any_interface=False)
+    wanted = address.choose("192.0.2.1", port=5433, allow=None, any_interface=False)
     with pytest.raises(StorageError, match="an address of this machine"):
         server.serve(home, wanted)
     assert server.served(home) is None
 
 
 def test_a_hostile_host_cannot_add_settings(home):
-    wanted = network.choose("127.0.0.1'\nfsync = off\n'", port=1, allow=None, any_interface=False)
+    wanted = address.choose("127.0.0.1'\nfsync = off\n'", port=1, allow=None, any_interface=False)
     with pytest.raises(StorageError, match="must be able to listen"):
         server.serve(home, wanted)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from nbtl_search import api
 from nbtl_search.cli import main
 from nbtl_search.errors import StudyExistsError
-from nbtl_search.space.survey import decay_updates
+from nbtl_search.space.regimes import decay_updates
 from nbtl_search.study.store import DIALS, NAME
 from nbtl_search.workspace.workspace import Workspace
 

@@ -10,7 +10,7 @@ from nbtl_search import escaping
 from nbtl_search.advice import conclude
 from nbtl_search.paper.tables import paper_tables
 from nbtl_search.reports.table import Column, Row, Table, duration, terminal, text_of
-from nbtl_search.space.survey import survey_regime
+from nbtl_search.space.regimes import survey_regime
 from nbtl_search.spec import TITLES, Diagnosis, Measured
 
 MEANINGS: Final[Mapping[str, str]] = {

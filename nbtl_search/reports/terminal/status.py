@@ -1,4 +1,4 @@
-"""Status of a study in a terminal: counts, the best trial and the default, when it may end.
+"""Tables of `status` and `list` in a terminal: counts, best trial, trials, workers, time left.
 
 The tables of trials, workers and studies fit 80 columns.
 """

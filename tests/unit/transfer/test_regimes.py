@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbtl_search.errors import SpecError
-from nbtl_search.space.survey import (
+from nbtl_search.space.regimes import (
     SURVEY,
     SurveyRegime,
     decay_updates,

@@ -7,7 +7,7 @@ import pytest
 from nbtl_search import space
 from nbtl_search.cli.search import REGIMES
 from nbtl_search.errors import SpecError
-from nbtl_search.space.survey import (
+from nbtl_search.space.regimes import (
     SURVEY,
     SurveyRegime,
     decay_updates,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from nbtl_search import space
 from nbtl_search.errors import SpecError
-from nbtl_search.space.survey import SURVEY, effective_rate, starting_recipe
+from nbtl_search.space.regimes import SURVEY, effective_rate, starting_recipe
 from nbtl_search.spec import Dials, Facts, KnownRecipe, Row, SearchSettings
 
 BLOCKS = st.integers(1, 30)

@@ -1,4 +1,4 @@
-"""The embedded Postgres on a network address, for workers of other machines: chosen, kept, undone.
+"""Network address of the embedded Postgres, for workers of other machines: chosen, kept, undone.
 
 The choice is a small file beside the server's settings, so that whoever starts the server next
 serves it again. The shipped Postgres has no TLS: passwords travel hashed (scram), rows do not.

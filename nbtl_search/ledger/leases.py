@@ -1,4 +1,4 @@
-"""Leases: the lifecycle of a trial, and the writes that only the holder of a lease may do.
+"""Leases: who trains which trial, and when the trial of a dead worker is taken over.
 
     reserve:             a free slot ──► running
     release, a failure:  running ──► waiting

@@ -1,4 +1,4 @@
-"""The four regimes of transfer learning as starting recipes, and the effective learning rate.
+"""Regimes of transfer learning (survey, 2022) as starting recipes, and the effective learning rate.
 
 Plested and Gedeon 2022, "Deep transfer learning for image classification: a survey", arXiv
 2205.09904, names the regimes by the target's size and its similarity to the source. It says that
