@@ -74,6 +74,14 @@ def markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", _entities(line, quote=False))
 
 
+def markdown_source(text: str) -> str:
+    """Escape the HTML in a text that is Markdown itself, such as a study's description.
+
+    In one line, and safe in a cell of a table.
+    """
+    return _entities(" ".join(visible(text).split()), quote=False).replace("|", "\\|")
+
+
 def terminal(text: str) -> str:
     r"""Return what a terminal shows and does not obey: control characters as \x1b and the like.
 

@@ -228,6 +228,8 @@ def diagnose(
     if source is not None and given is None:
         given = context.prototypes(source, network)
     measured = {row.name: row for row in context.measured(features, given, source, seed=seed)}
+    # On a small GPU they would halve the micro-batch of what is trained next, and so change it.
+    del network, weights
     recipe = recipe.replace(train=recipe.train.replace(seed=seed))
     epochs = _epochs(recipe, len(features.train)) if random_epochs is None else random_epochs
     measured[random_weights.NAME] = _random(

@@ -106,6 +106,15 @@ def write_card(
     return f"{front_matter(data)}\n\n{text}"
 
 
+class _Quoting(yaml.SafeDumper):
+    """YAML with every text in quotes: other readers take a name such as 1e3 for a number."""
+
+
+_Quoting.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
 def front_matter(data: ModelCardData) -> str:
     """Return what the Hugging Face hub reads of a card: YAML between two rules."""
     fields: dict[str, Any] = {
@@ -130,7 +139,7 @@ def front_matter(data: ModelCardData) -> str:
             "metrics": [metric],
         }
         fields["model-index"] = [{"name": name, "results": [result]}]
-    plain = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
+    plain = yaml.dump(fields, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{plain}---"
 
 

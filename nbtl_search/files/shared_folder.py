@@ -2,14 +2,14 @@
 
 import errno
 import logging
+import os
 import shutil
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
 
 from filelock import FileLock, Timeout
 
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 DAY_S = 86400
 WAIT_S = 1.0
-# What a file system without locks answers, such as some mounts of NFS and of FUSE.
-_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 def publish(target: Path, fill: Callable[[Path], None], *, n_bytes: int) -> Path:
@@ -115,7 +113,8 @@ def alone(target: Path, *, waiting: Callable[[], None] | None = None) -> Iterato
         yield locked
     finally:
         if locked:
-            lock.release()
+            with suppress(OSError):  # what was made is there; the kernel drops the lock with us
+                lock.release()
 
 
 def _acquired(lock: FileLock, folder: Path, waiting: Callable[[], None] | None) -> bool:
@@ -125,7 +124,9 @@ def _acquired(lock: FileLock, folder: Path, waiting: Callable[[], None] | None) 
         except Timeout:
             pass  # waiting happens below, so that what it raises does not hang on this
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            # Opening the lock's file names the file in its error; locking it does not. Where
+            # locking fails (mounts of NFS and FUSE have many reasons) the work goes on without.
+            if error.filename is None:
                 return False
             raise _not_writable(folder, error) from error
         else:
@@ -152,6 +153,7 @@ def _require_space(directory: Path, n_bytes: int) -> None:
     if free < n_bytes * 1.02:
         message = (
             f"free space in {directory} >= {n_bytes / 1e9:.2f} GB, got {free / 1e9:.2f} GB; "
-            "make room, or set NBTL_HOME to another disk"
+            "make room, or put home (NBTL_HOME) or the cache (NBTL_CACHE) on another disk"
         )
-        raise DataError(message)
+        # Its cause says "disk" to a worker: no fault of the trial, which waits until there is room.
+        raise DataError(message) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

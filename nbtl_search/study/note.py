@@ -4,7 +4,7 @@ from typing import Final
 
 from nbtl_search import space
 from nbtl_search.advice import conclude
-from nbtl_search.escaping import markdown
+from nbtl_search.escaping import markdown, markdown_source
 from nbtl_search.spec import TITLES, Advised, Diagnosis, Facts, KnownRecipe, Measured, StudySpec
 
 _READING = """\
@@ -26,7 +26,7 @@ def write_note(spec: StudySpec, facts: Facts) -> str:
     """
     parts = [
         f"## {markdown(spec.name)}",
-        markdown(spec.description),
+        markdown_source(spec.description),
         _data(spec, facts),
         _searched(spec, facts),
         _known(spec.search.known),
@@ -73,7 +73,7 @@ def _advised(advice: Advised | None) -> str:
         lines += ["", "Start-up points fall here more often; no other value is excluded:", ""]
         lines += [
             f"* `{name}` {prior.low} to {prior.high}, {100 * prior.weight:.0f} % of the points"
-            f"{': ' if prior.reason else ''}{markdown(prior.reason)}"
+            f"{': ' if prior.reason else ''}{markdown_source(prior.reason)}"
             for name, prior in advice.prior.items()
         ]
     return "\n".join(lines)
@@ -81,7 +81,7 @@ def _advised(advice: Advised | None) -> str:
 
 def _recipes(known: tuple[KnownRecipe, ...]) -> list[str]:
     return [
-        f"* {markdown(recipe.name)}{': ' if recipe.reason else ''}{markdown(recipe.reason)}"
+        f"* {markdown(recipe.name)}{': ' if recipe.reason else ''}{markdown_source(recipe.reason)}"
         for recipe in known
     ]
 

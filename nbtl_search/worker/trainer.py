@@ -56,9 +56,11 @@ class Inbox:
         try:
             while True:
                 self._orders.put(protocol.receive_order(self._connection))
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError) as error:
             # The supervisor is gone, and with it the lease: another worker may already train this
-            # trial. Not `sys.exit`, which only ends this thread while the other one trains on.
+            # trial. Or its words are those of another version, after an upgrade beneath it: then
+            # waiting would be for ever. Not `sys.exit`, which only ends this thread.
+            logger.warning("no more orders: %s", error, extra={"action": "leave"})
             os._exit(_ORPHANED)
 
     def wait(self) -> protocol.Order:

@@ -65,7 +65,7 @@ def test_who_waits_is_called_until_the_lock_is_free(target, monkeypatch):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
 def test_a_disk_without_locks_holds_nobody_up(target, monkeypatch, number):
     def refuse(*_args, **_options):
         raise OSError(number, "no locks")
