@@ -54,7 +54,7 @@ quick: $(STAMP)  ## Run the unit tests that need no database, browser or trainin
 	$(BIN)/pytest tests/unit $(TRAIN:%=--ignore=tests/unit/%) -m "$(QUICK)" -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 test: $(STAMP)  ## Run all tests
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## Kill workers and Postgres by 200 seeded schedules, and commit every single fault
 	NBTL_CHAOS_SCHEDULES=$(SCHEDULES) $(BIN)/pytest $(AGAIN) -n $(JOBS) --dist load -rP $(PYTEST_ARGS)

@@ -11,7 +11,7 @@ a trainer that never opened   `worker.supervisor`         `TRAINER`
 
 A worker that ends with `errors.EXIT_CODE` was refused: none of them starts it again. What happens
 to a *trial* whose trainer or worker died is another rule, which the ledger keeps for all machines
-(`ledger.lifecycle`), and a database that does not answer ends nobody: it is waited for.
+(`ledger.leases`), and a database that does not answer ends nobody: it is waited for.
 """
 
 from dataclasses import dataclass

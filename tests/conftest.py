@@ -9,6 +9,7 @@ from typing import Any
 import hypothesis
 import pytest
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadFileScheduling
 
 # One thread per process: results do not depend on the machine, and tests leave room for others.
 # Set before anything imports torch or numpy; processes that tests start inherit it.
@@ -102,28 +103,42 @@ ORDER = (
     "unit/diagnosis", "unit/demo", "integration", "unit",
 )  # fmt: skip
 # Files whose tests share nothing that is expensive to make: each test goes where there is room.
-# All others stay together, with the studies, servers and runs that their tests share.
+# Of others all tests go to one process, with the studies, servers and runs that they share.
 SHARED_OUT = (
     "acceptance/test_slurm", "acceptance/test_kills", "acceptance/test_secrets", "chaos/",
     "unit/training/test_method_contract", "acceptance/test_lifecycle",
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest first, and say to `--dist loadgroup` which belong together."""
-    here = os.path.dirname(__file__)  # noqa: PTH120
-    places = {item: os.path.relpath(item.path, here) for item in items}
+def _place(item: pytest.Item) -> str:
+    return os.path.relpath(item.path, os.path.dirname(__file__))  # noqa: PTH120
+
+
+class Files(LoadFileScheduling):  # type: ignore[misc]
+    """Hands whole files to the processes that test, but the tests of `SHARED_OUT` one by one.
+
+    xdist's own groups (`--dist loadgroup`) have no effect with pytest 9.2: they change a private
+    copy of a test's id.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, _ = nodeid.partition("::")
+        return nodeid if file.removeprefix("tests/").startswith(SHARED_OUT) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first."""
 
     def rank(item: pytest.Item) -> int:
-        first = (i for i, start in enumerate(ORDER) if places[item].startswith(start))
+        first = (i for i, start in enumerate(ORDER) if _place(item).startswith(start))
         return next(first, len(ORDER))
 
     items.sort(key=rank)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if not places[item].startswith(SHARED_OUT):
-                item.add_marker(pytest.mark.xdist_group(places[item]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -180,7 +180,7 @@ def notify(
 
     Args:
         name: of the study.
-        file: the webhook's settings, see `launchers.webhook`.
+        file: the webhook's settings, see `study.notifications.WebhookSettings`.
         every_s: look again after so long; None to look once.
         home: of the workspace; by default the user's data folder.
         storage: URL of the workspace's database; by default the embedded one.

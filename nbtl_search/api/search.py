@@ -178,7 +178,8 @@ def launch(
 
     Args:
         name: of the study.
-        workers: how many; by default one per GPU, or one per core .
+        workers: how many; by default one per GPU, or one per core (see
+            `launchers.local`).
         gpus: their ids; by default all visible ones.
         slots_per_gpu: how many workers share a GPU.
         home: of the workspace; by default the user's data folder.

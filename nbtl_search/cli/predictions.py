@@ -230,12 +230,12 @@ def predict_command(
     nbtl-search predict model photos/*.jpg
     nbtl-search predict model photos --top-k 3 --json
     """
-    from nbtl_search.workspace.models import predict
-
     if as_csv and as_json:
         message = "--json and --csv exclude each other; give one"
         raise click.UsageError(message)
     check_confusion_file(confusion)
+    from nbtl_search.workspace.models import predict
+
     with late_progress("images") as progress:
         found = predict(
             model,

@@ -43,12 +43,20 @@ def gpus() -> list[str]:
     return listing.stdout.split()
 
 
-def default_slots(*, n_threads: int) -> int:
-    """Return how many CPU workers fit this machine, by cores and by memory."""
+def default_slots(*, n_gpus: int, per_gpu: int = 1, n_threads: int | None) -> int:
+    """Return how many workers run here when no number is given: by GPUs, else by cores and memory.
+
+    Args:
+        n_gpus: that are to be used.
+        per_gpu: workers that share one.
+        n_threads: of a worker on a CPU.
+    """
+    if n_gpus:
+        return n_gpus * per_gpu
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
     cores = cores or psutil.cpu_count() or 1
     memory_gb = psutil.virtual_memory().total / _GB
-    return max(1, min(cores // n_threads, int(memory_gb // _MEMORY_GB)))
+    return max(1, min(cores // (n_threads or 1), int(memory_gb // _MEMORY_GB)))
 
 
 @dataclass(kw_only=True)

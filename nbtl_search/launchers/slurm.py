@@ -1,7 +1,8 @@
 """Slurm: workers as an array of jobs, and the queue of the tasks that are theirs.
 
 submitit submits an array with one task per worker and has a task queued again that must go. The
-queue is asked by Slurm's own programs, as submitit only knows the jobs of its own process.
+queue is asked by Slurm's own programs, as submitit only knows the jobs of its own process. It is
+imported where workers are submitted: it sets up logging anew, which `status` must not do.
 """
 
 import getpass
@@ -11,15 +12,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, final
+from typing import TYPE_CHECKING, Annotated, Any, Final, final
 
-import submitit
 from pydantic import Field
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from nbtl_search.errors import NbtlError
-from nbtl_search.launchers.task import WorkerTask
 from nbtl_search.spec import Value
+
+if TYPE_CHECKING:
+    from nbtl_search.launchers.task import WorkerTask
 
 LIVE: Final = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED")
 _WAITING: Final = "PENDING"
@@ -62,7 +63,7 @@ class SlurmArray:
     """The workers of one study on a cluster, ready to be submitted."""
 
     settings: SlurmSettings
-    task: WorkerTask
+    task: "WorkerTask"
     name: str
     folder: Path
     """On the shared file system: scripts, pickles of the task, and what the tasks print."""
@@ -82,6 +83,11 @@ class SlurmArray:
         Raises:
             NbtlError: Slurm refuses; the message says what it said.
         """
+        from submitit.core.utils import (  # noqa: PLC0415  (see the top)
+            FailedJobError,
+            FailedSubmissionError,
+        )
+
         executor = self._executor()
         try:
             with executor.batch():
@@ -100,6 +106,8 @@ class SlurmArray:
         """
         require("sbatch")
         require("srun")
+        import submitit  # noqa: PLC0415  (see the top)
+
         executor = submitit.SlurmExecutor(
             self.folder, max_num_timeout=_REQUEUES, python=self.settings.python
         )

@@ -23,6 +23,7 @@ from nbtl_search.ledger.database import Storage, create_or_upgrade
 from nbtl_search.postgres import data_folder
 from nbtl_search.postgres.connection import storage_errors
 
+_OLD_NAMES: Final = ("nbtl_notice",)  # of tables, before version 4
 _LOCKS_S: Final = 60
 # Tokens only have to differ from every one that was given out after the backup was taken. New uids
 # keep its trials away from checkpoints of trials that it has never heard of.
@@ -104,10 +105,21 @@ def restore(storage: Storage, source: Path, *, replace: bool = False) -> Restore
         _run(
             storage, "psql", "--no-psqlrc", "--quiet", "--single-transaction",
             "--set=ON_ERROR_STOP=1", f"--command=SET lock_timeout = '{_LOCKS_S}s'",
-            f"--file={script}",
+            "--command=SET client_min_messages = warning",  # tables that are not there: no news
+            f"--command={_drop_ours()}", f"--file={script}",
         )  # fmt: skip
     create_or_upgrade(storage)
     return Restored(n_studies=count_studies(storage), from_version=version)
+
+
+def _drop_ours() -> str:
+    """Return the statement that removes our tables, whatever version they are of.
+
+    The backup's own script removes only the tables and constraints it has: one of an older version
+    knows nothing of a newer table that refers to those, and Postgres would refuse.
+    """
+    names = (*_OLD_NAMES, *(table.name for table in schema.metadata.sorted_tables))
+    return f"DROP TABLE IF EXISTS {', '.join(names)} CASCADE"
 
 
 def count_studies(storage: Storage) -> int:

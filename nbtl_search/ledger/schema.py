@@ -38,8 +38,8 @@ VERSION: Final = 4
 
 # What a version changes in tables that exist; tables that are missing are made afterwards, as they
 # are now. A step must do with whatever an older version may lack: hence IF EXISTS. A column may be
-# renamed because whoever runs an older program looks at the version before each trial, and fails
-# in between with nothing written: a statement that names a missing column is rolled back.
+# renamed because an older program that still runs fails with nothing written: a statement that
+# names a missing column is rolled back, and its worker says what is missing and ends.
 _STEPS: Final = {
     3: ("ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS n_lost integer NOT NULL DEFAULT 0",),
     4: (
@@ -47,6 +47,11 @@ _STEPS: Final = {
         "ALTER TABLE nbtl_trial RENAME COLUMN told TO notified",
         "ALTER TABLE IF EXISTS nbtl_final_run ALTER COLUMN recipe TYPE jsonb USING recipe::jsonb",
         "ALTER TABLE IF EXISTS nbtl_final ALTER COLUMN plan TYPE jsonb USING plan::jsonb",
+        (
+            "ALTER TABLE IF EXISTS nbtl_notice RENAME CONSTRAINT nbtl_notice_study_id_fkey"
+            " TO nbtl_notification_study_id_fkey"
+        ),
+        "ALTER INDEX IF EXISTS nbtl_notice_pkey RENAME TO nbtl_notification_pkey",
         "ALTER TABLE IF EXISTS nbtl_notice RENAME TO nbtl_notification",
     ),
 }

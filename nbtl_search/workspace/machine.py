@@ -20,7 +20,6 @@ from nbtl_search.spec.machine import Check, Speed
 from nbtl_search.study import checks as database_checks
 from nbtl_search.study.cost_estimate import CostEstimate, estimate_cost, slots_by_memory
 from nbtl_search.study.store import Study
-from nbtl_search.workspace.workers import default_slots
 from nbtl_search.workspace.workspace import Workspace
 
 Child = subprocess.Popen[str]
@@ -56,8 +55,10 @@ class Machine:
     ) -> CostEstimate:
         """Train a few batches of the default recipe; return what the study will cost here."""
         with self.workspace.open_study(name) as study:
-            n_workers = workers or default_slots(
-                study, n_gpus=len(local.gpus()), per_gpu=slots_per_gpu
+            n_workers = workers or local.default_slots(
+                n_gpus=len(local.gpus()),
+                per_gpu=slots_per_gpu,
+                n_threads=study.spec.train.n_threads,
             )
             return estimate_cost(study.spec, self._speed(study), n_workers=n_workers)
 

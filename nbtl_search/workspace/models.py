@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import SpecError, StudyNotFoundError
 from nbtl_search.spec import Epoch, Progress, Recipe
 from nbtl_search.spec.verdict import Verdict
-from nbtl_search.training import checkpoint
-from nbtl_search.training.run import Run
-from nbtl_search.training.run import train as epochs_of
 from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -72,6 +68,11 @@ class Models:
         measuring: Progress | None = None,
     ) -> Iterator[Epoch]:
         """Train one recipe without a study, and yield its epochs."""
+        from nbtl_search.data.prepared import prepare
+        from nbtl_search.training import checkpoint
+        from nbtl_search.training.run import Run
+        from nbtl_search.training.run import train as epochs_of
+
         home = self.workspace.home
         prepared = prepare(recipe.data, home=home, progress=progress)
         run = Run(recipe, prepared=prepared, home=home, measuring=measuring)

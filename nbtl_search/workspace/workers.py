@@ -70,7 +70,9 @@ class Workers:
         """Run workers on this machine until the study is over."""
         with self.workspace.open_study(name) as study, stop_on_signals() as stop:
             found = local.gpus() if gpus is None else list(gpus)
-            n_slots = workers or default_slots(study, n_gpus=len(found), per_gpu=slots_per_gpu)
+            n_slots = workers or local.default_slots(
+                n_gpus=len(found), per_gpu=slots_per_gpu, n_threads=study.spec.train.n_threads
+            )
             devices = [
                 {"CUDA_VISIBLE_DEVICES": found[slot % len(found)]} if found else {}
                 for slot in range(n_slots)
@@ -160,12 +162,6 @@ class Workers:
             file.write(self.workspace.storage)
             file.flush()
             yield {"NBTL_STORAGE": "", "NBTL_STORAGE_FILE": file.name}
-
-
-def default_slots(study: Study, *, n_gpus: int, per_gpu: int = 1) -> int:
-    """Return how many workers run here when no number is given."""
-    n_threads = study.spec.train.n_threads or 1
-    return n_gpus * per_gpu or local.default_slots(n_threads=n_threads)
 
 
 def _timing(beat_s: float) -> Timing:

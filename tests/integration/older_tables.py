@@ -10,6 +10,11 @@ from nbtl_search.study.finals import Plan
 _BACK = {
     4: (
         "ALTER TABLE nbtl_notification RENAME TO nbtl_notice",
+        "ALTER INDEX nbtl_notification_pkey RENAME TO nbtl_notice_pkey",
+        (
+            "ALTER TABLE nbtl_notice RENAME CONSTRAINT nbtl_notification_study_id_fkey"
+            " TO nbtl_notice_study_id_fkey"
+        ),
         "ALTER TABLE nbtl_trial RENAME COLUMN notified TO told",
         "ALTER TABLE nbtl_trial ALTER COLUMN recipe TYPE text USING recipe::text",
         "ALTER TABLE nbtl_final_run ALTER COLUMN recipe TYPE text USING recipe::text",

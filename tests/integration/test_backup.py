@@ -194,6 +194,26 @@ def test_a_backup_of_an_older_program_is_upgraded(db, elsewhere, tmp_path):
     assert take(store.open_study(elsewhere, "cats")).attempt == 2
 
 
+@pytest.mark.usefixtures("half_way")
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_backup_from_before_an_upgrade_replaces_the_upgraded_tables(db, tmp_path, version):
+    as_version(db.engine, version)
+    backup.backup(db, tmp_path / "a.backup")
+    database.create_or_upgrade(db)
+    assert backup.restore(db, tmp_path / "a.backup", replace=True).from_version == version
+    database.check(db)
+    assert take(store.open_study(db, "cats")).attempt == 2
+
+
+@pytest.mark.usefixtures("half_way")
+def test_upgraded_tables_are_replaced_by_new_ones(db, elsewhere, tmp_path):
+    backup.backup(db, tmp_path / "a.backup")
+    database.create_or_upgrade(elsewhere)
+    as_version(elsewhere.engine, 3)
+    database.create_or_upgrade(elsewhere)
+    assert backup.restore(elsewhere, tmp_path / "a.backup", replace=True).n_studies == 1
+
+
 def test_a_file_that_exists_is_kept_unless_forced(db, tmp_path):
     file = tmp_path / "a.backup"
     file.write_text("precious")

@@ -101,10 +101,12 @@ def content(study):
 
 
 def shape(engine):
-    """The columns of all of our tables, with their types."""
+    """The columns of all of our tables, with their types, and the names of their constraints."""
     found = inspect(engine)
     return {
         name: {each["name"]: str(each["type"]) for each in found.get_columns(name)}
+        | {each["name"]: "refers" for each in found.get_foreign_keys(name)}
+        | {found.get_pk_constraint(name)["name"]: "primary key"}
         for name in found.get_table_names()
         if name.startswith("nbtl_")
     }

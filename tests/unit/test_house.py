@@ -184,6 +184,13 @@ class TestStart:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
+    @pytest.mark.parametrize("name", ["studies", "workers", "machine", "models"])
+    def test_a_verb_loads_what_it_uses_and_when(self, name: str) -> None:
+        """Submitit, moreover, sets up the logging of the whole process when it is imported."""
+        loaded = _python(f"import sys, nbtl_search.workspace.{name}; print(*sys.modules)")
+        lighter = {"submitit", "torch"} if name == "workers" else {"submitit", "torch", "optuna"}
+        assert lighter & set(loaded) == set()
+
     def test_the_supervisor_never_loads_torch(self) -> None:
         loaded = _python("import sys, nbtl_search.worker.supervisor; print(*sys.modules)")
         assert {"torch", "timm"} & set(loaded) == set()
