@@ -307,7 +307,7 @@ def _launch_until_ready(files: Files, owner: OsUser) -> None:
     write_durably(files.host, socket.gethostname().encode(), mode=0o600)
     # More than once: processes of a killed server may hold its memory for another moment.
     for launch in range(_LAUNCHES):
-        time.sleep(0.5 * (launch > 0))
+        time.sleep(0.5 * launch)
         for lock in (files.pid, *files.socket.glob(".s.PGSQL.*.lock")):
             _clear_stale(lock, files)
         if _becomes_ready(files, _launch(files, owner)):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.postgres
 START = """
 import sys, time
 from pathlib import Path
-from nbtl_search.study import embedded
+from nbtl_search.postgres import server
 server.start(Path(sys.argv[1]))
 print("started", flush=True)
 time.sleep(float(sys.argv[2]))
