@@ -152,8 +152,11 @@ def test_at_its_time_limit_a_task_checkpoints_and_is_queued_again(program, clust
     program.ok("db", "serve", "--host", "127.0.0.1", "--port", free_port())
     launch(program, cluster, settings, "--workers", 1)
     wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=300, every_s=1.0)
-    wait_until(lambda: hurried(cluster) and "preempted" in causes(program), timeout_s=400)
-    wait_until(lambda: hurried(cluster) and program.status("tiny")["running"] == 1, timeout_s=300)
+    wait_until(
+        lambda: hurried(cluster) and "preempted" in causes(program), timeout_s=400, every_s=1.0
+    )
+    hurried(cluster)  # once: each change of a task's start makes the scheduler begin anew with it
+    wait_until(lambda: program.status("tiny")["running"] == 1, timeout_s=400, every_s=1.0)
     assert set(causes(program)) == {"preempted", None}
     assert launch(program, cluster, settings, "--workers", 0)["n_after"] == 0
     wait_until(lambda: not cluster.running(), timeout_s=60)
