@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from nbtl_search.data.prepared import Prepared
     from nbtl_search.ledger.records import TrialRecord
     from nbtl_search.reports.terminal.status import StatusReport
-    from nbtl_search.spec import Diagnosis, Progress, Recipe, StudySpec
+    from nbtl_search.spec import Diagnosis, Progress, Recipe, StageProgress, StudySpec
     from nbtl_search.study.store import Study, StudySummary
-    from nbtl_search.workspace.diagnoses import OnStage
     from nbtl_search.workspace.studies import Wish
     from nbtl_search.workspace.workers import Queued
 
@@ -107,7 +106,7 @@ def diagnose(
     settings: Sequence[str] = (),
     home: Path | None = None,
     storage: str | None = None,
-    progress: OnStage | None = None,
+    progress: StageProgress | None = None,
 ) -> Diagnosis:
     """Measure how well the pre-trained weights fit the images, and keep it in the database.
 

@@ -50,7 +50,15 @@ from nbtl_search.source.prototypes import (
     read_prototypes,
     save_prototypes,
 )
-from nbtl_search.spec import POOLED, TITLES, Diagnosis, Measured, Progress, Recipe
+from nbtl_search.spec import (
+    POOLED,
+    TITLES,
+    Diagnosis,
+    Measured,
+    Progress,
+    Recipe,
+    StageProgress,
+)
 
 Rows = tuple[Measured, ...]
 Measure = Callable[["Evidence"], Rows]
@@ -166,8 +174,6 @@ MEASURES: Final[Mapping[str, Measure]] = {
 """Everything that features tell; random_accuracy is trained for (diagnosis/random_weights.py)."""
 
 
-OnStage = Callable[[str, int, int], None]
-
 DECODING: Final = "decoding images"
 FEATURES: Final = "extracting features"
 SOURCE: Final = "extracting source features"
@@ -187,7 +193,7 @@ def diagnose(
     random_epochs: int | None = None,
     random_lr: float = random_weights.SCRATCH_LR,
     seed: int = 0,
-    on_stage: OnStage | None = None,
+    on_stage: StageProgress | None = None,
     n_threads: int | None = None,
 ) -> Diagnosis:
     """Measure how well the weights of a recipe fit its images, in the order of `TITLES`.
@@ -246,7 +252,7 @@ class _Context:
 
     home: Path
     layer: str
-    on_stage: OnStage | None
+    on_stage: StageProgress | None
     n_threads: int | None
 
     def features(self, prepared: Prepared, network: SourceNetwork) -> Features:

@@ -273,11 +273,14 @@ def _tied(space: Space, always: Collection[str]) -> Space:
     Rows of `always` have none.
     """
     searched = {row.name for row in space.rows}
-    held = {
-        name: value
-        for name, value in {**dict(Dials()), **space.fixed}.items()
-        if name not in searched
-    }
+    held = _unlimited(
+        space,
+        {
+            name: value
+            for name, value in {**dict(Dials()), **space.fixed}.items()
+            if name not in searched
+        },
+    )
     rows = []
     for row in sorted(space.rows, key=position):
         condition = None if row.name in always else CONDITIONS.get(row.name)
@@ -320,6 +323,16 @@ def _held(space: Space) -> dict[str, Any]:
         if row.when is None and row.domain.at(0.0) == row.domain.at(_BELOW_ONE):
             held[row.name] = row.domain.at(0.0)
     return held
+
+
+def _unlimited(space: Space, held: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the held dials whose value no limit cuts, however many layers are new."""
+    row = space.row("reinit_layers")
+    most = row.domain.at(_BELOW_ONE) if row else held["reinit_layers"]
+    kept = {"source_head": "replace", "reinit_layers": most}  # where least is left
+    return {
+        name: value for name, value in held.items() if space.limited(name, value, kept) == value
+    }
 
 
 def _options(domain: Domain) -> tuple[SettingValue, ...]:

@@ -26,7 +26,7 @@ from nbtl_search.spec.study import (
     StudySpec,
 )
 from nbtl_search.spec.toml import read_toml, with_settings, write_toml
-from nbtl_search.spec.values import Progress, Value
+from nbtl_search.spec.values import Progress, StageProgress, Value
 
 __all__ = [
     "POOLED",
@@ -51,6 +51,7 @@ __all__ = [
     "Row",
     "SearchSettings",
     "SettingValue",
+    "StageProgress",
     "StudySpec",
     "TrainSettings",
     "Value",

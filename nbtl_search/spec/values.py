@@ -10,6 +10,8 @@ from nbtl_search.errors import SpecError
 
 Progress = Callable[[int, int], None]
 """Called with (done, in all); what it raises ends the work."""
+StageProgress = Callable[[str, int, int], None]
+"""Called with (stage, done, in all); what it raises ends the work."""
 
 
 class Value(BaseModel):

@@ -51,9 +51,8 @@ class Retention:
         # The ledger first, the disk second: a trial never begins again once it has ended, so what
         # is found ended cannot have a checkpoint that lives. The other way round it could.
         ended = records.finished(self.study.storage.engine, self.study.id)
-        complete = [trial for trial in ended if trial.state == "complete"]
-        complete.sort(key=lambda trial: -1.0 if trial.value is None else trial.value, reverse=True)
-        kept = {str(trial.number) for trial in complete[: self.settings.keep_best]}
+        best = records.ranked(ended)[: self.settings.keep_best]
+        kept = {str(trial.number) for trial in best}
         over = {str(trial.number) for trial in ended}
         for folder in self.folder.glob("[0-9]*"):
             if folder.name in kept:

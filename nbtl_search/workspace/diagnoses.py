@@ -1,13 +1,13 @@
 """Diagnoses of a workspace: how well pre-trained weights fit a dataset, measured and kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbtl_search.errors import SpecError, StudyNotFoundError
 from nbtl_search.postgres import server
-from nbtl_search.spec import POOLED, Diagnosis, Dials, StudySpec
+from nbtl_search.spec import POOLED, Diagnosis, Dials, StageProgress, StudySpec
 from nbtl_search.spec.study import shipped_studies
 from nbtl_search.study import diagnoses, store
 from nbtl_search.workspace.drafts import draft, drafted, with_threads
@@ -15,8 +15,6 @@ from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from nbtl_search.source.prototypes import SourceImages
-
-OnStage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Diagnoses:
         random_epochs: int | None = None,
         no_random: bool = False,
         settings: Sequence[str] = (),
-        progress: OnStage | None = None,
+        progress: StageProgress | None = None,
     ) -> Diagnosis:
         """Measure how well the weights fit the images, and keep it: `nbtl_search.api.diagnose`."""
         spec = with_threads(self._spec(target, settings=settings))

@@ -116,6 +116,24 @@ def test_nor_do_changed_rows_lead_to_one(data, n_blocks, rows, name):
     assert again == dials.replace(lr_high=again.lr_high)
 
 
+@pytest.mark.parametrize("name", ["extended", "paper"])
+@pytest.mark.parametrize("n_blocks", [1, 2, 22])
+def test_held_counts_that_new_layers_cut_short_leave_only_possible_points(name, n_blocks):
+    rows = {
+        "source_head": Row(fixed="replace"),
+        "frozen_layers": Row(fixed="all"),
+        "n_l2sp": Row(fixed="all"),
+        "dtnh": Row(options=("conflict",)),
+        "delta": Row(options=("off", "plain")),
+    }
+    built = space.build(SearchSettings(space=name, rows=rows), n_blocks=n_blocks)
+    dials = [space.dials_of(built, point) for point in space.design(built, n=64, seed=1)]
+    assert {one.reinit_layers for one in dials} == set(range(1, min(3, n_blocks + 1) + 1))
+    for one in dials:
+        assert space.impossible(one, n_blocks=n_blocks) == []
+        assert space.outside(built, one) == []
+
+
 def test_each_method_is_off_in_three_of_four_start_up_points():
     built = extended()
     dials = [space.dials_of(built, point) for point in space.design(built, n=256, seed=1)]
