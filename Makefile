@@ -1,5 +1,6 @@
 # Everything a newcomer needs is two commands: `make demo` and `make test`.
-# VENV may name another environment, JOBS the processes that test, PYTEST_ARGS more arguments,
+# VENV may name another environment, JOBS the processes that test (`make test` takes one more, as
+# half of its tests wait for a database, a queue or a browser), PYTEST_ARGS more arguments,
 # SCHEDULES how many there are of `make chaos`.
 # The loops, from the shortest: `make quick` while writing, `make test` before a push, `make chaos`
 # before a release.
@@ -54,7 +55,7 @@ quick: $(STAMP)  ## Run the unit tests that need no database, browser or trainin
 	$(BIN)/pytest tests/unit $(TRAIN:%=--ignore=tests/unit/%) -m "$(QUICK)" -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 test: $(STAMP)  ## Run all tests
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/pytest -n $$(($(JOBS) + 1)) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## Kill workers and Postgres by 200 seeded schedules, and commit every single fault
 	NBTL_CHAOS_SCHEDULES=$(SCHEDULES) $(BIN)/pytest $(AGAIN) -n $(JOBS) --dist load -rP $(PYTEST_ARGS)

@@ -91,6 +91,11 @@ class Cluster:
         """Return the tasks that wait to run."""
         return [id_ for id_, (state, _) in self.tasks().items() if state == "PENDING"]
 
+    def left(self, job_id: str) -> bool:
+        """Tell whether a job's script has ended on a node, at least once."""
+        logs = (log.read_text() for log in self.root.glob("slurmd-*.log"))
+        return any(f"[{job_id}.batch] done with job" in log for log in logs)
+
     def log(self) -> str:
         """Return the ends of the daemons' logs, for a failure's message."""
         logs = sorted(self.root.glob("*.log"))
@@ -164,9 +169,9 @@ def running_cluster(root: Path, *, cpus: int) -> Iterator[Cluster]:
         _wait(lambda: _answers(cluster), cluster)
         yield cluster
     finally:
+        # One after the other, munge last: without it the others cannot say that they go.
         for process in reversed(cluster.processes):
             process.terminate()
-        for process in cluster.processes:
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
