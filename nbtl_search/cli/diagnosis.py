@@ -86,6 +86,9 @@ def diagnose_command(
     if no_random and random_epochs is not None:
         message = "--random-epochs and --no-random exclude each other; give one"
         raise click.UsageError(message)
+    from nbtl_search.network.allocator import keep_freed_memory
+
+    keep_freed_memory()
     with late_stages() as progress:
         diagnosis = workspace.diagnoses.measure(
             target,

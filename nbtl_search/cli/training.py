@@ -265,8 +265,10 @@ def train_command(
     nbtl-search best dtd > recipe.toml
     nbtl-search train recipe.toml --set train.seed=1
     """
+    from nbtl_search.network.allocator import keep_freed_memory
     from nbtl_search.spec import Recipe, best_epoch, read_toml, with_settings
 
+    keep_freed_memory()
     parsed = Recipe.parse(with_settings(read_toml(recipe), settings))
     epochs = []
     with late_stages() as tick:

@@ -158,6 +158,8 @@ def _key(scratch: Recipe, prepared: Prepared) -> str:
         "bf16": placement.bf16,
         "checkpoints": checkpoint.VERSION,
     }
+    if placement.mixed:  # only then: what was kept under a key without it stays valid
+        plain["mixed"] = True
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -86,7 +86,7 @@ class LocalLaunch:
         logs: Path,
     ) -> None:
         """Prepare one slot for each environment; `command` runs one worker."""
-        self._command = [sys.executable, "-m", "nbtl_search.cli", *command]
+        self._command = [sys.executable, "-P", "-m", "nbtl_search.cli", *command]
         logs.mkdir(parents=True, exist_ok=True)
         self._slots = [
             _Slot(environment=environment, log=logs / f"slot-{index}.log")

@@ -6,8 +6,10 @@ imported where workers are submitted: it sets up logging anew, which `status` mu
 """
 
 import getpass
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,9 +110,9 @@ class SlurmArray:
         require("srun")
         import submitit  # noqa: PLC0415  (see the top)
 
-        executor = submitit.SlurmExecutor(
-            self.folder, max_num_timeout=_REQUEUES, python=self.settings.python
-        )
+        # -P: a task begins in the folder it was submitted from, whose files are no modules of ours.
+        python = self.settings.python or f"{shlex.quote(sys.executable)} -P"
+        executor = submitit.SlurmExecutor(self.folder, max_num_timeout=_REQUEUES, python=python)
         executor.update_parameters(**_parameters(self.settings, self.name))
         return executor
 

@@ -81,7 +81,7 @@ class WorkerTask:
         return submitit.helpers.DelayedSubmission(self)
 
     def _run_once(self) -> int:
-        command = [sys.executable, "-m", "nbtl_search.cli", *self.arguments]
+        command = [sys.executable, "-P", "-m", "nbtl_search.cli", *self.arguments]
         environment = {**os.environ, **self.environment}  # noqa: TID251  (passed on, not read)
         if self.cache is not None:
             command += ["--cache", os.path.expandvars(self.cache)]

@@ -73,6 +73,13 @@ class Placement:
     device: torch.device
     bf16: bool
     n_threads: int | None = None
+    mixed: bool = False
+    """Whether what is slow in bf16 trains in fp32 all the same (`grouped`)."""
+
+    @property
+    def precision(self) -> str:
+        """Return the arithmetic by the name that reports give it."""
+        return "bf16 and fp32" if self.mixed else "bf16" if self.bf16 else "fp32"
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -120,14 +127,20 @@ class Placement:
 
 
 def place(train: TrainSettings) -> Placement:
-    """Choose device and precision: what the settings name, or the best this machine has.
+    """Choose device and precision: what the settings name, or the fastest this machine has.
 
     Raises:
         SpecError: the device named is unknown, or not on this machine.
     """
     device = _device(train.device)
-    bf16 = has_fast_bf16(device) if train.precision == "auto" else train.precision == "bf16"
-    return Placement(device=device, bf16=bf16, n_threads=train.n_threads)
+    chosen = train.precision == "auto"
+    bf16 = has_fast_bf16(device) if chosen else train.precision == "bf16"
+    return Placement(
+        device=device,
+        bf16=bf16,
+        n_threads=train.n_threads,
+        mixed=chosen and bf16 and device.type == "cpu",
+    )
 
 
 def has_fast_bf16(device: torch.device) -> bool:

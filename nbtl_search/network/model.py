@@ -20,6 +20,7 @@ from nbtl_search.data.images import ImageFormat
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.errors import SpecError
 from nbtl_search.network.device import Placement, derive_seed, seeded
+from nbtl_search.network.grouped import train_in_fp32
 from nbtl_search.network.weights import (
     Weights,
     load_weights,
@@ -124,7 +125,7 @@ def build(
     # After the source was copied: that one answers as its weights were trained.
     if dials.stochnorm_p < 1:
         stochnorm.convert(model, p=dials.stochnorm_p)
-    model = _placed(model, placement)
+    model = _to_train(model, placement, home)
     # Anew: blocks were replaced above, and the anchors must be copies of the placed parameters, on
     # their device and in their memory format.
     layers = kept_layers(model) if keeps else layers_of(model)
@@ -185,6 +186,13 @@ def _source(
 def _placed(model: nn.Module, placement: Placement) -> nn.Module:
     moved: nn.Module = model.to(device=placement.device)
     return moved.to(memory_format=placement.memory_format)
+
+
+def _to_train(model: nn.Module, placement: Placement, home: Path) -> nn.Module:
+    model = _placed(model, placement)
+    if placement.mixed:
+        train_in_fp32(model, home=home)
+    return model
 
 
 def pretrained_config(settings: ModelSettings) -> dict[str, Any]:

@@ -89,7 +89,6 @@ def _precision(train: TrainSettings) -> Check:
         placement = place(train)
     except NbtlError as error:
         return Check.of("precision", str(error), problem="change train.device")
-    kind = "bf16" if placement.bf16 else "fp32"
     fast = has_fast_bf16(placement.device)
     if placement.device.type == "cpu":
         there = [name for name in FAST_BF16 if cpu_has(name)] or ["neither AVX512-BF16 nor AMX"]
@@ -99,7 +98,9 @@ def _precision(train: TrainSettings) -> Check:
     if train.precision != "auto":
         reason = f"as the study says; {reason}"
     slow = "" if placement.bf16 == fast or train.precision != "bf16" else "bf16 is slow here"
-    return Check.of("precision", f"{kind} on {placement.device}: {reason}", warning=slow)
+    return Check.of(
+        "precision", f"{placement.precision} on {placement.device}: {reason}", warning=slow
+    )
 
 
 def _memory() -> Check:

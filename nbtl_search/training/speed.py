@@ -19,6 +19,7 @@ import torch
 from nbtl_search.data.loader import Batch
 from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import NbtlError
+from nbtl_search.network.allocator import keep_freed_memory
 from nbtl_search.spec import Recipe
 from nbtl_search.spec.machine import Speed
 from nbtl_search.training.run import Run
@@ -56,7 +57,7 @@ def measure(run: Run, *, longest_s: float = _LONGEST_S) -> Speed:
     torch.save(run.state_dict(), content)
     return Speed(
         device=_name(run),
-        precision="bf16" if run.placement.bf16 else "fp32",
+        precision=run.placement.precision,
         update_s=statistics.median(warm),
         update_low_s=min(warm),
         update_high_s=max(warm),
@@ -137,6 +138,7 @@ def main() -> None:
     Without seconds one Speed is printed. With them it says when the run is warm; for each further
     line on stdin it trains for so long, and prints images per second.
     """
+    keep_freed_memory()
     order = json.loads(sys.stdin.readline())
     recipe, home = Recipe.parse(order["recipe"]), Path(order["home"])
     cache = None if order.get("cache") is None else Path(order["cache"])

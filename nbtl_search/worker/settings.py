@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TRAINER: Final = (sys.executable, "-m", "nbtl_search.worker.trainer")
+TRAINER: Final = (sys.executable, "-P", "-m", "nbtl_search.worker.trainer")
 
 
 @dataclass(frozen=True, kw_only=True)

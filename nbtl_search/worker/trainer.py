@@ -22,6 +22,7 @@ import psutil
 
 from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.errors import DataError, NbtlError, TrialError, WeightsError
+from nbtl_search.network.allocator import give_back, keep_freed_memory
 from nbtl_search.spec.verdict import FinalResult, FinalWeights
 from nbtl_search.training import checkpoint
 from nbtl_search.training.final_run import ScoredImages, keep, score_test
@@ -263,6 +264,8 @@ def _is_of_full_disk(error: BaseException | None) -> bool:
 
 
 def _rss_mb() -> float:
+    """Return the memory in MB that the process keeps now that a trial is over."""
+    give_back()
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
@@ -273,6 +276,7 @@ def main() -> None:
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    keep_freed_memory()
     Trainer(Connection(int(sys.argv[1]))).serve()
 
 

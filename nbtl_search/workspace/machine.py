@@ -105,7 +105,7 @@ def _measuring(order: Mapping[str, Any], environment: Mapping[str, str]) -> Iter
     # Stderr goes to a file, since a pipe that nobody reads fills up and blocks the child.
     with TemporaryFile("w+") as complaints:
         child = subprocess.Popen(
-            [sys.executable, "-m", _MODULE],
+            [sys.executable, "-P", "-m", _MODULE],
             env={**os.environ, **environment},  # noqa: TID251  (passed on, not read)
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -4,10 +4,14 @@ A command spends most of its time importing torch, timm and Optuna, and tests ru
 server per test process imports them once, and each command is a fork of it: with its own
 arguments, environment, standard streams and exit code. What is to be killed, or to live on, is
 started as users start it (`Program.start`).
+
+A command runs in a folder whose file has the name of a module: what it starts must not import that.
 """
 
 import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +20,17 @@ from pathlib import Path
 from tests.processes import CONTEXT
 
 
-def _be_the_command(arguments, environment, folder):
+@functools.cache
+def _folder_of_a_user():
+    folder = Path(tempfile.mkdtemp(prefix="nbtl-cwd-"))
+    folder.joinpath("random.py").write_text('raise ImportError("a file of the user was imported")')
+    folder.chmod(0o755)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _be_the_command(arguments, environment, folder, cwd):
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     streams = (os.devnull, f"{folder}/out", f"{folder}/err")
@@ -39,7 +53,8 @@ def run(arguments, *, environment, timeout_s):
     """Run the command line to its end, as `subprocess.run` does."""
     with tempfile.TemporaryDirectory(prefix="nbtl-command-") as folder:
         process = CONTEXT.Process(
-            target=_be_the_command, args=(list(arguments), dict(environment), folder)
+            target=_be_the_command,
+            args=(list(arguments), dict(environment), folder, str(_folder_of_a_user())),
         )
         process.start()
         process.join(timeout_s)
