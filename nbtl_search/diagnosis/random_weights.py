@@ -15,7 +15,7 @@ from nbtl_search.files.atomic import write_durably
 from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.network.device import place
 from nbtl_search.network.weights import RANDOM
-from nbtl_search.spec import Dials, Epoch, Measured, Progress, Recipe
+from nbtl_search.spec import Dials, Epoch, Measured, Progress, Recipe, TrainSettings
 from nbtl_search.training import checkpoint
 from nbtl_search.training.run import Run, train
 
@@ -37,6 +37,7 @@ def scratch_recipe(recipe: Recipe, *, epochs: int, lr: float = SCRATCH_LR) -> Re
         train=recipe.train.replace(
             epochs=epochs,
             schedule="cosine",
+            rise=TrainSettings().rise,
             warmup_epochs=min(recipe.train.warmup_epochs, max(1, epochs // 10)),
             warmup_lr=lr / 10,
         ),
@@ -76,6 +77,8 @@ def random_accuracy(
         DataError: the disk is full.
         OutOfMemoryError: not even one image at a time fits.
     """
+    n_updates = epochs * recipe.train.updates_per_epoch(prepared.n_train)
+    recipe = recipe.replace(augment=recipe.augment.for_updates(n_updates))
     scratch = scratch_recipe(recipe, epochs=epochs, lr=lr)
     directory = home / "diagnoses" / _key(scratch, prepared)
     kept = directory / "random.json"

@@ -187,11 +187,11 @@ def check_precomputable(recipe: Recipe) -> None:
     Raises:
         SpecError: images are mixed, or the weights are random.
     """
-    if recipe.augment.mixup > 0:
+    mixup = recipe.augment.parts.mixup
+    if mixup > 0:
         message = (
             "methods.distill_teacher = 'precomputed' needs augment.mixup == 0, since its logits "
-            f"are of unmixed images, got {recipe.augment.mixup}; set mixup to 0, or the teacher to "
-            "'online'"
+            f"are of unmixed images, got {mixup}; set mixup to 0, or the teacher to 'online'"
         )
         raise SpecError(message)
     if recipe.model.weights == RANDOM:

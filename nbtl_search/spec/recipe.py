@@ -4,11 +4,13 @@ Texts of recipes lie in checkpoints, databases and exported models, and fingerpr
 them: a new field has a default that is not written out (`_usually`), and none is renamed.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from nbtl_search.errors import SpecError
 from nbtl_search.spec.values import Value
 
 Positive = Annotated[float, Field(gt=0)]
@@ -122,6 +124,12 @@ class ModelSettings(Value):
     )
 
 
+# The area from which crops are taken at strength 0 and 1; 1 is the authors' command.
+_LEAST_AREA: Final = (0.25, 0.08)
+_WEAK_UPDATES: Final = 400
+_STRONG_UPDATES: Final = 4000
+
+
 class AugmentSettings(Value):
     """Training augmentation; each part is switched off by its zero or empty value."""
 
@@ -134,6 +142,63 @@ class AugmentSettings(Value):
     mixup: NonNegative = Field(0.2, description="alpha of the Beta distribution; 0 = off")
     erasing: Fraction = Field(0.5, description="probability of random erasing (pixel mode)")
     label_smoothing: Fraction = Field(0.1, description="0 = off")
+    strength: Fraction | Literal["budget"] | None = _usually(
+        None,
+        description="0 = mild crops and flips, 1 = the authors' command, in the place of "
+        "crop_scale, randaugment, mixup and erasing; 'budget' = what a study's updates bear",
+    )
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        usual = type(self).model_fields
+        set_singly = [
+            name
+            for name in ("crop_scale", "randaugment", "mixup", "erasing")
+            if getattr(self, name) != usual[name].default
+        ]
+        if self.strength is not None and set_singly:
+            message = (
+                f"strength decides {set_singly[0]}, got both; leave strength out, or set it alone"
+            )
+            raise ValueError(message)
+        return self
+
+    def for_updates(self, n: int) -> "AugmentSettings":
+        """Return the settings with the strength that a run of n updates bears, if it is to.
+
+        Strong augmentation needs a long run to pay: measured at 100 and 300 updates, the weakest
+        won on each folder (`benchmarks/README.md`); from there to the 4,000 of the authors' own
+        runs the strength grows with the logarithm, by judgement.
+        """
+        if self.strength != "budget":
+            return self
+        share = math.log(max(n, 1) / _WEAK_UPDATES) / math.log(_STRONG_UPDATES / _WEAK_UPDATES)
+        return self.replace(strength=round(min(1.0, max(0.0, share)), 2))
+
+    @property
+    def parts(self) -> "AugmentSettings":
+        """Return each part as the strength makes it.
+
+        Raises:
+            SpecError: the strength is still to be taken from a study's budget.
+        """
+        if self.strength is None:
+            return self
+        if self.strength == "budget":
+            message = (
+                "augment.strength must be a number in a recipe, got 'budget', which `create` "
+                "replaces; set it to 0 for short runs"
+            )
+            raise SpecError(message)
+        mild, hard = _LEAST_AREA
+        magnitude = round(9 * self.strength)
+        return self.replace(
+            strength=None,
+            crop_scale=(mild * (hard / mild) ** self.strength, 1.0),
+            randaugment=f"rand-m{magnitude}-mstd0.5-inc1" if magnitude else "",
+            mixup=0.2 * self.strength,
+            erasing=0.5 * self.strength,
+        )
 
 
 class TrainSettings(Value):
@@ -144,7 +209,10 @@ class TrainSettings(Value):
     micro_batch: int | None = Field(
         None, ge=1, description="images per forward; None = as many as the memory holds"
     )
-    schedule: Literal["step", "cosine"] = Field("step", description="of the learning rates")
+    schedule: Literal["step", "cosine", "one_cycle"] = Field(
+        "step", description="of the learning rates; one_cycle is counted in updates, not in epochs"
+    )
+    rise: Fraction = _usually(0.25, description="share of the updates in which one_cycle rises")
     warmup_epochs: Count = Field(3, description="epochs from `warmup_lr` to each group's rate")
     warmup_lr: Positive = Field(1e-4, description="where the warm-up starts, for every group")
     decay_epochs: Positive = Field(10.0, description="epochs between steps (step schedule)")
@@ -167,6 +235,22 @@ class TrainSettings(Value):
         description="processes that decode and augment; None = none on a CPU, up to 8 beside a GPU",
     )
     seed: Count = Field(0, description="of initialisation, data order and augmentation")
+
+    @model_validator(mode="after")
+    def _of_this_schedule(self) -> Self:
+        cyclic = self.schedule == "one_cycle"
+        others = (
+            ("warmup_epochs", "warmup_lr", "decay_epochs", "decay_rate") if cyclic else ("rise",)
+        )
+        fields = type(self).model_fields
+        ignored = [name for name in others if getattr(self, name) != fields[name].default]
+        if ignored:
+            message = (
+                f"schedule {self.schedule!r} has no {ignored[0]}, got "
+                f"{getattr(self, ignored[0])!r}; leave it out, or choose another schedule"
+            )
+            raise ValueError(message)
+        return self
 
     def updates_per_epoch(self, n_train: int) -> int:
         """Return the batches of an epoch: one short batch where there are few images."""

@@ -159,6 +159,11 @@ class StudySpec(Value):
             raise ValueError(message)
         return data
 
+    def with_facts(self, facts: Facts) -> "StudySpec":
+        """Return it with what was measured, and with the settings that wait for the budget."""
+        n_updates = self.train.epochs * self.train.updates_per_epoch(facts.n_train)
+        return self.replace(facts=facts, augment=self.augment.for_updates(n_updates))
+
     def recipe(self, dials: Dials) -> Recipe:
         """Return the whole recipe of a trial with these dials."""
         return Recipe(

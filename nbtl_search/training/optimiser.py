@@ -6,6 +6,9 @@ By epoch, a rate is set once per epoch; epochs count from 0 here.
     step:            lr(e) = base * decay_rate ^ floor(e / decay_epochs)
     cosine:          lr(e) = base / 2 * (1 + cos(pi e / epochs))
 
+One cycle (Smith and Topin 2018, arXiv 1708.07120) is set at each update u of U, with half cosines
+between base / 25 at u = 0, base at u = rise U - 1, and base / 250,000 at u = U - 1.
+
 The warm-up has no prefix: it covers the first epochs and shifts nothing. timm's StepLRScheduler
 class does shift by default; its factory and the authors' version do not (warmup_prefix=False).
 With `decay_updates` the steps, and the warm-up, are counted in updates instead.
@@ -21,6 +24,8 @@ from nbtl_search.transfer.layers import Layers
 from nbtl_search.transfer.learning_rates import decay_in_updates, learning_rate_groups
 
 AUTHORS_WEIGHT_DECAY = 5e-4
+_RISES = 25.0
+_FALLS = 1e4
 
 
 def warmup_length(train: TrainSettings) -> int:
@@ -33,7 +38,7 @@ def warmup_length(train: TrainSettings) -> int:
 
 
 def learning_rate(base: float, *, epoch: int, train: TrainSettings) -> float:
-    """Return the rate of a group with this base rate during this epoch (from 0)."""
+    """Return the rate during this epoch (from 0), of a schedule that is counted in epochs."""
     warmup = warmup_length(train)
     if epoch < warmup:
         return train.warmup_lr + epoch * ((base - train.warmup_lr) / warmup)
@@ -53,16 +58,35 @@ def rate_at(base: float, recipe: Recipe, *, epoch: int, update: int, n_updates: 
         n_updates: in an epoch.
     """
     train, dials = recipe.train, recipe.dials
+    done, n_all = epoch * n_updates + update, train.epochs * n_updates
+    cyclic = train.schedule == "one_cycle"
     if not dials.decay_updates:
+        if cyclic:
+            return one_cycle(base, update=done, n_updates=n_all, rise=train.rise)
         return learning_rate(base, epoch=epoch, train=train)
     return decay_in_updates(
         base,
-        update=epoch * n_updates + update,
+        update=done,
         decay_updates=dials.decay_updates,
         decay_rate=dials.decay_factor,
-        warmup_updates=warmup_length(train) * n_updates,
-        warmup_lr=train.warmup_lr,
+        warmup_updates=round(train.rise * n_all) if cyclic else warmup_length(train) * n_updates,
+        warmup_lr=base / _RISES if cyclic else train.warmup_lr,
     )
+
+
+def one_cycle(base: float, *, update: int, n_updates: int, rise: float) -> float:
+    """Return the rate of a group with this base rate for one update of a run, from 0."""
+    top, last = max(0.0, rise * n_updates - 1), n_updates - 1
+    start = base / _RISES
+    if update < top:
+        return _between(start, base, update / top)
+    if last <= top:
+        return base
+    return _between(base, start / _FALLS, (update - top) / (last - top))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
 
 def sgd(recipe: Recipe, layers: Layers) -> torch.optim.SGD:

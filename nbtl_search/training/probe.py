@@ -58,7 +58,7 @@ def probe(
         data_digest=prepared.digest,
         weights_digest=network.weights_digest,
     )
-    _check_methods(spec, facts, prepared, weights, home=home, checking=checking)
+    _check_methods(spec.with_facts(facts), facts, prepared, weights, home=home, checking=checking)
     return facts
 
 

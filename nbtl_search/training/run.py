@@ -105,7 +105,7 @@ class Run:
         train, placement = self.recipe.train, self.placement
         return TrainBatches(
             prepared,
-            augment=self.recipe.augment,
+            augment=self.recipe.augment.parts,
             format=self.network.image_format,
             batch_size=train.batch_size,
             seed=train.seed,

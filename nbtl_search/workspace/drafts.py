@@ -34,7 +34,7 @@ def draft(
     if (dataset is None) == (study is None):
         message = "create takes either --dataset or --study, got both or neither"
         raise SpecError(message)
-    plain = read_toml(study) if study is not None else _of_dataset(str(dataset))
+    plain = _of_file(study) if study is not None else _of_dataset(str(dataset))
     return drafted(plain, name=name, settings=settings)
 
 
@@ -96,6 +96,25 @@ def _decaying_updates(spec: StudySpec) -> int | None:
     if space.build_for(spec.search, facts).row("decay_updates") is None:
         return None
     return spec.train.updates_per_epoch(facts.n_train) * spec.train.epochs
+
+
+# What a file says if it says how rates or images change over a run.
+_SCHEDULE = {"schedule", "rise", "warmup_epochs", "warmup_lr", "decay_epochs", "decay_rate"}
+
+
+def _of_file(study: Path) -> dict[str, Any]:
+    """Return the study of a TOML file; what it leaves out of the training is as for a folder."""
+    plain = read_toml(study)
+    folder = shipped_study("folder")
+    train, search = plain.get("train", {}), plain.get("search", {})
+    if not isinstance(train, dict) or not isinstance(search, dict):
+        return plain  # which is refused, by name
+    if not _SCHEDULE & train.keys() and not {"augment", "compat"} & plain.keys():
+        plain["train"] = {"schedule": folder["train"]["schedule"]} | train
+        plain["augment"] = folder["augment"]
+    if "known" not in search:
+        plain["search"] = search | {"known": folder["search"]["known"][:1]}
+    return plain
 
 
 def _of_dataset(dataset: str) -> dict[str, Any]:

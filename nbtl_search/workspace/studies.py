@@ -89,7 +89,7 @@ class Studies:
         # Reading the images may take an hour: what cannot be started from is refused before.
         with_starts(spec, start)
         facts = probe(spec, home=self.workspace.home, progress=progress, checking=checking)
-        spec = with_starts(spec.replace(facts=facts), start)
+        spec = with_starts(spec.with_facts(facts), start)
         with self.workspace.open_database_of_any_version() as database:
             diagnosis = diagnoses.latest(database, spec)
             if diagnosis is None and advise:

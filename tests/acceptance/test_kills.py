@@ -14,7 +14,7 @@ from tests.rounds import LONG
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos, pytest.mark.slow]
 
-N_TRIALS, N_KILLS = (12, 20) if LONG else (8, 10)
+N_TRIALS, N_KILLS = (24, 20) if LONG else (8, 10)
 
 
 def kill_one(program, chance):
@@ -41,7 +41,7 @@ def test_many_kills_change_no_result(program, tiny):
     n_kills = 0
     while n_kills < N_KILLS and launch.poll() is None:
         n_kills += kill_one(program, chance)
-        time.sleep(chance.uniform(0.2, 3.0))
+        time.sleep(chance.uniform(0.2, 2.0))
     assert n_kills >= N_KILLS, f"the study ended after {n_kills} kills (seed {seed})"
     assert launch.wait(600) == 0, launch.stderr.read()
     trials, curves, recipes = check_invariants(program, "tiny", n_trials=N_TRIALS)

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 
-from nbtl_search.spec import TrainSettings
+from nbtl_search.spec import DataSettings, Recipe, TrainSettings
 from nbtl_search.training.optimiser import (
     learning_rate,
+    one_cycle,
+    rate_at,
     set_rates,
     sgd,
     warmup_length,
@@ -63,6 +65,46 @@ def test_cosine_is_that_of_timm(epochs, warmup_epochs):
         theirs.step(epoch)
         ours = [learning_rate(base, epoch=epoch, train=train) for base in BASES]
         assert ours == pytest.approx([group["lr"] for group in sgd_.param_groups], rel=1e-14)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    epochs=st.integers(1, 12),
+    n_updates=st.integers(1, 9),
+    rise=st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]),
+)
+def test_one_cycle_is_that_of_torch(epochs, n_updates, rise):
+    recipe = Recipe(
+        data=DataSettings(dataset="x"),
+        train=TrainSettings(epochs=epochs, schedule="one_cycle", rise=rise),
+    )
+    n_all = epochs * n_updates
+    # torch's divides by zero where nothing falls or nothing rises.
+    assume(0 < rise * n_all - 1 < n_all - 1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        (sgd_ := optimiser()),
+        max_lr=list(BASES),
+        total_steps=n_all,
+        pct_start=rise,
+        cycle_momentum=False,
+    )
+    for done in range(n_all):
+        epoch, update = divmod(done, n_updates)
+        ours = [
+            rate_at(base, recipe, epoch=epoch, update=update, n_updates=n_updates) for base in BASES
+        ]
+        assert ours == pytest.approx([group["lr"] for group in sgd_.param_groups], rel=1e-9)
+        if done + 1 < n_all:
+            sgd_.step()
+            theirs.step()
+
+
+@pytest.mark.parametrize("n_updates", [1, 2, 3, 7])
+@pytest.mark.parametrize("rise", [0.0, 0.25, 1.0])
+def test_the_shortest_cycles_stay_between_their_ends(n_updates, rise):
+    rates = [one_cycle(0.5, update=u, n_updates=n_updates, rise=rise) for u in range(n_updates)]
+    assert all(0 < rate <= 0.5 for rate in rates)
+    assert max(rates) > 0.4
 
 
 def test_the_authors_readme_command():
