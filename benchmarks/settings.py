@@ -149,10 +149,10 @@ def _table(paths: list[Path]) -> Iterator[str]:
     found: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for path in paths:
-        for line in _lines(path):
-            column = (line["folder"], line["updates"])
-            found[line["form"], line["settings"]][column].append(line["val_top1"][-1])
+    lines = {_key(line): line for path in paths for line in _lines(path)}
+    for line in lines.values():
+        column = (line["folder"], line["updates"])
+        found[line["form"], line["settings"]][column].append(line["val_top1"][-1])
     columns = sorted({column for row in found.values() for column in row})
     yield "| form | settings | " + " | ".join(f"{name}, {n} updates" for name, n in columns) + " |"
     yield "|---|---|" + "---|" * len(columns)

@@ -105,6 +105,7 @@ def _say_created(spec: "StudySpec", start: Sequence[str]) -> None:
         f"  images   {facts.n_train} to train, {facts.n_val} to validate, {facts.n_test} to test, "
         f"{facts.n_classes} classes\n"
         f"  network  {spec.model.name}, {facts.n_blocks} blocks, weights {spec.model.weights}\n"
+        f"  training {_training(spec, n_updates * spec.train.epochs)}\n"
         f"  pruning  {where}"
     )
     for known in spec.search.known:
@@ -113,6 +114,14 @@ def _say_created(spec: "StudySpec", start: Sequence[str]) -> None:
             click.echo(f"  start    {known.name}: {dials} ({known.reason})")
     _say_advice(spec)
     click.echo(f"next: nbtl-search launch {spec.name}")
+
+
+def _training(spec: "StudySpec", n_updates: int) -> str:
+    strength = spec.augment.strength
+    known = isinstance(strength, float)
+    augmentation = f"at strength {strength:g} of 1" if known else "as the study says"
+    schedule = spec.train.schedule.replace("_", " ")
+    return f"{n_updates} updates a trial, schedule {schedule}, augmentation {augmentation}"
 
 
 def _say_advice(spec: "StudySpec") -> None:

@@ -180,7 +180,8 @@ def tiny(images, weights):
     return (
         "create", "--dataset", images, "--name", "tiny", "--model", NETWORK,
         "--weights", weights, "--image-px", 32,
-        "--set", "train.batch_size=8", "--set", "train.warmup_epochs=1",
+        "--set", "train.batch_size=8",
+        "--set", "train.schedule=cosine", "--set", "train.warmup_epochs=1",
         "--set", "search.n_startup=4", "--set", "search.pruning.min_updates=18",
     )  # fmt: skip
 

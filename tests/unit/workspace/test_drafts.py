@@ -102,3 +102,64 @@ def test_a_study_that_has_this_recipe_already_refuses_it(study):
     once = with_starts(study, ["smaller-similar"])
     with pytest.raises(SpecError, match="has survey-smaller-similar already"):
         with_starts(once, ["smaller-similar"])
+
+
+class TestFiles:
+    """A file of one's own trains as `--dataset FOLDER` does, where it does not say otherwise."""
+
+    BARE = 'name = "mine"\n[data]\ndataset = "dtd"\n'
+
+    @pytest.fixture
+    def drafted(self, tmp_path):
+        def make(more=""):
+            file = tmp_path / "mine.toml"
+            file.write_text(self.BARE + more)
+            return draft(study=file)
+
+        return make
+
+    def test_what_says_nothing_of_the_training_is_trained_as_a_folder(self, drafted, tmp_path):
+        of_folder, of_file = draft(str(tmp_path)), drafted("[train]\nepochs = 5\n")
+        assert of_file.train.schedule == of_folder.train.schedule == "one_cycle"
+        assert of_file.augment == of_folder.augment
+        assert of_file.augment.strength == "budget"
+        assert of_file.search.known == of_folder.search.known[:1]
+        assert of_file.train.epochs == 5
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            '[train]\nschedule = "step"\n',
+            "[train]\nwarmup_epochs = 2\n",
+            "[train]\ndecay_rate = 0.5\n",
+            "[augment]\nmixup = 0.0\n",
+            "[augment]\n",
+        ],
+    )
+    def test_what_says_something_of_it_is_left_as_it_is(self, drafted, more):
+        found = drafted(more)
+        assert found.train.schedule == "step"
+        assert found.augment.strength is None
+
+    def test_the_authors_settings_stay_theirs(self, tmp_path):
+        file = tmp_path / "mine.toml"
+        file.write_text('compat = "authors"\n' + self.BARE)
+        found = draft(study=file)
+        assert (found.train.schedule, found.augment.strength) == ("step", None)
+
+    def test_known_recipes_of_its_own_are_the_only_ones(self, drafted):
+        known = drafted('[[search.known]]\nname = "default"\ndials = { beta = 0.125 }\n')
+        assert [recipe.dials for recipe in known.search.known] == [{"beta": 0.125}]
+
+    @pytest.mark.parametrize("table", ["train", "search"])
+    def test_a_table_that_is_none_is_named(self, tmp_path, table):
+        file = tmp_path / "mine.toml"
+        file.write_text(f"{table} = 3\n" + self.BARE)
+        with pytest.raises(SpecError, match=f"^{table}"):
+            draft(study=file)
+
+    @pytest.mark.parametrize("setting", ["train.warmup_epochs=2", "train.decay_rate=0.5"])
+    def test_what_the_schedule_would_ignore_is_refused(self, tmp_path, setting):
+        with pytest.raises(SpecError, match=r"train: .*'one_cycle' has no \w+, got"):
+            draft(str(tmp_path), settings=[setting])
+        assert draft(str(tmp_path), settings=[setting, "train.schedule='step'"])
