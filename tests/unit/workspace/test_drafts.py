@@ -162,4 +162,5 @@ class TestFiles:
     def test_what_the_schedule_would_ignore_is_refused(self, tmp_path, setting):
         with pytest.raises(SpecError, match=r"train: .*'one_cycle' has no \w+, got"):
             draft(str(tmp_path), settings=[setting])
-        assert draft(str(tmp_path), settings=[setting, "train.schedule='step'"])
+        stepped = draft(str(tmp_path), settings=[setting, "train.schedule='step'"])
+        assert stepped.train.schedule == "step"
