@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nbtl_search.errors import DataError
 from nbtl_search.files.atomic import write_durably
 from nbtl_search.files.shared_folder import alone, writing_below
+from nbtl_search.network.device import seeded
 
 # One shape stands for all of its kind: the ratio hardly changes with the number of channels.
 _CHANNELS: Final = 96
@@ -61,13 +62,28 @@ def train_in_fp32(model: nn.Module, *, home: Path) -> int:
         model: the network, in its place.
         home: below it is kept what was measured on machines like this one.
     """
-    grouped = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
-    found = slowdowns({kind_of(one) for one in grouped}, home=home)
-    slow = [one for one in grouped if found[kind_of(one)] >= _WORTH_IT]
-    for one in slow:
-        if not isinstance(one, _InFp32):
-            one.__class__ = _in_fp32(type(one))
-    return len(slow)
+    found = slowdowns({kind_of(one) for one in _grouped(model)}, home=home)
+    return compute_in_fp32(model, {kind for kind in found if found[kind] >= _WORTH_IT})
+
+
+def compute_in_fp32(model: nn.Module, kinds: Collection[str]) -> int:
+    """Let the grouped convolutions of these kinds train in fp32, and no others; return how many."""
+    n = 0
+    for one in _grouped(model):
+        plain = type(one).__mro__[2] if isinstance(one, _InFp32) else type(one)
+        chosen = kind_of(one) in kinds
+        one.__class__ = _in_fp32(plain) if chosen else plain
+        n += chosen
+    return n
+
+
+def kinds_in_fp32(model: nn.Module) -> list[str]:
+    """Return the kinds of grouped convolutions that train in fp32, in order."""
+    return sorted({kind_of(one) for one in _grouped(model) if isinstance(one, _InFp32)})
+
+
+def _grouped(model: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
 
 
 def _in_fp32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
@@ -88,8 +104,9 @@ def kind_of(convolution: nn.Conv2d) -> str:
 def slowdowns(kinds: Iterable[str], *, home: Path) -> dict[str, float]:
     """Return how many times slower in bf16 a training step of each kind is on this machine.
 
-    What is kept below home was measured on a machine with this CPU, torch and number of threads.
-    Processes that ask at once get one answer, and so a trial that is resumed by another one.
+    What is kept below home was measured on a machine with this CPU, torch and number of threads;
+    processes that ask at once get one answer, where the file system has locks. A run that is
+    resumed goes on as it began in any case: its kinds are in the checkpoint.
     """
     wanted = sorted(kinds)
     target = home / "machines" / f"{_machine()}.json"
@@ -119,14 +136,15 @@ def _named(*about: str) -> str:
 
 
 def _read(path: Path) -> dict[str, float]:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         return {str(kind): float(value) for kind, value in json.loads(path.read_bytes()).items()}
     return {}
 
 
 @functools.cache
 def _slowdown(kind: str) -> float:
-    convolution: Any = _example(kind)
+    with seeded(0):  # the weights of an example are no part of a run's random numbers
+        convolution: Any = _example(kind)
     convolution = convolution.to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(

@@ -191,7 +191,8 @@ def check_precomputable(recipe: Recipe) -> None:
     if mixup > 0:
         message = (
             "methods.distill_teacher = 'precomputed' needs augment.mixup == 0, since its logits "
-            f"are of unmixed images, got {mixup}; set mixup to 0, or the teacher to 'online'"
+            f"are of unmixed images, got {mixup}; set mixup to 0, or augment.strength where that "
+            "is given, or the teacher to 'online'"
         )
         raise SpecError(message)
     if recipe.model.weights == RANDOM:

@@ -328,11 +328,15 @@ def _held(space: Space) -> dict[str, Any]:
 def _unlimited(space: Space, held: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the held dials whose value no limit cuts, however many layers are new."""
     row = space.row("reinit_layers")
-    most = row.domain.at(_BELOW_ONE) if row else held["reinit_layers"]
+    most = _most(row.domain) if row else held["reinit_layers"]
     kept = {"source_head": "replace", "reinit_layers": most}  # where least is left
     return {
         name: value for name, value in held.items() if space.limited(name, value, kept) == value
     }
+
+
+def _most(domain: Domain) -> Any:
+    return max(domain.options) if isinstance(domain, Choice) else domain.high
 
 
 def _options(domain: Domain) -> tuple[SettingValue, ...]:

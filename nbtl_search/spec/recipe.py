@@ -166,9 +166,9 @@ class AugmentSettings(Value):
     def for_updates(self, n: int) -> "AugmentSettings":
         """Return the settings with the strength that a run of n updates bears, if it is to.
 
-        Strong augmentation needs a long run to pay: measured at 100 and 300 updates, the weakest
-        won on each folder (`benchmarks/README.md`); from there to the 4,000 of the authors' own
-        runs the strength grows with the logarithm, by judgement.
+        Strong augmentation needs a long run to pay: it cost points at 100 updates
+        (`benchmarks/README.md`). That it grows with the logarithm, and between which numbers, is
+        judgement.
         """
         if self.strength != "budget":
             return self

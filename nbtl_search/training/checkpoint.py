@@ -20,6 +20,7 @@ from torch import nn
 from nbtl_search.errors import DataError, SpecError, WeightsError
 from nbtl_search.files.atomic import remove_abandoned, write_durably
 from nbtl_search.network.device import random_state, restore_random_state
+from nbtl_search.network.grouped import compute_in_fp32, kinds_in_fp32
 from nbtl_search.spec import Epoch, Recipe
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def capture(run: Trainable) -> RunState:
         "progress": asdict(run.progress),
         "micro_batch": run.gradient.micro_batch,
         "history": [epoch.model_dump_json() for epoch in run.history],
+        "in_fp32": kinds_in_fp32(model),
         "model": dict(model.state_dict()),
         "optimiser": run.optimiser.state_dict(),
         "random": random_state(),
@@ -105,6 +107,8 @@ def restore(run: Trainable, saved: RunState) -> None:
     """
     # Everything is compared before anything is loaded: a refusal leaves the run as it was.
     _check(run, saved)
+    # As it began, also on another machine; runs of before there was a choice had none in fp32.
+    compute_in_fp32(run.network.model, saved.get("in_fp32", ()))
     run.network.model.load_state_dict(saved["model"])
     run.optimiser.load_state_dict(dict(saved["optimiser"]))
     run.gradient.micro_batch = saved["micro_batch"]

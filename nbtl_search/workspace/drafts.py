@@ -34,7 +34,7 @@ def draft(
     if (dataset is None) == (study is None):
         message = "create takes either --dataset or --study, got both or neither"
         raise SpecError(message)
-    plain = _of_file(study) if study is not None else _of_dataset(str(dataset))
+    plain = _of_dataset(str(dataset)) if study is None else _of_file(study, settings)
     return drafted(plain, name=name, settings=settings)
 
 
@@ -48,7 +48,7 @@ def drafted(
     """
     if name is not None:
         plain = plain | {"name": name}
-    return StudySpec.parse(_absolute(with_settings(plain, settings)))
+    return StudySpec.parse(_absolute(with_settings(_with_room(plain, settings), settings)))
 
 
 def with_threads(spec: StudySpec) -> StudySpec:
@@ -98,23 +98,48 @@ def _decaying_updates(spec: StudySpec) -> int | None:
     return spec.train.updates_per_epoch(facts.n_train) * spec.train.epochs
 
 
-# What a file says if it says how rates or images change over a run.
-_SCHEDULE = {"schedule", "rise", "warmup_epochs", "warmup_lr", "decay_epochs", "decay_rate"}
+# What decides how the rates and the images change over a run.
+_CYCLE = {"rise"}
+_BY_EPOCH = {"warmup_epochs", "warmup_lr", "decay_epochs", "decay_rate"}
+_SCHEDULE = {"schedule", *_CYCLE, *_BY_EPOCH}
+_OF_STRENGTH = {"crop_scale", "randaugment", "mixup", "erasing"}
 
 
-def _of_file(study: Path) -> dict[str, Any]:
-    """Return the study of a TOML file; what it leaves out of the training is as for a folder."""
-    plain = read_toml(study)
-    folder = shipped_study("folder")
-    train, search = plain.get("train", {}), plain.get("search", {})
+def _of_file(study: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """Return the study of a TOML file; what it leaves out of the training is as for a folder.
+
+    Settings of the command count as if they stood in the file.
+    """
+    plain, folder = read_toml(study), shipped_study("folder")
+    said = with_settings(plain, settings)
+    train, search = said.get("train", {}), said.get("search", {})
     if not isinstance(train, dict) or not isinstance(search, dict):
         return plain  # which is refused, by name
-    if not _SCHEDULE & train.keys() and not {"augment", "compat"} & plain.keys():
-        plain["train"] = {"schedule": folder["train"]["schedule"]} | train
+    if not _SCHEDULE & train.keys() and not {"augment", "compat"} & said.keys():
+        plain["train"] = {"schedule": folder["train"]["schedule"]} | plain.get("train", {})
         plain["augment"] = folder["augment"]
     if "known" not in search:
-        plain["search"] = search | {"known": folder["search"]["known"][:1]}
+        plain["search"] = plain.get("search", {}) | {"known": folder["search"]["known"][:1]}
     return plain
+
+
+def _with_room(plain: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return it without what a setting of the command takes the place of."""
+    pairs = (setting.partition("=") for setting in settings)
+    given = {key.strip(): value.strip(" \"'") for key, _, value in pairs}
+    plain = dict(plain)
+    if {f"augment.{name}" for name in _OF_STRENGTH} & given.keys():
+        plain["augment"] = _without(plain.get("augment"), {"strength"})
+    if "train.schedule" in given:
+        others = _BY_EPOCH if given["train.schedule"] == "one_cycle" else _CYCLE
+        plain["train"] = _without(plain.get("train"), others)
+    return plain
+
+
+def _without(table: Any, names: set[str]) -> Any:
+    if not isinstance(table, dict):
+        return table if table is not None else {}
+    return {name: value for name, value in table.items() if name not in names}
 
 
 def _of_dataset(dataset: str) -> dict[str, Any]:

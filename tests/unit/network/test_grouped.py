@@ -101,7 +101,26 @@ def test_a_machine_is_measured_once(model, measured, tmp_path):
     assert len(measured) == 2 * asked  # more threads are another machine
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"depthwise 3x3 / 1": "x"}', b"\xff"])
+def test_measuring_draws_no_random_numbers(tmp_path, model):
+    before = torch.get_rng_state()
+    grouped.train_in_fp32(model, home=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_trains_in_fp32_can_be_named_and_set(model, measured, tmp_path):  # noqa: ARG001
+    kinds = [type(module) for module in model.modules()]
+    grouped.train_in_fp32(model, home=tmp_path)
+    assert grouped.kinds_in_fp32(model) == ["depthwise 3x3 / 2"]
+    grouped.compute_in_fp32(model, ["depthwise 3x3 / 1"])
+    assert grouped.kinds_in_fp32(model) == ["depthwise 3x3 / 1"]
+    assert grouped.compute_in_fp32(model, ()) == 0
+    assert [type(module) for module in model.modules()] == kinds
+
+
+CONTENTS = [b"", b"[]", b'{"depthwise 3x3 / 1": "x"}', b'{"depthwise 3x3 / 1": null}', b"\xff"]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_a_damaged_file_is_measured_anew(model, measured, tmp_path, content):
     n = grouped.train_in_fp32(model, home=tmp_path)
     (kept,) = (tmp_path / "machines").glob("*.json")

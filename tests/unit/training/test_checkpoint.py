@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nbtl_search.errors import SpecError
+from nbtl_search.network.grouped import compute_in_fp32, kinds_in_fp32
 from nbtl_search.training import checkpoint
 from nbtl_search.training.checkpoint import load_latest, save
 from nbtl_search.training.run import Run, Step, train
@@ -251,3 +252,35 @@ def test_a_checkpoint_of_another_recipe_is_refused(tiny_prepared, tiny_home, tin
     after = other.network.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert names(tmp_path) == ["000000-00000000.ckpt"], "it is not damaged, only another's"
+
+
+@pytest.mark.parametrize("kinds", [["depthwise 3x3 / 2"], ["depthwise 3x3 / 1"], None])
+def test_a_run_goes_on_in_the_arithmetic_it_began_in(
+    tiny_prepared, tiny_home, tiny_recipe, tmp_path, kinds
+):
+    """Also where this machine would choose other kinds now; None: saved before there was one."""
+    recipe = tiny_recipe(
+        model={"name": "mobilenetv2_035", "weights": "random"},
+        train={"precision": "bf16", "epochs": 2},
+    )
+
+    def make(which):
+        run = Run(recipe, prepared=tiny_prepared, home=tiny_home)
+        compute_in_fp32(run.network.model, which)
+        return run
+
+    whole = make(kinds or [])
+    steps = train(whole)
+    next(steps)
+    save(tmp_path, whole)
+    if kinds is None:
+        state = {name: value for name, value in whole.state_dict().items() if name != "in_fp32"}
+        whole.state_dict = lambda: state
+        save(tmp_path, whole)
+    resumed = make(["depthwise 3x3 / 1", "depthwise 3x3 / 2"])
+    assert load_latest(tmp_path, resumed)
+    assert kinds_in_fp32(resumed.network.model) == (kinds or [])
+    list(steps)
+    list(train(resumed))
+    pairs = zip(whole.history, resumed.history, strict=True)
+    assert all(one.same_result(other) for one, other in pairs)

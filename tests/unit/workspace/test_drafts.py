@@ -164,3 +164,25 @@ class TestFiles:
             draft(str(tmp_path), settings=[setting])
         stepped = draft(str(tmp_path), settings=[setting, "train.schedule='step'"])
         assert stepped.train.schedule == "step"
+
+    @pytest.mark.parametrize("setting", ["augment.mixup=0", "augment.mixup=0.2"])
+    def test_a_part_set_by_the_command_takes_the_place_of_the_strength(self, tmp_path, setting):
+        found = draft(str(tmp_path), settings=[setting]).augment
+        assert (found.strength, found.mixup) == (None, float(setting.partition("=")[2]))
+        with pytest.raises(SpecError, match="got both"):
+            draft(str(tmp_path), settings=["augment.mixup=0.0", "augment.strength=0.5"])
+
+    @pytest.mark.parametrize(
+        "setting", ["train.warmup_epochs=5", "train.schedule='step'", "compat='authors'"]
+    )
+    def test_settings_of_the_command_count_as_the_files(self, tmp_path, setting):
+        file = tmp_path / "bare.toml"
+        file.write_text(self.BARE)
+        found = draft(study=file, settings=[setting])
+        assert (found.train.schedule, found.augment.strength) == ("step", None)
+
+    def test_another_schedule_leaves_out_what_it_has_no_use_for(self):
+        cycle = draft("textures", settings=["train.schedule='one_cycle'"]).train
+        assert (cycle.schedule, cycle.warmup_epochs) == ("one_cycle", 3)
+        cosine = draft("textures", settings=["train.schedule='cosine'"]).train
+        assert cosine == draft("textures").train
