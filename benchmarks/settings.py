@@ -18,10 +18,8 @@ from typing import Any
 
 from nbtl_search.data.prepared import prepare
 from nbtl_search.network.allocator import keep_freed_memory
-from nbtl_search.spec import Dials, Epoch, Recipe
+from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.training.run import Run, train
-
-N_BLOCKS = 18  # of MobileNetV2, which the files were recorded with
 
 # Folder below --data, batch size, epochs for about 100 updates. Half of the images of a folder that
 # brings no split are for validation; the test images of one that does are not looked at.
@@ -120,7 +118,7 @@ def _trained(plan: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
                 "seed": plan["seed"],
                 **train_settings,
             },
-            "dials": dict(Dials.parse(FORMS[plan["form"]])),
+            "dials": FORMS[plan["form"]],
         }
     )
     prepared = prepare(recipe.data, home=options.home)

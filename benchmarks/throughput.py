@@ -26,6 +26,8 @@ from typing import Any
 import timm
 import torch
 
+from nbtl_search.network.device import FAST_BF16
+
 NETWORKS = (
     ("mobilenetv2_100", 112, 32),
     ("efficientnet_b0", 112, 32),
@@ -223,10 +225,11 @@ def _about() -> str:
         text=True,
         check=False,
     ).stdout.strip()
-    have = [name for name, there in torch.cpu.get_capabilities().items() if there is True]
+    known = torch.cpu.get_capabilities()
+    have = [name for name in ("avx2", "avx512_f", *FAST_BF16) if known.get(name)]
     return (
         f"commit {commit}, torch {torch.__version__}, timm {timm.__version__}, Python "
-        f"{platform.python_version()}, one thread; the CPU has {', '.join(map(str, have))}"
+        f"{platform.python_version()}, one thread; the CPU has {', '.join(have)}"
     )
 
 
