@@ -22,7 +22,7 @@ A message has three parts: the invariant, the values received, and what to do.
 from typing import ClassVar, Final
 
 UPGRADE_COMMAND: Final = "nbtl-search db upgrade"
-"""What mends a `SchemaError`."""
+"""The command that mends a `SchemaError`."""
 
 EXIT_CODE: Final = 2
 """Of a process that was refused: the user can mend it, and another try would not."""

@@ -245,6 +245,7 @@ def split_train(
 def _load(path: Path, name: str) -> Any:
     try:
         return scipy.io.loadmat(path, squeeze_me=True)[name]
+    # scipy's reader raises any of these on a file that is damaged or none of MATLAB's.
     except (OSError, KeyError, ValueError, TypeError, MatReadError, NotImplementedError) as error:
         message = (
             f"{path} must be the {name} of the Stanford Cars devkit, got {error}; "

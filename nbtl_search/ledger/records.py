@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Engine, and_, func, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
@@ -161,26 +161,10 @@ def curves(engine: Engine, study_id: int) -> dict[int, list[Epoch]]:
     return result
 
 
-class Judged(Protocol):
-    """What a trial must have to be ranked."""
-
-    @property
-    def number(self) -> int:
-        """Its number in the study."""
-
-    @property
-    def state(self) -> str:
-        """`complete` for one that ran to its end."""
-
-    @property
-    def value(self) -> float | None:
-        """Validation top-1 in percent."""
+_Ended = TypeVar("_Ended", TrialRecord, FinishedTrial)
 
 
-_Judged = TypeVar("_Judged", bound=Judged)
-
-
-def ranked(trials: Iterable[_Judged]) -> list[_Judged]:
+def ranked(trials: Iterable[_Ended]) -> list[_Ended]:
     """Return the trials that ran to their end, the most accurate first; of equal ones the earliest.
 
     Equal accuracies are common: few validation images leave few values. The number decides, so

@@ -20,7 +20,7 @@ _LARGEST: Final = 2**31 - 1
 _PAD_BYTES: Final = 128 * 2**20
 
 _OTHERS: Final = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_")
-"""How a user chooses an allocator, or sets this one, in the environment."""
+"""Variables by which a user chooses an allocator, or sets this one."""
 
 
 def keep_freed_memory() -> bool:

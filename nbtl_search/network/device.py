@@ -78,8 +78,8 @@ class Placement:
 
     @property
     def precision(self) -> str:
-        """Return the arithmetic by the name that reports give it."""
-        return "bf16 and fp32" if self.mixed else "bf16" if self.bf16 else "fp32"
+        """Return the arithmetic of most layers; `Run.precision` knows of others."""
+        return "bf16" if self.bf16 else "fp32"
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -35,7 +35,7 @@ ORDER: Final = (
     "decay_updates",
     "decay_factor",
 )
-"""What is decided before what. `effective_lr` is no dial: it gives lr_high."""
+"""The order of decision. `effective_lr` is no dial: it gives lr_high."""
 
 
 @dataclass(frozen=True, kw_only=True)

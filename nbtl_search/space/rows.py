@@ -16,11 +16,11 @@ from nbtl_search.spec import Dials, SettingValue
 
 COUNTS: Final = frozenset({"n_low", "n_l2sp", "reinit_layers", "frozen_layers"})
 OF_SOURCE: Final = ("source_head", "frozen_layers", "delta", "distill")
-"""What keeps, pulls to or learns from pre-trained weights, and so needs some."""
+"""Dials that keep, pull to or learn from pre-trained weights, and so need some."""
 
 
 class Suggests(Protocol):
-    """What a space needs of a trial: three methods of `optuna.Trial`."""
+    """The part of a trial that a space needs: three methods of `optuna.Trial`."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """Return a real number in [low, high]."""

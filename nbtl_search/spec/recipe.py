@@ -32,6 +32,12 @@ def _usually(value: Any, **limits: Any) -> Any:
     return Field(value, exclude_if=lambda given: given == value, **limits)
 
 
+def _unusual(value: Value, names: Iterable[str]) -> list[str]:
+    """Return those of the fields that do not have their default."""
+    fields = type(value).model_fields
+    return [name for name in names if getattr(value, name) != fields[name].default]
+
+
 class Dials(Value):
     """The non-binary settings: one point of the search space. A layer is a block or the head."""
 
@@ -124,6 +130,12 @@ class ModelSettings(Value):
     )
 
 
+OF_STRENGTH: Final = ("crop_scale", "randaugment", "mixup", "erasing")
+"""Parts of the augmentation that its strength decides."""
+OF_EPOCHS: Final = ("warmup_epochs", "warmup_lr", "decay_epochs", "decay_rate")
+"""Settings of the schedules that are counted in epochs; those of one_cycle are `OF_CYCLE`."""
+OF_CYCLE: Final = ("rise",)
+
 # The area from which crops are taken at strength 0 and 1; 1 is the authors' command.
 _LEAST_AREA: Final = (0.25, 0.08)
 _WEAK_UPDATES: Final = 400
@@ -150,12 +162,7 @@ class AugmentSettings(Value):
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:
-        usual = type(self).model_fields
-        set_singly = [
-            name
-            for name in ("crop_scale", "randaugment", "mixup", "erasing")
-            if getattr(self, name) != usual[name].default
-        ]
+        set_singly = _unusual(self, OF_STRENGTH)
         if self.strength is not None and set_singly:
             message = (
                 f"strength decides {set_singly[0]}, got both; leave strength out, or set it alone"
@@ -238,12 +245,7 @@ class TrainSettings(Value):
 
     @model_validator(mode="after")
     def _of_this_schedule(self) -> Self:
-        cyclic = self.schedule == "one_cycle"
-        others = (
-            ("warmup_epochs", "warmup_lr", "decay_epochs", "decay_rate") if cyclic else ("rise",)
-        )
-        fields = type(self).model_fields
-        ignored = [name for name in others if getattr(self, name) != fields[name].default]
+        ignored = _unusual(self, OF_EPOCHS if self.schedule == "one_cycle" else OF_CYCLE)
         if ignored:
             message = (
                 f"schedule {self.schedule!r} has no {ignored[0]}, got "

@@ -254,7 +254,7 @@ def _about(run: Run, digest: str) -> dict[str, Any]:
             "nbtl_search": _own_version(),
         },
         "device": str(run.placement.device),
-        "precision": run.placement.precision,
+        "precision": run.precision,
     }
 
 

@@ -24,8 +24,8 @@ from nbtl_search.transfer.layers import Layers
 from nbtl_search.transfer.learning_rates import decay_in_updates, learning_rate_groups
 
 AUTHORS_WEIGHT_DECAY = 5e-4
-_RISES = 25.0
-_FALLS = 1e4
+_RISES = 25.0  # times, from the start of one cycle to its top, as torch's OneCycleLR
+_FALLS = 1e4  # times, from the start of one cycle to its end
 
 
 def warmup_length(train: TrainSettings) -> int:
@@ -43,7 +43,7 @@ def learning_rate(base: float, *, epoch: int, train: TrainSettings) -> float:
     if epoch < warmup:
         return train.warmup_lr + epoch * ((base - train.warmup_lr) / warmup)
     if train.schedule == "cosine":
-        return 0.5 * base * (1 + math.cos(math.pi * epoch / train.epochs))
+        return _between(base, 0.0, epoch / train.epochs)
     return base * float(train.decay_rate ** (epoch // train.decay_epochs))
 
 
@@ -86,6 +86,7 @@ def one_cycle(base: float, *, update: int, n_updates: int, rise: float) -> float
 
 
 def _between(start: float, end: float, share: float) -> float:
+    """Return the value at this share of half a cosine from start to end."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
 

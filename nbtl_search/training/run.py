@@ -14,6 +14,7 @@ from typing import TypeVar
 from nbtl_search.data.loader import Batch, EvalBatches, TrainBatches
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.network.device import derive_seed, place
+from nbtl_search.network.grouped import kinds_in_fp32
 from nbtl_search.network.model import build
 from nbtl_search.source.teacher import SourceSignals, source_signals
 from nbtl_search.spec import Epoch, Progress, Recipe, best_epoch
@@ -125,6 +126,12 @@ class Run:
             terms=Terms(network.model, self.recipe, source),
             gathered=Gathered(network.layers.block_parameters) if gathers else None,
         )
+
+    @property
+    def precision(self) -> str:
+        """Return the arithmetic by the name that reports give it."""
+        mixed = self.placement.bf16 and kinds_in_fp32(self.network.model)
+        return "bf16 and fp32" if mixed else self.placement.precision
 
     @property
     def position(self) -> tuple[int, int]:

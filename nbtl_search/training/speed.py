@@ -57,7 +57,7 @@ def measure(run: Run, *, longest_s: float = _LONGEST_S) -> Speed:
     torch.save(run.state_dict(), content)
     return Speed(
         device=_name(run),
-        precision=run.placement.precision,
+        precision=run.precision,
         update_s=statistics.median(warm),
         update_low_s=min(warm),
         update_high_s=max(warm),

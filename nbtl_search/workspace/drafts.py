@@ -1,7 +1,7 @@
 """Drafts: specifications made of a dataset or a TOML file, without a look at data or weights."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from nbtl_search.errors import SpecError
 from nbtl_search.launchers import local
 from nbtl_search.space.regimes import SURVEY, starting_recipe
 from nbtl_search.spec import StudySpec, read_toml, with_settings
+from nbtl_search.spec.recipe import OF_CYCLE, OF_EPOCHS, OF_STRENGTH
 from nbtl_search.spec.study import shipped_studies, shipped_study
 
 
@@ -98,13 +99,6 @@ def _decaying_updates(spec: StudySpec) -> int | None:
     return spec.train.updates_per_epoch(facts.n_train) * spec.train.epochs
 
 
-# What decides how the rates and the images change over a run.
-_CYCLE = {"rise"}
-_BY_EPOCH = {"warmup_epochs", "warmup_lr", "decay_epochs", "decay_rate"}
-_SCHEDULE = {"schedule", *_CYCLE, *_BY_EPOCH}
-_OF_STRENGTH = {"crop_scale", "randaugment", "mixup", "erasing"}
-
-
 def _of_file(study: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Return the study of a TOML file; what it leaves out of the training is as for a folder.
 
@@ -115,7 +109,10 @@ def _of_file(study: Path, settings: Sequence[str]) -> dict[str, Any]:
     train, search = said.get("train", {}), said.get("search", {})
     if not isinstance(train, dict) or not isinstance(search, dict):
         return plain  # which is refused, by name
-    if not _SCHEDULE & train.keys() and not {"augment", "compat"} & said.keys():
+    if (
+        not {"schedule", *OF_EPOCHS, *OF_CYCLE} & train.keys()
+        and not {"augment", "compat"} & said.keys()
+    ):
         plain["train"] = {"schedule": folder["train"]["schedule"]} | plain.get("train", {})
         plain["augment"] = folder["augment"]
     if "known" not in search:
@@ -125,20 +122,22 @@ def _of_file(study: Path, settings: Sequence[str]) -> dict[str, Any]:
 
 def _with_room(plain: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Return it without what a setting of the command takes the place of."""
-    pairs = (setting.partition("=") for setting in settings)
-    given = {key.strip(): value.strip(" \"'") for key, _, value in pairs}
-    plain = dict(plain)
-    if {f"augment.{name}" for name in _OF_STRENGTH} & given.keys():
-        plain["augment"] = _without(plain.get("augment"), {"strength"})
-    if "train.schedule" in given:
-        others = _BY_EPOCH if given["train.schedule"] == "one_cycle" else _CYCLE
-        plain["train"] = _without(plain.get("train"), others)
+    given = with_settings({}, settings)
+    augment, train = (_table(given, name) for name in ("augment", "train"))
+    if set(OF_STRENGTH) & augment.keys():
+        plain = plain | {"augment": _without(_table(plain, "augment"), ("strength",))}
+    if "schedule" in train:
+        others = OF_EPOCHS if train["schedule"] == "one_cycle" else OF_CYCLE
+        plain = plain | {"train": _without(_table(plain, "train"), others)}
     return plain
 
 
-def _without(table: Any, names: set[str]) -> Any:
-    if not isinstance(table, dict):
-        return table if table is not None else {}
+def _table(plain: dict[str, Any], name: str) -> dict[str, Any]:
+    found = plain.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _without(table: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name not in names}
 
 

@@ -280,6 +280,7 @@ def test_a_run_goes_on_in_the_arithmetic_it_began_in(
     resumed = make(["depthwise 3x3 / 1", "depthwise 3x3 / 2"])
     assert load_latest(tmp_path, resumed)
     assert kinds_in_fp32(resumed.network.model) == (kinds or [])
+    assert resumed.precision == ("bf16 and fp32" if kinds else "bf16")
     list(steps)
     list(train(resumed))
     pairs = zip(whole.history, resumed.history, strict=True)
