@@ -9,17 +9,15 @@ on; two processes share the work with `--part 1/2` and `--part 2/2`, each with a
 """
 
 import argparse
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nbtl_search.data.prepared import prepare
-from nbtl_search.network.allocator import keep_freed_memory
-from nbtl_search.spec import Epoch, Recipe
-from nbtl_search.training.run import Run, train
+import recordings
+
+from nbtl_search.spec import Recipe
 
 # Folder below --data, batch size, epochs for about 100 updates. Half of the images of a folder that
 # brings no split are for validation; the test images of one that does are not looked at.
@@ -79,10 +77,6 @@ def main() -> None:
         for row in _table(options.table):
             print(row)
         return
-    keep_freed_memory()
-    options.home.mkdir(parents=True, exist_ok=True)
-    done = {_key(line) for line in _lines(options.output)}
-    part, n_parts = (int(number) for number in options.part.split("/"))
     wanted = [
         {"folder": folder, "form": form, "settings": settings, "times": times, "seed": seed}
         for times in options.times
@@ -90,17 +84,18 @@ def main() -> None:
         for folder in options.folders
         for form, settings in TRIED
     ]
-    for plan in wanted[part - 1 :: n_parts]:
-        if _key(plan) not in done:
-            line = plan | _trained(plan, options)
-            with options.output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+    recordings.record(
+        wanted,
+        lambda plan: recordings.curve_of(_recipe(plan, options), home=options.home),
+        output=options.output,
+        part=options.part,
+    )
 
 
-def _trained(plan: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def _recipe(plan: dict[str, Any], options: argparse.Namespace) -> Recipe:
     folder, batch_size, epochs = FOLDERS[plan["folder"]]
     train_settings, strength = SETTINGS[plan["settings"]]
-    recipe = Recipe.parse(
+    return Recipe.parse(
         {
             "data": {
                 "dataset": str((options.data / folder).resolve()),
@@ -121,25 +116,6 @@ def _trained(plan: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
             "dials": FORMS[plan["form"]],
         }
     )
-    prepared = prepare(recipe.data, home=options.home)
-    run = Run(recipe, prepared=prepared, home=options.home)
-    curve = [event.val_top1 for event in train(run) if isinstance(event, Epoch)]
-    return {
-        "n_train": prepared.n_train,
-        "n_val": prepared.n_val,
-        "updates": run.n_updates * recipe.train.epochs,
-        "val_top1": curve,
-    }
-
-
-def _key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line[name] for name in ("folder", "form", "settings", "times", "seed"))
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def _table(paths: list[Path]) -> Iterator[str]:
@@ -147,8 +123,7 @@ def _table(paths: list[Path]) -> Iterator[str]:
     found: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    lines = {_key(line): line for path in paths for line in _lines(path)}
-    for line in lines.values():
+    for line in recordings.read(paths):
         column = (line["folder"], line["updates"])
         found[line["form"], line["settings"]][column].append(line["val_top1"][-1])
     columns = sorted({column for row in found.values() for column in row})
@@ -169,16 +144,12 @@ def _cell(values: list[float]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--home", type=Path)
     parser.add_argument("--image-px", type=int, default=112)
     parser.add_argument("--folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--times", type=int, nargs="*", default=[1], help="of 100 updates")
-    parser.add_argument("--part", default="1/1")
     parser.add_argument("--table", type=Path, nargs="*")
-    parser.add_argument("-o", "--output", type=Path)
+    recordings.add_options(parser)
     return parser.parse_args()
 
 
