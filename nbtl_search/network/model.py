@@ -34,7 +34,7 @@ from nbtl_search.transfer.distillation import SourceHead, source_head
 from nbtl_search.transfer.freezing import Frozen, freeze
 from nbtl_search.transfer.layers import Layers, layers_of
 from nbtl_search.transfer.penalties import Anchors
-from nbtl_search.transfer.reinit import reinitialise
+from nbtl_search.transfer.reinit import Fresh, fresh_values, reinitialise
 from nbtl_search.transfer.source import frozen_copy
 from nbtl_search.transfer.source_classifier import append_layers, kept_layers
 
@@ -112,7 +112,7 @@ def build(
     weights = weights or read_weights(recipe.model, home=home)
     image_format = _image_format(recipe, {**config, **weights.config}, prepared)
     keeps = dials.source_head == "keep"
-    model = _loaded(recipe, weights, n_classes=n_classes)
+    model, fresh = _loaded(recipe, weights, n_classes=n_classes)
     layers = layers_of(model)
     # After loading and before anything is reset: what is reset is lost to the copy.
     source = _source(recipe, model, weights, image_format, placement)
@@ -121,7 +121,7 @@ def build(
         hidden = recipe.methods.source_hidden
         append_layers(model, n_classes=n_classes, hidden=hidden, generator=generator)
     else:
-        reinitialise(layers, dials.reinit_layers, generator=generator)
+        reinitialise(layers, dials.reinit_layers, generator=generator, fresh=fresh)
     # After the source was copied: that one answers as its weights were trained.
     if dials.stochnorm_p < 1:
         stochnorm.convert(model, p=dials.stochnorm_p)
@@ -140,8 +140,11 @@ def build(
     )
 
 
-def _loaded(recipe: Recipe, weights: Weights, *, n_classes: int) -> nn.Module:
-    """Create the model and load the weights, with their classifier where that is kept."""
+def _loaded(recipe: Recipe, weights: Weights, *, n_classes: int) -> tuple[nn.Module, Fresh]:
+    """Create the model and load the weights, with their classifier where that is kept.
+
+    What it had before they were loaded, and nothing else can give, comes with it.
+    """
     dials = recipe.dials
     keeps = dials.source_head == "keep"
     with_source = keeps and weights.pretrained
@@ -149,10 +152,12 @@ def _loaded(recipe: Recipe, weights: Weights, *, n_classes: int) -> nn.Module:
     # Seeds by purpose: how many layers are reinitialised does not move what other draws give.
     with seeded(derive_seed("initialise", recipe.train.seed)):
         model: nn.Module = timm.create_model(recipe.model.name, num_classes=n_created)
-    _check_possible(dials, layers_of(model), pretrained=weights.pretrained)
+    layers = layers_of(model)
+    _check_possible(dials, layers, pretrained=weights.pretrained)
+    fresh = fresh_values(layers)
     if weights.pretrained:
         load_weights(model, weights, model_name=recipe.model.name, classifier=keeps)
-    return model
+    return model, fresh
 
 
 def _check_possible(dials: Dials, layers: Layers, *, pretrained: bool) -> None:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from nbtl_search.errors import SpecError
+from nbtl_search.transfer import module_order
 from nbtl_search.transfer.norm_scale import NormScale
 
 Kind = Literal["kernel", "norm", "other"]
@@ -50,7 +51,7 @@ class Block:
     def kinds(self) -> dict[str, Kind]:
         """Return what each parameter is: a kernel, of a normalisation, or other."""
         return {
-            _dotted(owner, own): kind_of(module, own)
+            dotted(owner, own): kind_of(module, own)
             for owner, module in self.modules
             for own, _ in module.named_parameters(recurse=False)
         }
@@ -82,8 +83,8 @@ def layers_of(model: nn.Module) -> Layers:
     """Return the ordered layers of a timm model.
 
     Inception-v4 has the 22 blocks `features.0` to `features.21`; other models have the blocks of
-    their own `group_matcher`. The parameters of the classifier are the head, also where timm
-    groups them with a block.
+    their own `group_matcher`, or of `module_order` where they have none. The parameters of the
+    classifier are the head, also where timm groups them with a block.
 
     Raises:
         SpecError: the model has no blocks or no classifier to tell apart.
@@ -134,8 +135,7 @@ def _matcher(model: nn.Module) -> dict[str, Any] | Callable[[str], Any]:
     if isinstance(model, InceptionV4):
         return INCEPTION_V4_BLOCKS
     if not hasattr(model, "group_matcher"):
-        message = f"a timm model has group_matcher(), got {type(model).__name__}; choose another"
-        raise SpecError(message)
+        return module_order.ordinals(model).__getitem__
     matcher: dict[str, Any] | Callable[[str], Any] = cast("Any", model).group_matcher(coarse=False)
     return matcher
 
@@ -162,5 +162,6 @@ def _paths(name: str) -> list[str]:
     return list(accumulate(name.split("."), "{}.{}".format))
 
 
-def _dotted(owner: str, own: str) -> str:
+def dotted(owner: str, own: str) -> str:
+    """Return the full name of a module's own parameter; the model itself has no name."""
     return f"{owner}.{own}" if owner else own

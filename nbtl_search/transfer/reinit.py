@@ -7,6 +7,9 @@ to every block and the classifier.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,25 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from nbtl_search.errors import SpecError
-from nbtl_search.transfer.layers import Block, Layers, kind_of
+from nbtl_search.transfer.layers import Block, Layers, dotted, kind_of
+
+Fresh = Mapping[str, Tensor]
+_NONE: Final[Fresh] = MappingProxyType({})
+
+
+def fresh_values(layers: Layers) -> Fresh:
+    """Return copies of what only a network's own initialiser can give: take them when it is new.
+
+    Of modules that are of no known kind and have no `reset_parameters`, such as a block with the
+    scales of its branches, or attention with a table of position biases.
+    """
+    return {
+        dotted(owner, own): parameter.detach().clone()
+        for block in (*layers.blocks, layers.head)
+        for owner, module in block.modules
+        if not _is_known(module)
+        for own, parameter in module.named_parameters(recurse=False)
+    }
 
 
 def reset_layers(layers: Layers, n: int) -> tuple[Block, ...]:
@@ -32,38 +53,48 @@ def reset_layers(layers: Layers, n: int) -> tuple[Block, ...]:
     return (layers.head, *reversed(layers.blocks[layers.n_blocks - (n - 1) :]))
 
 
-def reinitialise(layers: Layers, n: int, *, generator: torch.Generator) -> None:
+def reinitialise(
+    layers: Layers, n: int, *, generator: torch.Generator, fresh: Fresh = _NONE
+) -> None:
     """Reset the classifier and the last n - 1 blocks to PyTorch's defaults, in place.
 
     Kernels of convolutions and linear layers, and their biases, are drawn from
     U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is kaiming_uniform with a = sqrt(5). Normalisations
     get weight 1, bias 0 and fresh running statistics. The head is drawn first and blocks from
-    the last one down, so a layer's values do not depend on how many are reset beyond it.
+    the last one down, so a layer's values do not depend on how many are reset beyond it. Modules
+    of other kinds reset themselves, or take the values they had when the network was created.
 
     Args:
         layers: of the network to change.
         n: number of layers, head first.
         generator: a CPU generator; the global random state is not touched.
+        fresh: `fresh_values` of the network.
 
     Raises:
-        SpecError: n is out of range, or a module is of no known kind. Nothing is changed then.
+        SpecError: n is out of range, or a module can be reset in none of these ways. Nothing is
+            changed then.
     """
     blocks = reset_layers(layers, n)
     for block in blocks:
         for name, module in block.modules:
-            _check_known(name, module)
+            _check_known(name, module, fresh)
     with torch.no_grad():
         for block in blocks:
-            for _, module in block.modules:
-                _reset(module, generator)
+            for name, module in block.modules:
+                _reset(name, module, generator, fresh)
 
 
-def _check_known(name: str, module: nn.Module) -> None:
+def _is_known(module: nn.Module) -> bool:
     simple = isinstance(module, _ConvNd | nn.Linear)
     own = {parameter for parameter, _ in module.named_parameters(recurse=False)}
     if own <= {"weight", "bias"} and (simple or kind_of(module, "weight") == "norm"):
-        return
-    if hasattr(module, "reset_parameters"):
+        return True
+    return hasattr(module, "reset_parameters")
+
+
+def _check_known(name: str, module: nn.Module, fresh: Fresh) -> None:
+    own = {parameter for parameter, _ in module.named_parameters(recurse=False)}
+    if _is_known(module) or all(dotted(name, parameter) in fresh for parameter in own):
         return
     message = (
         f"a layer to reinitialise must have known parts, got {type(module).__name__} at {name!r} "
@@ -72,7 +103,7 @@ def _check_known(name: str, module: nn.Module) -> None:
     raise SpecError(message)
 
 
-def _reset(module: nn.Module, generator: torch.Generator) -> None:
+def _reset(name: str, module: nn.Module, generator: torch.Generator, fresh: Fresh) -> None:
     own = dict(module.named_parameters(recurse=False))
     if isinstance(module, _ConvNd | nn.Linear) and own.keys() <= {"weight", "bias"}:
         bound = 1 / math.sqrt(module.weight[0].numel())
@@ -81,10 +112,13 @@ def _reset(module: nn.Module, generator: torch.Generator) -> None:
     elif kind_of(module, "weight") == "norm" and own.keys() <= {"weight", "bias"}:
         if isinstance(module, _NormBase):
             module.reset_running_stats()
-        for name, parameter in own.items():
-            parameter.fill_(1.0 if name == "weight" else 0.0)
-    else:
+        for own_name, parameter in own.items():
+            parameter.fill_(1.0 if own_name == "weight" else 0.0)
+    elif _is_known(module):
         _reset_itself(module, generator)
+    else:
+        for own_name, parameter in own.items():
+            parameter.copy_(fresh[dotted(name, own_name)])
 
 
 def _draw(parameter: Tensor, bound: float, generator: torch.Generator) -> None:

@@ -12,7 +12,7 @@ from nbtl_search.spec import Dials
 from nbtl_search.transfer.layers import kind_of, layers_of
 from nbtl_search.transfer.learning_rates import learning_rate_groups
 from nbtl_search.transfer.penalties import l2sp
-from nbtl_search.transfer.reinit import reinitialise, reset_layers
+from nbtl_search.transfer.reinit import fresh_values, reinitialise, reset_layers
 
 MODELS = (
     "mobilenetv2_100",
@@ -136,6 +136,30 @@ def test_an_unknown_module_is_refused_before_anything_is_changed():
     assert torch.equal(model.fc.weight, before)
     reinitialise(layers, 1, generator=torch.Generator())
     assert not torch.equal(model.fc.weight, before)
+
+
+def test_what_has_no_initialiser_takes_the_values_it_was_created_with():
+    model = OddModel()
+    layers = layers_of(model)
+    fresh = fresh_values(layers)
+    assert list(fresh) == ["odd.scale"]
+    with torch.no_grad():
+        model.odd.scale.fill_(7)  # as loading weights does
+    reinitialise(layers, 2, generator=torch.Generator(), fresh=fresh)
+    assert model.odd.scale.tolist() == [5.0, 5.0, 5.0]
+    with torch.no_grad():
+        model.odd.scale.fill_(7)
+    assert fresh["odd.scale"].tolist() == [5.0, 5.0, 5.0]  # a copy, for the next one
+
+
+def test_blocks_follow_from_the_order_of_modules_where_timm_names_none():
+    layers = layers_of(on_meta("poolformerv2_s12"))
+    names = [block.name for block in layers.blocks]
+    assert names[:2] == ["stem", "stages.0.blocks.0"]
+    assert names[-3:] == ["stages.3.blocks.0", "stages.3.blocks.1", "head.norm"]
+    assert names.count("stages.2.downsample") == 1
+    first = [name for name, _ in layers_of(on_meta("pit_ti_224")).blocks[0].parameters]
+    assert first == ["pos_embed", "cls_token", "patch_embed.conv.weight", "patch_embed.conv.bias"]
 
 
 @pytest.mark.parametrize(
