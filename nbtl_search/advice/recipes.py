@@ -302,6 +302,8 @@ def _fitted(recipe: KnownRecipe, space: Space) -> KnownRecipe:
     }
     if dials.source_head == "keep":  # new layers below a kept classifier cannot be trained
         undecided.pop("reinit_layers", None)
+    if dials.reinit_layers > 1:  # a classifier on new layers has nothing to be fitted to
+        undecided.pop("head_start", None)
     values = {**dict(dials), **undecided}
     undecided = {name: space.limited(name, value, values) for name, value in undecided.items()}
     return recipe.replace(dials={**recipe.dials, **undecided}) if undecided else recipe

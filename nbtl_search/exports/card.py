@@ -225,6 +225,11 @@ def _layers(recipe: Recipe) -> Iterator[str]:
             "Kept source classifier (Shermin et al., 2019): it stays part of the network, and the "
             f"new layers are on top of it{hidden}."
         )
+    if dials.head_start == "logistic":
+        yield (
+            "Classifier fitted first (Kumar et al., 2022): it started from logistic regression on "
+            "the features of the pre-trained weights."
+        )
     if dials.frozen_layers:
         yield (
             f"Frozen layers: the first {dials.frozen_layers} blocks did not learn, and their "

@@ -30,6 +30,7 @@ _DIALS: Final = {  # what an axis says, and whether it is logarithmic
     "momentum": ("momentum", False),
     "frozen_layers": ("frozen blocks", False),
     "source_head": ("source classifier", False),
+    "head_start": ("classifier's start", False),
     "delta": ("DELTA", False),
     "delta_alpha": ("DELTA strength", True),
     "distill": ("distillation", False),

@@ -28,6 +28,7 @@ NAMES: Final = {
     "effective_lr": "effective rate, lr_high / (1 - momentum)",
     "frozen_layers": "frozen blocks",
     "source_head": "source classifier",
+    "head_start": "classifier's start",
     "delta": "DELTA",
     "delta_alpha": "DELTA strength",
     "distill": "distillation",

@@ -52,6 +52,7 @@ def _describe_methods(dials: Dials) -> list[str]:
     said = {
         f"first {blocks} frozen": dials.frozen_layers > 0,
         "source classifier kept": dials.source_head == "keep",
+        "classifier fitted first": dials.head_start == "logistic",
         f"{delta} {dials.delta_alpha:.1g}": delta != "",
         f"distillation {dials.distill:g} at T {dials.distill_temperature:.2g}": dials.distill > 0,
         dtnh: dtnh != "",

@@ -14,6 +14,7 @@ from nbtl_search.spec import Dials
 
 ORDER: Final = (
     "source_head",
+    "head_start",
     "reinit_layers",
     "frozen_layers",
     "effective_lr",
@@ -128,6 +129,7 @@ class AnyOf:
 
 Condition = When | Is | AllOf | AnyOf
 
+_REPLACED: Final = Is(dial="source_head", among=("replace",))
 _L2SP: Final = When(dial="n_l2sp", than="frozen_layers")
 _DELTA: Final = Is(dial="delta", among=("plain", "attention"))
 _DISTILL: Final = When(dial="distill")
@@ -136,7 +138,8 @@ PULLED: Final = AnyOf(parts=(AllOf(parts=(_L2SP, When(dial="alpha"))), _DELTA, _
 """Something pulls to the source, which DTNH can project."""
 
 CONDITIONS: Final[Mapping[str, Condition]] = {
-    "reinit_layers": Is(dial="source_head", among=("replace",)),
+    "head_start": _REPLACED,
+    "reinit_layers": AllOf(parts=(_REPLACED, Is(dial="head_start", among=("random",)))),
     "lr_low_ratio": When(dial="n_low", than="frozen_layers"),
     "alpha": _L2SP,
     "delta_alpha": _DELTA,

@@ -134,12 +134,13 @@ _BELOW_ONE: Final = nextafter(1.0, 0.0)
 _INSTEAD: Final = {"effective_lr": "lr_high", "lr_high": "effective_lr"}
 _AS_ROWS: Final = {"effective_lr", "dtnh"}  # no dial; and nothing to hold where nothing is pulled
 _ADDED: Final[Mapping[str, Domain]] = {
+    "head_start": Choice(options=("random", "logistic")),
     "reinit_layers": Int(low=0, high=REFERENCE_BLOCKS),
     "n_low": Int(low=0, high=REFERENCE_BLOCKS),
     "lr_low_ratio": Float(low=0.0, high=1.0),
     "lr_head_ratio": Float(low=0.0, high=1.0),
     "momentum": Float(low=0.0, high=1.0),
-}  # where `binary` or `paper` has no row: stored studies go on with these
+}  # where the named space has no row: stored studies go on with these
 
 
 def build(search: SearchSettings, *, n_blocks: int, pretrained: bool = True) -> Space:

@@ -15,7 +15,7 @@ from nbtl_search.space.conditions import CONDITIONS, ORDER, PULLED, Condition
 from nbtl_search.spec import Dials, SettingValue
 
 COUNTS: Final = frozenset({"n_low", "n_l2sp", "reinit_layers", "frozen_layers"})
-OF_SOURCE: Final = ("source_head", "frozen_layers", "delta", "distill")
+OF_SOURCE: Final = ("source_head", "head_start", "frozen_layers", "delta", "distill")
 """Dials that keep, pull to or learn from pre-trained weights, and so need some."""
 
 
@@ -249,6 +249,12 @@ def _contradictions(dials: Dials, values: Mapping[str, Any], n_blocks: int) -> I
             "reinit_layers = 1 where source_head = 'keep', as only the layers on top of the "
             f"source classifier are new, got {dials.reinit_layers}; replace the head, or leave "
             "reinit_layers out"
+        )
+    if dials.head_start == "logistic" and (dials.reinit_layers > 1 or dials.source_head == "keep"):
+        yield (
+            "reinit_layers = 1 and source_head = 'replace' where head_start = 'logistic', as it is "
+            "fitted to the features of layers that keep their weights, got "
+            f"{dials.reinit_layers} and {dials.source_head!r}; leave one of them out"
         )
     if dials.dtnh != "off" and not PULLED.holds(values):
         yield (

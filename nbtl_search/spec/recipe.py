@@ -20,6 +20,7 @@ Percentage = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
+HeadStart = Literal["random", "logistic"]
 Delta = Literal["off", "plain", "attention"]
 Dtnh = Literal["off", "conflict", "always"]
 
@@ -53,6 +54,9 @@ class Dials(Value):
     frozen_layers: Count = _usually(0, description="blocks, from the input, that do not learn")
     source_head: Literal["replace", "keep"] = _usually(
         "replace", description="'keep' puts new layers on top of the source classifier"
+    )
+    head_start: HeadStart = _usually(
+        "random", description="'logistic' fits the classifier to the weights' own features first"
     )
     delta: Delta = _usually("off", description="pull feature maps to the source network's (DELTA)")
     delta_alpha: Positive = _usually(0.01, description="strength of that pull")

@@ -16,6 +16,7 @@ from nbtl_search.data.prepared import Prepared
 from nbtl_search.network.device import derive_seed, place
 from nbtl_search.network.grouped import kinds_in_fp32
 from nbtl_search.network.model import build
+from nbtl_search.source.first_classifier import start_classifier
 from nbtl_search.source.teacher import SourceSignals, source_signals
 from nbtl_search.spec import Epoch, Progress, Recipe, best_epoch
 from nbtl_search.training import checkpoint
@@ -86,6 +87,9 @@ class Run:
                     batch_size=train.batch_size,
                     device=self.placement.device,
                 )
+        if recipe.dials.head_start == "logistic":
+            with self.placement.numerics():
+                start_classifier(recipe, self.network, prepared=prepared, home=home)
         self.n_updates = self._batches.n_updates
         self.optimiser = sgd(recipe, self.network.layers)
         self.penalty = penalty_of(recipe, self.network)

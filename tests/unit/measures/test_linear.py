@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 from scipy.stats import ortho_group
 
 from nbtl_search.measures import linear
-from nbtl_search.measures.linear import fixed_accuracy
+from nbtl_search.measures.linear import fit_classifier, fixed_accuracy
 
 
 def drawn(seed: int, *, n: int = 60, d: int = 5, c: int = 3, apart: float = 1.0):
@@ -201,3 +201,46 @@ def test_constant_features_give_chance():
     measured = fixed_accuracy(np.ones((50, 3)), y, np.ones((50, 3)), y)
     assert measured.value == 60
     assert measured.null == 60
+
+
+def objective_slope(x, y, classifier):
+    """The gradient of the objective on standardised features, at a classifier of raw ones."""
+    scale, names = x.std(axis=0), np.unique(y)
+    standardised = (x - x.mean(axis=0)) / scale
+    weight = classifier.weight[names] * scale
+    logits = x @ classifier.weight[names].T + classifier.bias[names]
+    residuals = np.exp(log_softmax(logits, axis=1)) - (y[:, None] == names)
+    by_weight = residuals.T @ standardised / len(y) + classifier.strength * weight
+    return np.concatenate([by_weight.ravel(), residuals.mean(axis=0)])
+
+
+@pytest.mark.parametrize("c", [3, 5])
+def test_the_classifier_minimises_the_stated_objective(c):
+    x, y, _, _ = drawn(0, c=c)
+    x = x * np.array([1, 10, 0.1, 3, 1]) + 5
+    classifier = fit_classifier(x, y, n_classes=c)
+    assert classifier.strength in linear.STRENGTHS
+    assert np.abs(objective_slope(x, y, classifier)).max() < 1e-3
+
+
+def test_of_two_classes_the_logits_differ_as_the_regression_says():
+    x, y, x_val, y_val = drawn(3, c=2)
+    classifier = fit_classifier(x, y, n_classes=2, strengths=(0.1,))
+    right = (x_val @ classifier.weight.T + classifier.bias).argmax(axis=1) == y_val
+    expected = value(x, y, x_val, y_val, strengths=(0.1,))
+    assert 100 * right.mean() == pytest.approx(expected)
+    assert np.allclose(classifier.weight.sum(axis=0), 0)
+
+
+def test_a_class_without_images_is_the_least_likely():
+    x, y, x_val, _ = drawn(4, c=3)
+    classifier = fit_classifier(x, np.array([0, 2, 3])[y], n_classes=5, strengths=(0.1,))
+    found = (x_val @ classifier.weight.T + classifier.bias).argmax(axis=1)
+    plain = fit_classifier(x, y, n_classes=3, strengths=(0.1,))
+    expected = np.array([0, 2, 3])[(x_val @ plain.weight.T + plain.bias).argmax(axis=1)]
+    assert found.tolist() == expected.tolist()
+    assert not classifier.weight[[1, 4]].any()
+
+
+def test_features_that_cannot_be_fitted_give_the_reason():
+    assert "finite" in fit_classifier(np.full((4, 2), np.nan), np.array([0, 1, 0, 1]), n_classes=2)

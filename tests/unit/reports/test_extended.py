@@ -12,7 +12,8 @@ from nbtl_search.reports.importance import importances
 from nbtl_search.reports.prose import describe_recipe
 from nbtl_search.spec import Dials, SearchSettings
 
-EXTENDED = space.build(SearchSettings(space="extended"), n_blocks=22)
+SEARCH = {"space": "extended", "rows": {"head_start": {"options": ["random", "logistic"]}}}
+EXTENDED = space.build(SearchSettings.parse(SEARCH), n_blocks=22)
 
 
 def content(trials) -> Any:

@@ -9,6 +9,7 @@ from nbtl_search.space import CONDITIONS, Choice, Int
 VALUES = st.fixed_dictionaries(
     {
         "source_head": st.sampled_from(["replace", "keep"]),
+        "head_start": st.sampled_from(["random", "logistic"]),
         "frozen_layers": st.integers(0, 3),
         "n_low": st.integers(0, 3),
         "n_l2sp": st.integers(0, 3),

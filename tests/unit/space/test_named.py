@@ -454,8 +454,9 @@ class TestIdle:
             ),
             (
                 Dials(n_low=3, n_l2sp=3, alpha=0.1, source_head="keep"),
-                {"reinit_layers"},
+                {"head_start", "reinit_layers"},
             ),
+            (Dials(n_low=3, n_l2sp=3, alpha=0.1, head_start="logistic"), {"reinit_layers"}),
         ],
     )
     def test_what_has_no_effect_is_named(self, dials, idle):
