@@ -36,7 +36,27 @@ FOLDERS: dict[str, tuple[str, float, int]] = {
 HALF = {"n_low": "9/18"}
 PULLED = {"n_l2sp": "11/18", "alpha": 1e-3, "beta": 1e-3}
 LIGHT = {"beta": 5e-4}
+FITTED = {"head_start": "logistic"}
 KNOWN: dict[str, dict[str, Any]] = {
+    "fitted, one rate, 0.001": {**FITTED, "lr_high": 0.001, **LIGHT},
+    "fitted, one rate, 0.0025": {**FITTED, "lr_high": 0.0025, **LIGHT},
+    "fitted, one rate, 0.005": {**FITTED, "lr_high": 0.005, **LIGHT},
+    "fitted, two rates, 0.005": {
+        **FITTED,
+        "lr_high": 0.005,
+        **HALF,
+        "lr_low_ratio": 0.1,
+        **LIGHT,
+    },
+    "fitted, two rates, 0.01": {**FITTED, "lr_high": 0.01, **HALF, "lr_low_ratio": 0.1, **LIGHT},
+    "fitted, two rates, 0.02": {**FITTED, "lr_high": 0.02, **HALF, "lr_low_ratio": 0.1, **LIGHT},
+    "fitted, pulled, 0.01": {
+        **FITTED,
+        "lr_high": 0.01,
+        **HALF,
+        "lr_low_ratio": 0.1,
+        **PULLED,
+    },
     "one rate, 0.0025": {"lr_high": 0.0025, **LIGHT},
     "one rate, 0.005": {"lr_high": 0.005, **LIGHT},
     "one rate, 0.01": {"lr_high": 0.01, **LIGHT},
@@ -99,6 +119,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 # Where Sobol's points lie: of the whole space, what could be of use in so few updates.
 ROWS = {
+    "head_start": {"options": ["random", "logistic"]},
     "lr_high": {"low": 1e-3, "high": 5e-2},
     "lr_head_ratio": {"low": 0.3, "high": 10.0},
     "alpha": {"high": 1e-2},
