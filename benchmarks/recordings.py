@@ -14,7 +14,6 @@ from nbtl_search.data.prepared import prepare
 from nbtl_search.errors import DivergedError
 from nbtl_search.network.allocator import keep_freed_memory
 from nbtl_search.spec import Epoch, Recipe
-from nbtl_search.training.evaluation import Score
 from nbtl_search.training.run import Run, train
 
 Line = dict[str, Any]
@@ -84,10 +83,8 @@ def _epochs(run: Run, n_points: int | None) -> Iterator[Epoch]:
         for batch in run.batches():
             run.update(batch)
         is_validated = (n_epochs - epoch) % every == 0
-        score: Score | None = None
-        for score in run.scores() if is_validated else ():
-            pass
-        yield run.end_epoch(score)
+        scores = list(run.scores()) if is_validated else []
+        yield run.end_epoch(scores[-1] if scores else None)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
