@@ -21,6 +21,7 @@ from nbtl_search.spec import KnownRecipe, Recipe, SearchSettings
 
 N_BLOCKS = 18  # of MobileNetV2
 SOBOL_SEED = 14
+N_POINTS = 6  # of a curve
 
 # Folder below --data, share for validation, epochs for about 100 updates of 32 images. Where a
 # folder brings no split, nothing is set aside as test images.
@@ -38,6 +39,11 @@ PULLED = {"n_l2sp": "11/18", "alpha": 1e-3, "beta": 1e-3}
 LIGHT = {"beta": 5e-4}
 FITTED = {"head_start": "logistic"}
 KNOWN: dict[str, dict[str, Any]] = {
+    "one rate, 0.0025": {"lr_high": 0.0025, **LIGHT},
+    "one rate, 0.005": {"lr_high": 0.005, **LIGHT},
+    "one rate, 0.01": {"lr_high": 0.01, **LIGHT},
+    "one rate, 0.02": {"lr_high": 0.02, **LIGHT},
+    "two rates, 0.01": {"lr_high": 0.01, **HALF, "lr_low_ratio": 0.1, **LIGHT},
     "fitted, one rate, 0.001": {**FITTED, "lr_high": 0.001, **LIGHT},
     "fitted, one rate, 0.0025": {**FITTED, "lr_high": 0.0025, **LIGHT},
     "fitted, one rate, 0.005": {**FITTED, "lr_high": 0.005, **LIGHT},
@@ -57,13 +63,6 @@ KNOWN: dict[str, dict[str, Any]] = {
         "lr_low_ratio": 0.1,
         **PULLED,
     },
-    "one rate, 0.0025": {"lr_high": 0.0025, **LIGHT},
-    "one rate, 0.005": {"lr_high": 0.005, **LIGHT},
-    "one rate, 0.01": {"lr_high": 0.01, **LIGHT},
-    "one rate, 0.02": {"lr_high": 0.02, **LIGHT},
-    "two rates, 0.01": {"lr_high": 0.01, **HALF, "lr_low_ratio": 0.1, **LIGHT},
-    "two rates, 0.02": {"lr_high": 0.02, **HALF, "lr_low_ratio": 0.1, **LIGHT},
-    "two rates, 0.04": {"lr_high": 0.04, **HALF, "lr_low_ratio": 0.1, **LIGHT},
     "pulled, two new, 0.01": {
         "reinit_layers": 2,
         "lr_high": 0.01,
@@ -71,15 +70,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         "lr_low_ratio": 0.1,
         **PULLED,
     },
-    "pulled, two new, 0.02": {
-        "reinit_layers": 2,
-        "lr_high": 0.02,
-        **HALF,
-        "lr_low_ratio": 0.1,
-        **PULLED,
-    },
     "pulled, 0.01": {"lr_high": 0.01, **HALF, "lr_low_ratio": 0.1, **PULLED},
-    "pulled, 0.02": {"lr_high": 0.02, **HALF, "lr_low_ratio": 0.1, **PULLED},
     "suited": {
         "reinit_layers": 2,
         "lr_high": 0.002,
@@ -88,7 +79,6 @@ KNOWN: dict[str, dict[str, Any]] = {
         "beta": 1e-3,
     },
     "unsuited": {"lr_high": 0.01, "n_low": "8/22", "lr_low_ratio": 0.4, **LIGHT},
-    "fast head, 0.002": {"lr_high": 0.002, "lr_head_ratio": 10.0, **LIGHT},
     "fast head, two rates, 0.004": {
         "lr_high": 0.004,
         "lr_head_ratio": 10.0,
@@ -103,6 +93,17 @@ KNOWN: dict[str, dict[str, Any]] = {
         "lr_low_ratio": 0.3,
         **LIGHT,
     },
+    "two rates, 0.02": {"lr_high": 0.02, **HALF, "lr_low_ratio": 0.1, **LIGHT},
+    "two rates, 0.04": {"lr_high": 0.04, **HALF, "lr_low_ratio": 0.1, **LIGHT},
+    "pulled, two new, 0.02": {
+        "reinit_layers": 2,
+        "lr_high": 0.02,
+        **HALF,
+        "lr_low_ratio": 0.1,
+        **PULLED,
+    },
+    "pulled, 0.02": {"lr_high": 0.02, **HALF, "lr_low_ratio": 0.1, **PULLED},
+    "fast head, 0.002": {"lr_high": 0.002, "lr_head_ratio": 10.0, **LIGHT},
     "pulled everywhere, 0.01": {
         "lr_high": 0.01,
         "n_l2sp": "18/18",
@@ -155,7 +156,9 @@ def main() -> None:
     recordings.record(
         plans,
         lambda plan: (
-            recordings.curve_of(_recipe(plan, dials[plan["form"]], options), home=options.home)
+            recordings.curve_of(
+                _recipe(plan, dials[plan["form"]], options), home=options.home, n_points=N_POINTS
+            )
             | {"dials": dials[plan["form"]]}
         ),
         output=options.output,
