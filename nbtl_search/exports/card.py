@@ -197,11 +197,17 @@ def describe_recipe(recipe: Recipe) -> str:
     )
     schedule = "decay in updates" if dials.decay_updates else f"{train.schedule} schedule"
     course = (
-        f"SGD with momentum {dials.momentum:.3g}, {train.epochs} epochs in batches of "
+        f"{_optimiser(recipe)}, {train.epochs} epochs in batches of "
         f"{train.batch_size}, {schedule}; images of {recipe.data.image_px} px; "
         "the weights after the last epoch."
     )
     return f"{start} {rates} {pull} {course}"
+
+
+def _optimiser(recipe: Recipe) -> str:
+    if recipe.train.optimiser == "adamw":
+        return f"AdamW with beta1 {recipe.dials.momentum:.3g} and penalties decoupled"
+    return f"SGD with momentum {recipe.dials.momentum:.3g}"
 
 
 def _fresh(dials: Dials) -> str:
@@ -229,6 +235,11 @@ def _layers(recipe: Recipe) -> Iterator[str]:
         yield (
             "Classifier fitted first (Kumar et al., 2022): it started from logistic regression on "
             "the features of the pre-trained weights."
+        )
+    if dials.layer_decay < 1:
+        yield (
+            f"Layer-wise rate decay: going down from the classifier, each block learned at "
+            f"{dials.layer_decay:.3g} times the rate of the one above it."
         )
     if dials.frozen_layers:
         yield (

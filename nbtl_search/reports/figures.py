@@ -22,6 +22,7 @@ _DIALS: Final = {  # what an axis says, and whether it is logarithmic
     "reinit_layers": ("new layers", False),
     "lr_high": ("rate, high blocks", True),
     "lr_head_ratio": ("head rate / high", True),
+    "layer_decay": ("rate / block above", False),
     "n_low": ("blocks at low rate", False),
     "lr_low_ratio": ("low rate / high", True),
     "n_l2sp": ("L2-SP blocks", False),

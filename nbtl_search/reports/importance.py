@@ -29,6 +29,7 @@ NAMES: Final = {
     "frozen_layers": "frozen blocks",
     "source_head": "source classifier",
     "head_start": "classifier's start",
+    "layer_decay": "rate / block above",
     "delta": "DELTA",
     "delta_alpha": "DELTA strength",
     "distill": "distillation",

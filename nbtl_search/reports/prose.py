@@ -57,6 +57,7 @@ def _describe_methods(dials: Dials) -> list[str]:
         f"distillation {dials.distill:g} at T {dials.distill_temperature:.2g}": dials.distill > 0,
         dtnh: dtnh != "",
         f"BSS {dials.bss:.1g}": dials.bss > 0,
+        f"rates x {dials.layer_decay:.2g} a block": dials.layer_decay < 1,
         f"stochastic norm {dials.stochnorm_p:g}": dials.stochnorm_p != 1,
         f"momentum {dials.momentum:.2g}": dials.momentum != Dials().momentum,
         f"rates x {dials.decay_factor:.2g} every {dials.decay_updates} updates": (

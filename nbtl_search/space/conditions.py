@@ -21,6 +21,7 @@ ORDER: Final = (
     "lr_high",
     "momentum",
     "lr_head_ratio",
+    "layer_decay",
     "n_low",
     "lr_low_ratio",
     "n_l2sp",

@@ -135,6 +135,7 @@ _INSTEAD: Final = {"effective_lr": "lr_high", "lr_high": "effective_lr"}
 _AS_ROWS: Final = {"effective_lr", "dtnh"}  # no dial; and nothing to hold where nothing is pulled
 _ADDED: Final[Mapping[str, Domain]] = {
     "head_start": Choice(options=("random", "logistic")),
+    "layer_decay": Float(low=0.5, high=1.0),
     "reinit_layers": Int(low=0, high=REFERENCE_BLOCKS),
     "n_low": Int(low=0, high=REFERENCE_BLOCKS),
     "lr_low_ratio": Float(low=0.0, high=1.0),

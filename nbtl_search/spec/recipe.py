@@ -47,10 +47,13 @@ class Dials(Value):
     n_low: Count = Field(0, description="blocks, from the input, with the low rate")
     lr_low_ratio: Positive = Field(1.0, description="low rate = this x lr_high")
     lr_head_ratio: Positive = Field(1.0, description="rate of the classifier = this x lr_high")
+    layer_decay: float = _usually(
+        1.0, gt=0, le=1, description="each block learns at this x the rate of the one above it"
+    )
     n_l2sp: Count = Field(0, description="blocks, from the input, pulled to pre-trained weights")
     alpha: NonNegative = Field(0.0, description="strength of that pull (L2-SP)")
     beta: NonNegative = Field(0.0, description="strength of the pull to zero (L2) elsewhere")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; AdamW's beta1")
     frozen_layers: Count = _usually(0, description="blocks, from the input, that do not learn")
     source_head: Literal["replace", "keep"] = _usually(
         "replace", description="'keep' puts new layers on top of the source classifier"
@@ -228,7 +231,10 @@ class TrainSettings(Value):
     warmup_lr: Positive = Field(1e-4, description="where the warm-up starts, for every group")
     decay_epochs: Positive = Field(10.0, description="epochs between steps (step schedule)")
     decay_rate: Fraction = Field(0.9, description="factor of each step (step schedule)")
-    nesterov: bool = Field(True, description="Nesterov's form of momentum")
+    optimiser: Literal["sgd", "adamw"] = _usually(
+        "sgd", description="with adamw alpha and beta are decoupled from the gradient"
+    )
+    nesterov: bool = Field(True, description="Nesterov's form of momentum (sgd)")
     weight_decay: float | None = Field(
         None, ge=0, description="the optimiser's own; None = 0, or 5e-4 where compat = 'authors'"
     )
@@ -255,6 +261,9 @@ class TrainSettings(Value):
                 f"schedule {self.schedule!r} has no {ignored[0]}, got "
                 f"{getattr(self, ignored[0])!r}; leave it out, or choose another schedule"
             )
+            raise ValueError(message)
+        if self.optimiser == "adamw" and not self.nesterov:
+            message = "optimiser 'adamw' has no nesterov, got False; leave it out"
             raise ValueError(message)
         return self
 

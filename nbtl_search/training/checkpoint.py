@@ -72,7 +72,7 @@ class Trainable(Protocol):
     progress: EpochProgress
     history: tuple[Epoch, ...]
     network: Any
-    optimiser: torch.optim.SGD
+    optimiser: torch.optim.Optimizer
     gradient: Any
 
 

@@ -23,7 +23,7 @@ from nbtl_search.training import checkpoint
 from nbtl_search.training.evaluation import Score, largest_weight, running_score
 from nbtl_search.training.gradients import Gradient, finite
 from nbtl_search.training.method_losses import Terms, penalty_of
-from nbtl_search.training.optimiser import rate_at, set_rates, sgd
+from nbtl_search.training.optimiser import optimiser_of, rate_at, set_rates
 from nbtl_search.transfer.dtnh import Dtnh, Gathered
 
 Item = TypeVar("Item")
@@ -91,7 +91,7 @@ class Run:
             with self.placement.numerics():
                 start_classifier(recipe, self.network, prepared=prepared, home=home)
         self.n_updates = self._batches.n_updates
-        self.optimiser = sgd(recipe, self.network.layers)
+        self.optimiser = optimiser_of(recipe, self.network.layers)
         self.penalty = penalty_of(recipe, self.network)
         # Last: measuring attention may take hours, and whatever else does not fit is known by now.
         with self.placement.numerics():
@@ -194,8 +194,15 @@ class Run:
         return self.step()
 
     def regularise(self) -> None:
-        """Add the gradients of the penalty, projected where they may not work against the task."""
+        """Add the gradients of the penalty, projected where they may not work against the task.
+
+        With AdamW the penalty takes a step of its own instead, unless it is to be projected.
+        """
         gathered = self.gradient.gathered
+        if self.recipe.train.optimiser == "adamw" and not isinstance(self.penalty, Dtnh):
+            groups = self.optimiser.param_groups
+            self.penalty.step_({p: group["lr"] for group in groups for p in group["params"]})
+            return
         if isinstance(self.penalty, Dtnh) and gathered is not None:
             self.penalty.add_gradient_(gathered.gradients)
             gathered.clear()

@@ -1,5 +1,12 @@
 """Learning-rate groups: the classifier, the high blocks and the low blocks.
 
+With `layer_decay` below 1 each block is a group, and its rate is multiplied by
+
+    layer_decay ^ (blocks from it to the classifier)
+
+(Howard and Ruder 2018, arXiv 1801.06146; of vision transformers Bao et al. 2022, arXiv
+2106.08254).
+
 Learning-rate decay counted in updates.
 
     lr(u) = base * decay_rate ^ floor(u / decay_updates),  u updates done
@@ -9,6 +16,7 @@ Plested and Gedeon 2022, "Deep transfer learning for image classification: a sur
 has fewer updates in an epoch, so what to reduce is the number of updates before each step.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from nbtl_search.errors import SpecError
@@ -33,12 +41,23 @@ def learning_rate_groups(layers: Layers, dials: Dials) -> list[RateGroup]:
     An `n_low` beyond the number of blocks means all of them.
     """
     low, high = layers.blocks[: dials.n_low], layers.blocks[dials.n_low :]
+    head = RateGroup("head", dials.lr_high * dials.lr_head_ratio, layers.head.parameters)
+    if dials.layer_decay < 1:
+        return [head, *_by_block(layers, dials)]
     groups = [
-        RateGroup("head", dials.lr_high * dials.lr_head_ratio, layers.head.parameters),
+        head,
         RateGroup("high", dials.lr_high, _parameters(high)),
         RateGroup("low", dials.lr_high * dials.lr_low_ratio, _parameters(low)),
     ]
     return [group for group in groups if group.parameters]
+
+
+def _by_block(layers: Layers, dials: Dials) -> Iterator[RateGroup]:
+    for index, block in enumerate(layers.blocks):
+        is_low = index < dials.n_low
+        rate = dials.lr_high * (dials.lr_low_ratio if is_low else 1.0)
+        decayed = rate * dials.layer_decay ** (layers.n_blocks - index)
+        yield RateGroup(f"{'low' if is_low else 'high'} {index}", decayed, block.parameters)
 
 
 def _parameters(blocks: tuple[Block, ...]) -> Named:

@@ -72,6 +72,19 @@ class L2SP:
             parameters = [pull.parameter for pull in pulls]
             torch._foreach_add_(_gradients(pulls), parameters, alpha=rate)
 
+    @torch.no_grad()
+    def step_(self, rates: Mapping[nn.Parameter, float]) -> None:
+        """Take the penalty's own step, w -= rate dR/dw, in place: decoupled from the gradient.
+
+        Loshchilov and Hutter 2019, arXiv 1711.05101, for L2; the pull to w0 goes the same way. Call
+        it before the optimiser's step.
+
+        Args:
+            rates: the learning rate of each parameter that is pulled.
+        """
+        for pull in (*self.sp, *self.l2):
+            pull.parameter.sub_(_offset(pull), alpha=rates[pull.parameter] * pull.rate)
+
 
 def l2sp(
     layers: Layers,

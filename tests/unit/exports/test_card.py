@@ -25,7 +25,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "source_hidden": {"source_head": "keep"},
 }
 OTHER: dict[str, Any] = {
-    "frozen_layers": 3, "source_head": "keep", "delta": "plain", "delta_alpha": 0.5,
+    "frozen_layers": 3, "source_head": "keep", "head_start": "logistic", "layer_decay": 0.75,
+    "delta": "plain", "delta_alpha": 0.5,
     "distill": 2.0, "distill_temperature": 7.0, "dtnh": "conflict", "bss": 0.25,
     "stochnorm_p": 0.75, "decay_updates": 200, "decay_factor": 0.7, "delta_taps": 2,
     "delta_reduction": "mean", "delta_batches": 9, "distill_squared": True,

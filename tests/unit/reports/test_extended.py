@@ -12,7 +12,8 @@ from nbtl_search.reports.importance import importances
 from nbtl_search.reports.prose import describe_recipe
 from nbtl_search.spec import Dials, SearchSettings
 
-SEARCH = {"space": "extended", "rows": {"head_start": {"options": ["random", "logistic"]}}}
+ADDED = {"head_start": {"options": ["random", "logistic"]}, "layer_decay": {"low": 0.5, "high": 1}}
+SEARCH = {"space": "extended", "rows": ADDED}
 EXTENDED = space.build(SearchSettings.parse(SEARCH), n_blocks=22)
 
 

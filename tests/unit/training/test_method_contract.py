@@ -54,20 +54,33 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "frozen": {"some": {"frozen_layers": 2}},
     "decay": {"on": {"decay_updates": 2, "decay_factor": 0.5}},
     "momentum": {"low": {"momentum": 0.3}},
+    "layers": {"on": {"layer_decay": 0.8}},
+    "adamw": {"on": {"optimiser": "adamw"}},
 }
+OF_TRAIN = {"optimiser"}
 PULLS = {"l2sp", "delta", "distill"}  # DTNH needs one of them
 OFF = "off"
 Row = dict[str, str]
 
 # Few rows in which every two forms of two methods are on together.
 TOGETHER: list[Row] = [
-    {"stochnorm": "on", "source_head": "keep", "frozen": "some", "decay": "on", "momentum": "low"},
+    {
+        "stochnorm": "on",
+        "source_head": "keep",
+        "frozen": "some",
+        "decay": "on",
+        "momentum": "low",
+        "layers": "on",
+        "adamw": "on",
+    },
     {
         "delta": "plain",
         "distill": "on",
         "dtnh": "conflict",
         "bss": "on",
         "momentum": "low",
+        "layers": "on",
+        "adamw": "on",
         "head_start": "logistic",
     },
     {
@@ -77,6 +90,8 @@ TOGETHER: list[Row] = [
         "bss": "on",
         "decay": "on",
         "head_start": "logistic",
+        "layers": "on",
+        "adamw": "on",
     },
     {"stochnorm": "on", "frozen": "some", "momentum": "low", "head_start": "logistic"},
     {"delta": "plain", "distill": "on", "dtnh": "always", "source_head": "keep", "frozen": "some"},
@@ -186,11 +201,15 @@ def make_run(home, photographs, weights):
         if "delta_alpha" in dials:
             dials["delta_alpha"] *= DAMPING[model]
         n = BATCH[model]
+        training = {name: dials.pop(name) for name in OF_TRAIN & dials.keys()}
+        if "optimiser" in training:
+            dials["lr_high"] /= 10
         recipe = Recipe.parse({
             "data": {"dataset": str(photographs[model]), "image_px": IMAGE_PX[model]},
             "model": {"name": model, "weights": str(weights[model])},
             "train": {"epochs": 3, "batch_size": n, "micro_batch": n // 2, "warmup_epochs": 0,
-                      "device": "cpu", "precision": "fp32", "n_threads": 1, "seed": seed},
+                      "device": "cpu", "precision": "fp32", "n_threads": 1, "seed": seed,
+                      **training},
             "dials": dials,
             "augment": AUGMENT[model],
             "methods": {"delta_taps": 1, "delta_batches": 1},
@@ -210,7 +229,7 @@ def through_a_file(state: Any) -> Any:
 def tensors(run: Run) -> dict[str, torch.Tensor]:
     found = dict(run.network.model.state_dict())
     for index, values in run.optimiser.state_dict()["state"].items():
-        found[f"momentum.{index}"] = values["momentum_buffer"]
+        found |= {f"{name}.{index}": value for name, value in values.items()}
     return found
 
 

@@ -1,22 +1,27 @@
 """Learning rates against timm's own schedulers, and the optimiser they are set on."""
 
 import pytest
+import timm
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from timm.optim import param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 
-from nbtl_search.spec import DataSettings, Recipe, TrainSettings
+from nbtl_search.errors import SpecError
+from nbtl_search.spec import DataSettings, Dials, Recipe, TrainSettings
 from nbtl_search.training.optimiser import (
     learning_rate,
     one_cycle,
+    optimiser_of,
     rate_at,
     set_rates,
-    sgd,
     warmup_length,
     weight_decay,
 )
 from nbtl_search.transfer.layers import layers_of
+from nbtl_search.transfer.learning_rates import learning_rate_groups
+from nbtl_search.transfer.penalties import l2sp
 
 BASES = (0.025, 0.0025, 1e-5)
 
@@ -142,7 +147,7 @@ def test_weight_decay_covers_every_parameter(tiny_recipe, compat, setting, expec
     recipe = tiny_recipe(compat=compat, train=train)
     assert weight_decay(recipe) == expected
     model = timm.create_model(recipe.model.name, num_classes=3)
-    optimiser = sgd(recipe, layers_of(model))
+    optimiser = optimiser_of(recipe, layers_of(model))
     assert {group["weight_decay"] for group in optimiser.param_groups} == {expected}
     held = [p for group in optimiser.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in model.parameters()}
@@ -150,3 +155,92 @@ def test_weight_decay_covers_every_parameter(tiny_recipe, compat, setting, expec
     set_rates(optimiser, recipe, epoch=1, update=0, n_updates=4)
     rates = {group["name"]: group["lr"] for group in optimiser.param_groups}
     assert rates == pytest.approx({"head": 0.05, "high": 0.05, "low": 0.015})
+
+
+def test_layer_decay_is_that_of_timm(network):
+    model, layers = network("vit_tiny_patch16_224")
+    dials = Dials(lr_high=0.1, layer_decay=0.75)
+    ours = {
+        name: group.lr / 0.1
+        for group in learning_rate_groups(layers, dials)
+        for name, _ in group.parameters
+    }
+    of_timm = param_groups_layer_decay(model, weight_decay=0.0, layer_decay=0.75)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    theirs = {names[id(p)]: g["lr_scale"] for g in of_timm for p in g["params"]}
+    assert ours == pytest.approx(theirs)
+    assert ours["head.weight"] == 1
+    assert ours["blocks.11.mlp.fc2.weight"] == pytest.approx(0.75)
+    low = learning_rate_groups(layers, dials.replace(n_low=2, lr_low_ratio=0.5))
+    rates = {name: group.lr for group in low for name, _ in group.parameters}
+    assert rates["blocks.0.norm1.weight"] == pytest.approx(0.1 * 0.5 * 0.75**12)
+    assert rates["blocks.1.norm1.weight"] == pytest.approx(0.1 * 0.75**11)
+
+
+def test_adamw_with_beta_is_torchs_own_weight_decay(network):
+    model, layers = network("test_resnet")
+    copy_, layers_of_copy = network("test_resnet")
+    copy_.load_state_dict(model.state_dict())
+    recipe = Recipe(
+        data=DataSettings(dataset="x"),
+        train=TrainSettings(optimiser="adamw"),
+        dials=Dials(lr_high=0.01, lr_head_ratio=3.0, beta=0.05, momentum=0.8),
+    )
+    ours = optimiser_of(recipe, layers)
+    penalty = l2sp(layers, recipe.dials, anchors={}, scope="all")
+    theirs = torch.optim.AdamW(
+        [
+            {"params": [p for _, p in block.parameters], "lr": lr}
+            for block, lr in (
+                *((block, 0.01) for block in layers_of_copy.blocks),
+                (layers_of_copy.head, 0.03),
+            )
+        ],
+        betas=(0.8, 0.99),
+        weight_decay=0.05,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for a, b in zip(model.parameters(), copy_.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        penalty.step_({p: group["lr"] for group in ours.param_groups for p in group["params"]})
+        ours.step()
+        theirs.step()
+    for (name, a), b in zip(model.named_parameters(), copy_.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_decoupled_pull_goes_to_the_anchor_at_the_rate():
+    model = timm.create_model("test_resnet", num_classes=3)
+    layers = layers_of(model)
+    anchors = {name: torch.full_like(p, 2.0) for name, p in model.named_parameters()}
+    dials = Dials(n_l2sp=2, alpha=0.5, beta=0.25)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    penalty = l2sp(layers, dials, anchors=anchors)
+    penalty.step_(dict.fromkeys(model.parameters(), 0.1))
+    pulled = {pull.name for pull in penalty.sp}
+    decayed = {pull.name for pull in penalty.l2}
+    assert pulled
+    assert decayed
+    for name, parameter in model.named_parameters():
+        expected = before[name]
+        if name in pulled:
+            expected = expected - 0.1 * 0.5 * (expected - 2.0)
+        if name in decayed:
+            expected = expected * (1 - 0.1 * 0.25)
+        torch.testing.assert_close(parameter.detach(), expected, msg=name)
+
+
+def test_nesterovs_form_is_not_ignored_in_silence():
+    with pytest.raises(SpecError, match="adamw"):
+        TrainSettings.parse({"optimiser": "adamw", "nesterov": False})
+
+
+@pytest.fixture
+def network():
+    def make(name):
+        model = timm.create_model(name, num_classes=3)
+        return model, layers_of(model)
+
+    return make

@@ -12,7 +12,7 @@ from nbtl_search.network.weights import Weights
 from nbtl_search.spec import Dials, Recipe
 from nbtl_search.training.gradients import soft_cross_entropy
 from nbtl_search.training.method_losses import penalty_of
-from nbtl_search.training.optimiser import sgd
+from nbtl_search.training.optimiser import optimiser_of
 from nbtl_search.transfer.layers import layers_of
 from nbtl_search.transfer.reinit import fresh_values, reinitialise
 
@@ -149,7 +149,7 @@ def test_one_of_the_family_trains_an_update_of_every_dial(family, tmp_path):
     before = {n: p.detach().clone() for n, p in network.model.named_parameters()}
     recipe = _recipe(name, image_px)
     network.model.train()
-    optimiser = sgd(recipe, network.layers)
+    optimiser = optimiser_of(recipe, network.layers)
     logits = network.model(torch.randn(2, 3, image_px, image_px))
     soft_cross_entropy(logits, torch.full((2, N_CLASSES), 1 / N_CLASSES)).backward()
     penalty_of(recipe, network).add_gradient_()
