@@ -170,7 +170,7 @@ def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Name
     below, val_fraction, epochs = FOLDERS[plan["folder"]]
     folder = options.data.resolve() / below
     if plan["folder"] == "blood_cells":
-        folder = _by_class(folder, options.home / "blood_cells_by_class")
+        folder = by_class(folder, options.home / "blood_cells_by_class")
     return Recipe.parse(
         {
             "data": {
@@ -194,7 +194,7 @@ def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Name
     )
 
 
-def _by_class(folder: Path, made: Path) -> Path:
+def by_class(folder: Path, made: Path) -> Path:
     """Copy images whose classes stand in labels.csv into a folder per class."""
     if not made.exists():
         half_made = made.with_suffix(".part")

@@ -17,7 +17,9 @@ from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.training.run import Run, train
 
 Line = dict[str, Any]
-RESULTS = frozenset({"n_train", "n_val", "updates", "val_top1", "dials", "error"})
+RESULTS = frozenset(
+    {"n_train", "n_val", "updates", "val_top1", "dials", "error", "n_test", "test_top1"}
+)
 """What a line has beside its plan."""
 
 
@@ -59,7 +61,7 @@ def curve_of(recipe: Recipe, *, home: Path, n_points: int | None = None) -> Line
     curve: list[float | None] = []
     failed = {}
     try:
-        curve.extend(epoch.val_top1 for epoch in _epochs(run, n_points))
+        curve.extend(epoch.val_top1 for epoch in epochs_of(run, n_points))
     except DivergedError as error:
         failed = {"error": str(error)}
     return {
@@ -71,7 +73,7 @@ def curve_of(recipe: Recipe, *, home: Path, n_points: int | None = None) -> Line
     }
 
 
-def _epochs(run: Run, n_points: int | None) -> Iterator[Epoch]:
+def epochs_of(run: Run, n_points: int | None) -> Iterator[Epoch]:
     """Yield the epochs of `train`, most of them not validated, which changes nothing else."""
     if n_points is None:
         yield from (event for event in train(run) if isinstance(event, Epoch))
