@@ -44,6 +44,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     "one rate, 0.01": {"lr_high": 0.01, **LIGHT},
     "one rate, 0.02": {"lr_high": 0.02, **LIGHT},
     "two rates, 0.01": {"lr_high": 0.01, **HALF, "lr_low_ratio": 0.1, **LIGHT},
+    "fitted, one rate, 0.0004": {**FITTED, "lr_high": 0.0004, **LIGHT},
     "fitted, one rate, 0.001": {**FITTED, "lr_high": 0.001, **LIGHT},
     "fitted, one rate, 0.0025": {**FITTED, "lr_high": 0.0025, **LIGHT},
     "fitted, one rate, 0.005": {**FITTED, "lr_high": 0.005, **LIGHT},
@@ -121,7 +122,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 # Where Sobol's points lie: of the whole space, what could be of use in so few updates.
 ROWS = {
     "head_start": {"options": ["random", "logistic"]},
-    "lr_high": {"low": 1e-3, "high": 5e-2},
+    "lr_high": {"low": 4e-4, "high": 5e-2},
     "lr_head_ratio": {"low": 0.3, "high": 10.0},
     "alpha": {"high": 1e-2},
     "beta": {"high": 1e-2},
