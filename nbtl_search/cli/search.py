@@ -108,6 +108,13 @@ def _say_created(spec: "StudySpec", start: Sequence[str]) -> None:
         f"  training {_training(spec, n_updates * spec.train.epochs)}\n"
         f"  pruning  {where}"
     )
+    if "head_start" in spec.search.rows and not facts.fits_head:
+        why = (
+            f"the classifier of {spec.model.name} is not one linear layer"
+            if facts.pretrained
+            else "the weights are random"
+        )
+        click.echo(f"  left out head_start and the recipes that set it: {why}")
     for known in spec.search.known:
         if known.name in {f"survey-{regime}" for regime in start}:
             dials = ", ".join(f"{name} = {value}" for name, value in known.dials.items())

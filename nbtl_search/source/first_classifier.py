@@ -24,8 +24,8 @@ from nbtl_search.files import arrays
 from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.measures.linear import fit_classifier
 from nbtl_search.network.model import Network
-from nbtl_search.source.features import extract, source_network
-from nbtl_search.spec import Recipe
+from nbtl_search.source.features import extract, output_at, source_network
+from nbtl_search.spec import POOLED, Recipe
 
 
 def start_classifier(recipe: Recipe, network: Network, *, prepared: Prepared, home: Path) -> None:
@@ -61,6 +61,22 @@ def start_classifier(recipe: Recipe, network: Network, *, prepared: Prepared, ho
     with torch.no_grad():
         classifier.weight.copy_(torch.from_numpy(rows[:, :-1]))
         classifier.bias.copy_(torch.from_numpy(rows[:, -1]))
+
+
+def has_linear_head(network: Network) -> bool:
+    """Tell whether a network's classifier is one linear layer of what timm gives as features."""
+    classifier: object = cast("Any", network.model).get_classifier()
+    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+        return False
+    px = network.image_format.image_px
+    device = classifier.weight.device
+    try:
+        pooled = output_at(network.model.eval(), POOLED)
+        with torch.inference_mode():
+            features = pooled(torch.zeros(1, 3, px, px, device=device))
+    except (SpecError, TypeError, RuntimeError):  # without timm's two halves, or with others
+        return False
+    return features.shape == (1, classifier.in_features)
 
 
 def _linear(model: nn.Module, recipe: Recipe) -> nn.Linear:

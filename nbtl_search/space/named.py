@@ -144,10 +144,13 @@ _ADDED: Final[Mapping[str, Domain]] = {
 }  # where the named space has no row: stored studies go on with these
 
 
-def build(search: SearchSettings, *, n_blocks: int, pretrained: bool = True) -> Space:
+def build(
+    search: SearchSettings, *, n_blocks: int, pretrained: bool = True, fits_head: bool = True
+) -> Space:
     """Return the named space with the study's changes to its rows.
 
-    Without pre-trained weights, what needs them is held off.
+    Without pre-trained weights, what needs them is held off; a row for `head_start` is left out
+    where no classifier can be fitted.
 
     Raises:
         SpecError: a change names no dial, leaves it no value, or makes a combination that cannot
@@ -161,7 +164,8 @@ def build(search: SearchSettings, *, n_blocks: int, pretrained: bool = True) -> 
     if not pretrained:
         space = _without_source(space)
     for name, change in search.rows.items():
-        space = _changed(space, name, change)
+        if name != "head_start" or fits_head:
+            space = _changed(space, name, change)
     # `binary` has always proposed the low rate's ratio, also where no block has it
     always = ("lr_low_ratio",) if search.space == "binary" else ()
     space = _tied(space, always)
@@ -175,7 +179,12 @@ def build_for(search: SearchSettings, facts: Facts) -> Space:
     Raises:
         SpecError: as `build`.
     """
-    return build(search, n_blocks=facts.n_blocks, pretrained=facts.weights_digest != "random")
+    return build(
+        search,
+        n_blocks=facts.n_blocks,
+        pretrained=facts.pretrained,
+        fits_head=facts.fits_head,
+    )
 
 
 def _without_source(space: Space) -> Space:

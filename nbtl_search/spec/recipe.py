@@ -312,6 +312,20 @@ class Facts(Value):
     n_test: Count
     data_digest: str = Field(description="of the manifest: names, labels, splits and contents")
     weights_digest: str = Field(description="of the weights file; 'random' where there is none")
+    linear_head: bool = _usually(
+        True,  # noqa: FBT003 a default
+        description="whether the classifier is one linear layer of the pooled features",
+    )
+
+    @property
+    def pretrained(self) -> bool:
+        """Tell whether there are weights to transfer."""
+        return self.weights_digest != "random"
+
+    @property
+    def fits_head(self) -> bool:
+        """Tell whether the classifier can start from a regression on the weights' features."""
+        return self.pretrained and self.linear_head
 
 
 class Epoch(Value):

@@ -160,9 +160,20 @@ class StudySpec(Value):
         return data
 
     def with_facts(self, facts: Facts) -> "StudySpec":
-        """Return it with what was measured, and with the settings that wait for the budget."""
+        """Return it with what was measured, and with the settings that wait for the budget.
+
+        Known recipes that fit the classifier first are left out where that cannot be, but for the
+        default, which is refused.
+        """
         n_updates = self.train.epochs * self.train.updates_per_epoch(facts.n_train)
-        return self.replace(facts=facts, augment=self.augment.for_updates(n_updates))
+        default, *others = self.search.known
+        if not facts.fits_head:
+            others = [one for one in others if one.dials.get("head_start") != "logistic"]
+        return self.replace(
+            facts=facts,
+            augment=self.augment.for_updates(n_updates),
+            search=self.search.replace(known=(default, *others)),
+        )
 
     def recipe(self, dials: Dials) -> Recipe:
         """Return the whole recipe of a trial with these dials."""

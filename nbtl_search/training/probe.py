@@ -10,6 +10,7 @@ from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.errors import SpecError, WeightsError
 from nbtl_search.network.model import Network, build
 from nbtl_search.network.weights import Weights, read_weights
+from nbtl_search.source.first_classifier import has_linear_head
 from nbtl_search.source.teacher import SourceSignals, check_precomputable, compared_hooks
 from nbtl_search.spec import Dials, Facts, Progress, Recipe, StudySpec
 from nbtl_search.training.method_losses import Terms
@@ -57,6 +58,7 @@ def probe(
         n_test=prepared.n_test,
         data_digest=prepared.digest,
         weights_digest=network.weights_digest,
+        linear_head=has_linear_head(network),
     )
     _check_methods(spec.with_facts(facts), facts, prepared, weights, home=home, checking=checking)
     return facts

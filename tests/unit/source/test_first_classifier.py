@@ -9,6 +9,7 @@ import torch
 from nbtl_search.data.loader import EvalBatches
 from nbtl_search.errors import SpecError
 from nbtl_search.measures.linear import fit_classifier
+from nbtl_search.network.model import build
 from nbtl_search.source import first_classifier
 from nbtl_search.training.run import Run
 
@@ -82,3 +83,12 @@ def test_a_classifier_of_several_layers_is_refused(run_of, monkeypatch):
     )
     with pytest.raises(SpecError, match="classifier"):
         run_of()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("test_resnet", True), ("caformer_s18", False)])
+def test_whether_a_network_has_one_linear_layer_for_a_classifier(tiny_recipe, home, name, expected):
+    recipe = tiny_recipe(
+        model={"name": name, "weights": "random"}, dials={"reinit_layers": 1, "n_l2sp": 0}
+    )
+    network = build(recipe, n_classes=3, home=home)
+    assert first_classifier.has_linear_head(network) is expected

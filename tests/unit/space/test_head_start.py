@@ -1,0 +1,72 @@
+"""A classifier that is fitted first: searched and tried where it can be, left out elsewhere."""
+
+import pytest
+
+from nbtl_search import space
+from nbtl_search.cli.search import _say_created
+from nbtl_search.errors import SpecError
+from nbtl_search.spec import Facts, SearchSettings, StudySpec
+
+FITTED = {"name": "fitted", "dials": {"head_start": "logistic"}}
+SPEC = {
+    "name": "x",
+    "data": {"dataset": "x"},
+    "model": {"name": "resnet18"},
+    "search": {
+        "rows": {"head_start": {"options": ["random", "logistic"]}},
+        "known": [{"name": "default"}, FITTED, {"name": "other"}],
+    },
+}
+
+
+def facts(**changes):
+    plain = {
+        "n_blocks": 9,
+        "n_classes": 3,
+        "n_train": 320,
+        "n_val": 1,
+        "n_test": 1,
+        "data_digest": "a",
+        "weights_digest": "b",
+    }
+    return Facts.parse(plain | changes)
+
+
+CANNOT = [
+    pytest.param({"linear_head": False}, "the classifier of resnet18 is not one", id="layers"),
+    pytest.param({"weights_digest": "random"}, "the weights are random", id="random"),
+]
+
+
+def test_where_it_can_be_it_is_searched_and_the_classifier_alone_is_new_with_it(capsys):
+    spec = StudySpec.parse(SPEC).with_facts(facts())
+    built = space.build_for(spec.search, spec.facts)
+    assert built.row("head_start") is not None
+    dials = [space.dials_of(built, point) for point in space.design(built, n=64, seed=0)]
+    fitted = [one for one in dials if one.head_start == "logistic"]
+    assert 16 < len(fitted) < 48
+    assert {one.reinit_layers for one in fitted} == {1}
+    assert {one.reinit_layers for one in dials} == {1, 2, 3}
+    assert [known.name for known in spec.search.known] == ["default", "fitted", "other"]
+    _say_created(spec, ())
+    assert "left out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("changes", "says"), CANNOT)
+def test_where_it_cannot_be_row_and_recipes_are_left_out_and_it_is_said(changes, says, capsys):
+    spec = StudySpec.parse(SPEC).with_facts(facts(**changes))
+    built = space.build_for(spec.search, spec.facts)
+    assert built.row("head_start") is None
+    assert [known.name for known in spec.search.known] == ["default", "other"]
+    assert spec.with_facts(facts(**changes)) == spec
+    _say_created(spec, ())
+    assert f"left out head_start and the recipes that set it: {says}" in capsys.readouterr().out
+
+
+def test_a_default_that_cannot_be_trained_stays_and_is_refused():
+    search = {"known": [{"name": "default", "dials": {"head_start": "logistic"}}]}
+    spec = StudySpec.parse(SPEC | {"search": search})
+    (default,) = spec.with_facts(facts(weights_digest="random")).search.known
+    built = space.build(SearchSettings(), n_blocks=9, pretrained=False, fits_head=False)
+    with pytest.raises(SpecError, match="head_start = 'random' without pre-trained weights"):
+        space.known_dials(default, space=built)
