@@ -45,7 +45,9 @@ def start_classifier(recipe: Recipe, network: Network, *, prepared: Prepared, ho
         DataError: `home` cannot be written.
         WeightsError: the weights cannot be had.
     """
-    classifier = _linear(network.model, recipe)
+    classifier = _linear(network.model)
+    if classifier is None or classifier.bias is None:
+        raise _refusal(recipe, "another")
     splits = ("train", "val") if recipe.data.train_on == "train+val" else ("train",)
     folder = home / "features" / "classifiers"
     path = folder / f"{_key(recipe, network, prepared, splits)}.part"
@@ -56,33 +58,36 @@ def start_classifier(recipe: Recipe, network: Network, *, prepared: Prepared, ho
         if rows is None:
             rows = _fitted(recipe, prepared, splits, home)
             arrays.write(path, rows)
-    if rows.shape != (n_classes, classifier.in_features + 1):
-        raise _refusal(recipe, f"{rows.shape[1] - 1} features of {classifier.in_features}")
+    weight = classifier.weight
+    if rows.shape != (n_classes, weight[0].numel() + 1):
+        raise _refusal(recipe, f"one of {weight[0].numel()} where there are {rows.shape[1] - 1}")
     with torch.no_grad():
-        classifier.weight.copy_(torch.from_numpy(rows[:, :-1]))
+        weight.copy_(torch.from_numpy(rows[:, :-1]).reshape(weight.shape))
         classifier.bias.copy_(torch.from_numpy(rows[:, -1]))
 
 
 def has_linear_head(network: Network) -> bool:
     """Tell whether a network's classifier is one linear layer of what timm gives as features."""
-    classifier: object = cast("Any", network.model).get_classifier()
-    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+    classifier = _linear(network.model)
+    if classifier is None:
         return False
-    px = network.image_format.image_px
-    device = classifier.weight.device
+    px, weight = network.image_format.image_px, classifier.weight
     try:
         pooled = output_at(network.model.eval(), POOLED)
         with torch.inference_mode():
-            features = pooled(torch.zeros(1, 3, px, px, device=device))
+            features = pooled(torch.zeros(1, 3, px, px, device=weight.device))
     except (SpecError, TypeError, RuntimeError):  # without timm's two halves, or with others
         return False
-    return features.shape == (1, classifier.in_features)
+    return features.shape == (1, weight[0].numel())
 
 
-def _linear(model: nn.Module, recipe: Recipe) -> nn.Linear:
+def _linear(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
+    """Return the classifier where it is linear: a layer, or a convolution of single pixels."""
     classifier: object = cast("Any", model).get_classifier()
-    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
-        raise _refusal(recipe, type(classifier).__name__)
+    if isinstance(classifier, nn.Conv2d) and classifier.kernel_size != (1, 1):
+        return None
+    if not isinstance(classifier, nn.Linear | nn.Conv2d) or classifier.bias is None:
+        return None
     return classifier
 
 

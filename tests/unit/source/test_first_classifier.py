@@ -85,10 +85,37 @@ def test_a_classifier_of_several_layers_is_refused(run_of, monkeypatch):
         run_of()
 
 
-@pytest.mark.parametrize(("name", "expected"), [("test_resnet", True), ("caformer_s18", False)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("test_resnet", True), ("resnetv2_18", True), ("caformer_s18", False)]
+)
 def test_whether_a_network_has_one_linear_layer_for_a_classifier(tiny_recipe, home, name, expected):
     recipe = tiny_recipe(
         model={"name": name, "weights": "random"}, dials={"reinit_layers": 1, "n_l2sp": 0}
     )
     network = build(recipe, n_classes=3, home=home)
     assert first_classifier.has_linear_head(network) is expected
+
+
+def test_a_convolution_of_single_pixels_is_a_linear_classifier(tiny_recipe, tiny_prepared, home):
+    torch.manual_seed(0)
+    weights = home / "conv.safetensors"
+    home.mkdir(exist_ok=True, parents=True)
+    model = timm.create_model("resnetv2_18", num_classes=11)
+    safetensors.torch.save_file(model.state_dict(), weights)
+    recipe = tiny_recipe(
+        model={"name": "resnetv2_18", "weights": str(weights)},
+        dials=LOGISTIC | {"n_l2sp": 0, "n_low": 0},
+    )
+    run = Run(recipe, prepared=tiny_prepared, home=home)
+    batches = EvalBatches(
+        tiny_prepared, "train", format=run.network.image_format, batch_size=5, device="cpu"
+    )
+    images = torch.cat([images for images, _ in batches])
+    with torch.no_grad():
+        model = run.network.model.eval()
+        features = model.forward_head(model.forward_features(images), pre_logits=True).flatten(1)
+        logits = model(images)
+    labels = tiny_prepared.labels("train")
+    fitted = fit_classifier(features.numpy(), labels, n_classes=3)
+    expected = features.numpy() @ fitted.weight.T + fitted.bias
+    assert np.allclose(logits.numpy(), expected, atol=1e-3 * abs(expected).max())
