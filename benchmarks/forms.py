@@ -17,11 +17,12 @@ from typing import Any
 import recordings
 
 from nbtl_search import space
-from nbtl_search.spec import KnownRecipe, Recipe, SearchSettings
+from nbtl_search.spec import Dials, KnownRecipe, Recipe, SearchSettings
 
 N_BLOCKS = 18  # of MobileNetV2
 SOBOL_SEED = 14
 N_POINTS = 6  # of a curve
+BATCH = 32
 
 # Folder below --data, share for validation, epochs for about 100 updates of 32 images. Where a
 # folder brings no split, nothing is set aside as test images.
@@ -147,8 +148,9 @@ def main() -> None:
     """Record what is asked for."""
     options = _options()
     dials = forms()
+    batch = {} if options.batch == BATCH else {"batch": options.batch}
     plans = [
-        {"folder": folder, "form": form, "times": times, "seed": seed}
+        {"folder": folder, "form": form, "times": times, "seed": seed, **batch}
         for times in options.times
         for seed in options.seeds
         for form in (options.forms or dials)
@@ -168,6 +170,7 @@ def main() -> None:
 
 
 def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Namespace) -> Recipe:
+    rate = dials.get("lr_high", Dials().lr_high) * plan.get("batch", BATCH) / BATCH
     below, val_fraction, epochs = FOLDERS[plan["folder"]]
     folder = options.data.resolve() / below
     if plan["folder"] == "blood_cells":
@@ -184,13 +187,13 @@ def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Name
             "augment": {"strength": 0.0},
             "train": {
                 "epochs": epochs * plan["times"],
-                "batch_size": 32,
+                "batch_size": plan.get("batch", BATCH),
                 "device": "cpu",
                 "n_threads": 1,
                 "seed": plan["seed"],
                 "schedule": "one_cycle",
             },
-            "dials": dials,
+            "dials": dials | {"lr_high": rate},
         }
     )
 
@@ -216,6 +219,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--forms", nargs="*", help="names; all without it")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--times", type=int, nargs="*", default=[1], help="of 100 updates")
+    parser.add_argument("--batch", type=int, default=BATCH, help="rates are in proportion")
     recordings.add_options(parser)
     return parser.parse_args()
 

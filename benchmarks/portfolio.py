@@ -64,7 +64,7 @@ def read(paths: Sequence[Path], *, times: int) -> Table:
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     n_val = {}
     for line in recordings.read(paths):
-        if line["times"] == times:
+        if line["times"] == times and "batch" not in line:
             value = 0.0 if line.get("error") else line["val_top1"][-1]
             found[line["form"]][line["folder"]].append(value)
             n_val[line["folder"]] = line["n_val"]
