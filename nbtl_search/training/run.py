@@ -15,7 +15,7 @@ from nbtl_search.data.loader import Batch, EvalBatches, TrainBatches
 from nbtl_search.data.prepared import Prepared
 from nbtl_search.network.device import derive_seed, place
 from nbtl_search.network.grouped import kinds_in_fp32
-from nbtl_search.network.model import build
+from nbtl_search.network.model import Network, build
 from nbtl_search.source.first_classifier import start_classifier
 from nbtl_search.source.teacher import SourceSignals, source_signals
 from nbtl_search.spec import Epoch, Progress, Recipe, best_epoch
@@ -70,13 +70,7 @@ class Run:
         self.classes = prepared.classes
         self.placement = place(train)
         with self.placement.numerics():
-            self.network = build(
-                recipe,
-                n_classes=len(prepared.classes),
-                home=home,
-                placement=self.placement,
-                prepared=prepared,
-            )
+            self.network = self._built(prepared, home)
             self._batches = self._train_batches(prepared)
             self._validation: EvalBatches | None = None
             if not self.trains_on_validation:
@@ -87,9 +81,6 @@ class Run:
                     batch_size=train.batch_size,
                     device=self.placement.device,
                 )
-        if recipe.dials.head_start == "logistic":
-            with self.placement.numerics():
-                start_classifier(recipe, self.network, prepared=prepared, home=home)
         self.n_updates = self._batches.n_updates
         self.optimiser = optimiser_of(recipe, self.network.layers)
         self.penalty = penalty_of(recipe, self.network)
@@ -105,6 +96,18 @@ class Run:
         self.gradient = self._gradient(source)
         self.progress = checkpoint.EpochProgress()
         self.history: tuple[Epoch, ...] = ()
+
+    def _built(self, prepared: Prepared, home: Path) -> Network:
+        network = build(
+            self.recipe,
+            n_classes=len(prepared.classes),
+            home=home,
+            placement=self.placement,
+            prepared=prepared,
+        )
+        if self.recipe.dials.head_start == "logistic":
+            start_classifier(self.recipe, network, prepared=prepared, home=home)
+        return network
 
     def _train_batches(self, prepared: Prepared) -> TrainBatches:
         train, placement = self.recipe.train, self.placement

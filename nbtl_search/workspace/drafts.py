@@ -109,15 +109,23 @@ def _of_file(study: Path, settings: Sequence[str]) -> dict[str, Any]:
     train, search = said.get("train", {}), said.get("search", {})
     if not isinstance(train, dict) or not isinstance(search, dict):
         return plain  # which is refused, by name
-    if (
-        not {"schedule", *OF_EPOCHS, *OF_CYCLE} & train.keys()
-        and not {"augment", "compat"} & said.keys()
-    ):
+    of_training = {"schedule", *OF_EPOCHS, *OF_CYCLE} & train.keys()
+    says_nothing = not of_training and not {"augment", "compat"} & said.keys()
+    if says_nothing:
         plain["train"] = {"schedule": folder["train"]["schedule"]} | plain.get("train", {})
         plain["augment"] = folder["augment"]
     if "known" not in search:
-        plain["search"] = plain.get("search", {}) | {"known": folder["search"]["known"][:1]}
+        found = folder["search"]
+        as_folder = says_nothing and not {"space", "rows"} & search.keys()
+        first = {"rows": found["rows"], "known": found["known"]} if as_folder else _binary(found)
+        plain["search"] = first | plain.get("search", {})
     return plain
+
+
+def _binary(search: dict[str, Any]) -> dict[str, Any]:
+    """Return the binary recipe as the only known one: what suits any schedule and any space."""
+    found = next(known for known in search["known"] if known["name"] == "binary")
+    return {"known": [found | {"name": "default"}]}
 
 
 def _with_room(plain: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -93,10 +93,12 @@ def test_memory_and_table_7_take_turns(diagnosed):
 
 
 def test_what_is_tried_anyway_makes_room_for_the_next(diagnosed):
-    """The folder's study has the DTD form and the Cars form at rate 0.01 already."""
-    suited = advise(diagnosed(SUITED), space=PAPER, known=FOLDER, n_trials=18)
+    """Here the study has the DTD form and the Cars form at rate 0.01 already."""
+    tried = [table7("suited")[0].replace(name="a"), table7("unsuited")[0].replace(name="b")]
+    known = [DEFAULT, *tried]
+    suited = advise(diagnosed(SUITED), space=PAPER, known=known, n_trials=18)
     assert names(suited) == ["table7-caltech", "table7-dtd-lr-0.005", "table7-dtd-lr-0.01"]
-    unsuited = advise(diagnosed(UNSUITED), space=PAPER, known=FOLDER, n_trials=18)
+    unsuited = advise(diagnosed(UNSUITED), space=PAPER, known=known, n_trials=18)
     assert names(unsuited) == ["table7-cars", "table7-aircraft", "table7-cars-lr-0.004"]
     assert not any("left out" in line for line in (*suited.evidence, *unsuited.evidence))
 

@@ -123,7 +123,8 @@ class TestFiles:
         assert of_file.train.schedule == of_folder.train.schedule == "one_cycle"
         assert of_file.augment == of_folder.augment
         assert of_file.augment.strength == "budget"
-        assert of_file.search.known == of_folder.search.known[:1]
+        assert of_file.search == of_folder.search
+        assert len(of_file.search.known) > 5
         assert of_file.train.epochs == 5
 
     @pytest.mark.parametrize(
@@ -140,6 +141,17 @@ class TestFiles:
         found = drafted(more)
         assert found.train.schedule == "step"
         assert found.augment.strength is None
+        (default,) = found.search.known
+        assert (default.name, default.dials["lr_high"]) == ("default", 0.0025)
+        assert not found.search.rows
+
+    @pytest.mark.parametrize("space", ["binary", "extended"])
+    def test_another_space_begins_with_the_binary_recipe(self, drafted, space):
+        found = drafted(f'[search]\nspace = "{space}"\n')
+        assert found.augment.strength == "budget"
+        (default,) = found.search.known
+        assert (default.name, default.dials["n_low"]) == ("default", 0)
+        assert not found.search.rows
 
     def test_the_authors_settings_stay_theirs(self, tmp_path):
         file = tmp_path / "mine.toml"

@@ -135,7 +135,8 @@ TOO_LARGE = {
 
 
 def test_every_family_is_here():
-    assert {*FAMILIES, *TOO_LARGE} == set(list_modules())
+    # This project teaches timm one more, where its module is imported.
+    assert {*FAMILIES, *TOO_LARGE} == set(list_modules()) - {"kept_architecture"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
