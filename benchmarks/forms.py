@@ -104,6 +104,13 @@ KNOWN: dict[str, dict[str, Any]] = {
         "lr_low_ratio": 0.1,
         **PULLED,
     },
+    "pulled, two new, 0.005": {
+        "reinit_layers": 2,
+        "lr_high": 0.005,
+        **HALF,
+        "lr_low_ratio": 0.1,
+        **PULLED,
+    },
     "pulled, 0.02": {"lr_high": 0.02, **HALF, "lr_low_ratio": 0.1, **PULLED},
     "fast head, 0.002": {"lr_high": 0.002, "lr_head_ratio": 10.0, **LIGHT},
     "pulled everywhere, 0.01": {
