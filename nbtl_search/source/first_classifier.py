@@ -25,20 +25,29 @@ from nbtl_search.files.shared_folder import writing_below
 from nbtl_search.measures.linear import fit_classifier
 from nbtl_search.network.model import Network
 from nbtl_search.source.features import extract, output_at, source_network
-from nbtl_search.spec import POOLED, Recipe
+from nbtl_search.spec import POOLED, Progress, Recipe
 
 
-def start_classifier(recipe: Recipe, network: Network, *, prepared: Prepared, home: Path) -> None:
+def start_classifier(
+    recipe: Recipe,
+    network: Network,
+    *,
+    prepared: Prepared,
+    home: Path,
+    measuring: Progress | None = None,
+) -> None:
     """Set the classifier to logistic regression on the pre-trained features, in place.
 
     The features are of the images that are trained on, as they are, in float32. Features and
     classifier are kept below home, where all trials of a study find them.
 
     Args:
-        recipe: of which the training images, the weights and the seed count.
+        recipe: of which the training images and the weights count.
         network: of the recipe, just built.
         prepared: the recipe's data.
         home: below it what is measured is kept.
+        measuring: called with (images done, images in all) while features are extracted; what it
+            raises ends that, and what is kept stays.
 
     Raises:
         SpecError: the classifier is not one linear layer of the pooled features.
@@ -47,7 +56,7 @@ def start_classifier(recipe: Recipe, network: Network, *, prepared: Prepared, ho
     """
     classifier = _linear(network.model)
     if classifier is None or classifier.bias is None:
-        raise _refusal(recipe, "another")
+        raise _refusal(recipe, "another kind")
     splits = ("train", "val") if recipe.data.train_on == "train+val" else ("train",)
     folder = home / "features" / "classifiers"
     path = folder / f"{_key(recipe, network, prepared, splits)}.part"
@@ -55,8 +64,9 @@ def start_classifier(recipe: Recipe, network: Network, *, prepared: Prepared, ho
     with writing_below(folder):
         folder.mkdir(parents=True, exist_ok=True)
         rows = arrays.read(path, n=n_classes)
-        if rows is None:
-            rows = _fitted(recipe, prepared, splits, home)
+    if rows is None:
+        rows = _fitted(recipe, prepared, splits, home, measuring)
+        with writing_below(folder):
             arrays.write(path, rows)
     weight = classifier.weight
     if rows.shape != (n_classes, weight[0].numel() + 1):
@@ -99,11 +109,15 @@ def _refusal(recipe: Recipe, got: str) -> SpecError:
 
 
 def _fitted(
-    recipe: Recipe, prepared: Prepared, splits: Sequence[str], home: Path
+    recipe: Recipe,
+    prepared: Prepared,
+    splits: Sequence[str],
+    home: Path,
+    measuring: Progress | None,
 ) -> Float32[np.ndarray, "classes values"]:
     """Return weight and bias of the classifier, a row for each class."""
     source = source_network(recipe, home=home, prepared=prepared, n_threads=recipe.train.n_threads)
-    found = extract(prepared, source, home=home, splits=splits)
+    found = extract(prepared, source, home=home, splits=splits, progress=measuring)
     features = np.concatenate([getattr(found, split) for split in splits])
     labels = np.concatenate([getattr(found, f"{split}_labels") for split in splits])
     fitted = fit_classifier(features, labels, n_classes=len(prepared.classes))

@@ -70,7 +70,7 @@ class Run:
         self.classes = prepared.classes
         self.placement = place(train)
         with self.placement.numerics():
-            self.network = self._built(prepared, home)
+            self.network = self._built(prepared, home, measuring)
             self._batches = self._train_batches(prepared)
             self._validation: EvalBatches | None = None
             if not self.trains_on_validation:
@@ -97,7 +97,7 @@ class Run:
         self.progress = checkpoint.EpochProgress()
         self.history: tuple[Epoch, ...] = ()
 
-    def _built(self, prepared: Prepared, home: Path) -> Network:
+    def _built(self, prepared: Prepared, home: Path, measuring: Progress | None) -> Network:
         network = build(
             self.recipe,
             n_classes=len(prepared.classes),
@@ -106,7 +106,9 @@ class Run:
             prepared=prepared,
         )
         if self.recipe.dials.head_start == "logistic":
-            start_classifier(self.recipe, network, prepared=prepared, home=home)
+            start_classifier(
+                self.recipe, network, prepared=prepared, home=home, measuring=measuring
+            )
         return network
 
     def _train_batches(self, prepared: Prepared) -> TrainBatches:

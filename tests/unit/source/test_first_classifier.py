@@ -67,6 +67,26 @@ def test_the_next_run_reads_what_was_kept(run_of, monkeypatch):
     assert torch.equal(*weights)
 
 
+def test_who_waits_is_told_and_may_leave_and_what_was_extracted_stays(
+    tiny_recipe, tiny_prepared, home
+):
+    class LeftError(Exception):
+        pass
+
+    seen = []
+
+    def leave(n_done, n_all):
+        seen.append((n_done, n_all))
+        if n_done:
+            raise LeftError
+
+    recipe = tiny_recipe(dials=LOGISTIC)
+    with pytest.raises(LeftError):
+        Run(recipe, prepared=tiny_prepared, home=home, measuring=leave)
+    assert seen[0] == (0, tiny_prepared.n_train)
+    Run(recipe, prepared=tiny_prepared, home=home)
+
+
 def test_new_layers_below_it_are_refused(run_of):
     with pytest.raises(SpecError, match="reinit_layers = 1"):
         run_of(dials={"reinit_layers": 2})
