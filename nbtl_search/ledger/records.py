@@ -180,7 +180,7 @@ def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
 
 
 def default_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """Return the trial of the usual practice, if it has started."""
+    """Return the trial of the default recipe, if it has started."""
     return next((trial for trial in trials if trial.name == DEFAULT), None)
 
 

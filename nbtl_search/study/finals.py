@@ -124,7 +124,7 @@ def candidates(study: Study, *, n: int) -> list[TrialRecord]:
     if default is None or not best:
         what = "the default recipe" if default is None else "another recipe than the default"
         message = (
-            f"finalising compares with the usual practice, and study {study.name!r} has not "
+            f"finalising compares with the default recipe, and study {study.name!r} has not "
             f"trained {what} to its end yet; see: nbtl-search status {study.name}"
         )
         raise StudyNotFoundError(message)
