@@ -12,7 +12,7 @@ _READING = """\
 the epochs it trained; higher is better. A trial's own page shows its learning curve. *Pruned*
 trials were stopped early, ran out of memory or diverged (`nbtl:cause`). The first trial,
 `default`, is what would be trained without a search: every other trial is to be compared with it,
-and a difference smaller than that between two seeds is none. The test set has not been looked at."""
+and a difference smaller than that between two seeds is none. No test image has been looked at."""
 
 _DIAGNOSIS: Final = "### How well the weights fit"
 _END: Final = "*(end of the diagnosis)*"

@@ -45,13 +45,13 @@ def test_an_advised_study_from_start_to_end(program, images):
     assert regime in {"suited", "borderline", "unsuited"}
 
     told = create(
-        program, images, "--name", "after", "--trials", "8", "--set", "search.n_startup=3"
+        program, images, "--name", "after", "--trials", "11", "--set", "search.n_startup=3"
     )
     assert f"the weights look {regime}" in told
     advised = re.findall(r"tried early: (table7-\S+)", told)
     assert len(advised) == 1
     program.ok("launch", "after", "--workers", "2", "--beat-s", "0.5", "--quiet", timeout_s=300)
-    trials, _, _ = check_invariants(program, "after", n_trials=8)
+    trials, _, _ = check_invariants(program, "after", n_trials=11)
     assert {"default", *advised} <= {trial.name for trial in trials}
 
     again = create(program, images, "--name", "later", "--trials", "12")

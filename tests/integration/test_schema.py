@@ -50,7 +50,7 @@ def test_every_shipped_recipe_comes_back_equal_from_its_column(db, spec):
     with db.engine.connect() as connection:
         for name in shipped_studies():
             study = StudySpec.parse(shipped_study(name))
-            searched = build_for(study.search, spec.facts)
+            searched = build_for(study.search, spec.facts.replace(weights_digest="of a file"))
             for known in study.search.known:
                 recipe = study.recipe(known_dials(known, space=searched))
                 assert back_and_forth(connection, recipe) == recipe
