@@ -56,7 +56,7 @@ def record_ours(options: argparse.Namespace) -> None:
 
     known = _known()
     plans = [
-        {"folder": folder, "recipe": name, "seed": seed}
+        {"folder": folder, "recipe": name, "seed": seed, "form": json.dumps(known[name])}
         for seed in range(options.seeds)
         for name in list(known)[: options.n_recipes]
         for folder in options.folders

@@ -124,6 +124,9 @@ def _table(paths: list[Path]) -> Iterator[str]:
         lambda: defaultdict(list)
     )
     for line in recordings.read(paths):
+        if line.get("error"):
+            message = f"runs that ended, got one that diverged: {line}; leave it out by hand"
+            raise ValueError(message)
         column = (line["folder"], line["updates"])
         found[line["form"], line["settings"]][column].append(line["val_top1"][-1])
     columns = sorted({column for row in found.values() for column in row})

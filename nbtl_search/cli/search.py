@@ -74,12 +74,13 @@ def create_command(
     nbtl-search create --dataset ./photos --model mobilenetv2_100 --image-px 224 --trials 24
     nbtl-search create --dataset ./photos --set search.space=extended --start smaller-similar
     """
+    from nbtl_search.workspace.drafts import draft
+
+    every = [*assignments(shortcuts), *settings]
+    asked = draft(dataset, study=study, name=name, settings=every)
     with late_stages() as tick:
-        spec = workspace.studies.create(
-            dataset,
-            study=study,
-            name=name,
-            settings=[*assignments(shortcuts), *settings],
+        spec = workspace.studies.store(
+            asked,
             start=start,
             advise=advise,
             progress=partial(tick, DECODING),
@@ -88,10 +89,10 @@ def create_command(
     if as_json:
         echo_json(spec.plain())
     else:
-        _say_created(spec, start)
+        _say_created(spec, start, asked=asked)
 
 
-def _say_created(spec: "StudySpec", start: Sequence[str]) -> None:
+def _say_created(spec: "StudySpec", start: Sequence[str], *, asked: "StudySpec") -> None:
     from nbtl_search.study.pruning import rungs
 
     facts = spec.facts
@@ -108,13 +109,17 @@ def _say_created(spec: "StudySpec", start: Sequence[str]) -> None:
         f"  training {_training(spec, n_updates * spec.train.epochs)}\n"
         f"  pruning  {where}"
     )
+    kept = {known.name for known in spec.search.known}
+    left_out = [known.name for known in asked.search.known if known.name not in kept]
     if "head_start" in spec.search.rows and not facts.fits_head:
+        left_out = ["head_start", *left_out]
+    if left_out:
         why = (
             f"the classifier of {spec.model.name} is not one linear layer"
             if facts.pretrained
             else "the weights are random"
         )
-        click.echo(f"  left out head_start and the recipes that set it: {why}")
+        click.echo(f"  left out {', '.join(left_out)}: {why}")
     for known in spec.search.known:
         if known.name in {f"survey-{regime}" for regime in start}:
             dials = ", ".join(f"{name} = {value}" for name, value in known.dials.items())

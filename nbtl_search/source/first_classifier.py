@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import PIL
 import sklearn
+import timm
 import torch
 from jaxtyping import Float32
 from torch import nn
@@ -22,9 +24,9 @@ from nbtl_search.data.prepared import Prepared
 from nbtl_search.errors import SpecError
 from nbtl_search.files import arrays
 from nbtl_search.files.shared_folder import writing_below
-from nbtl_search.measures.linear import fit_classifier
+from nbtl_search.measures.linear import PROTOCOL, STRENGTHS, fit_classifier
 from nbtl_search.network.model import Network
-from nbtl_search.source.features import extract, output_at, source_network
+from nbtl_search.source.features import BATCH, extract, output_at, source_network
 from nbtl_search.spec import POOLED, Progress, Recipe
 
 
@@ -135,7 +137,16 @@ def _key(recipe: Recipe, network: Network, prepared: Prepared, splits: Sequence[
         "model": recipe.model.name,
         "image_format": asdict(network.image_format),
         "splits": list(splits),
-        "versions": {"scikit-learn": sklearn.__version__, "torch": str(torch.__version__)},
+        "batch_size": BATCH,
+        "protocol": PROTOCOL,
+        "strengths": STRENGTHS,
+        "device": next(network.model.parameters()).device.type,
+        "versions": {
+            "pillow": PIL.__version__,
+            "scikit-learn": sklearn.__version__,
+            "timm": timm.__version__,
+            "torch": str(torch.__version__),
+        },
     }
     text = json.dumps(follows_from, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

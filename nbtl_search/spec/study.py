@@ -162,12 +162,21 @@ class StudySpec(Value):
     def with_facts(self, facts: Facts) -> "StudySpec":
         """Return it with what was measured, and with the settings that wait for the budget.
 
-        Known recipes that fit the classifier first are left out where that cannot be, but for the
-        default, which is refused.
+        Known recipes that fit the classifier first are left out where that cannot be.
+
+        Raises:
+            SpecError: the default is such a recipe.
         """
         n_updates = self.train.epochs * self.train.updates_per_epoch(facts.n_train)
         default, *others = self.search.known
         if not facts.fits_head:
+            if default.dials.get("head_start") == "logistic":
+                message = (
+                    "the default recipe must be one that this network can train, got head_start = "
+                    "'logistic', which needs pre-trained weights and a classifier of one linear "
+                    "layer; leave it out"
+                )
+                raise SpecError(message)
             others = [one for one in others if one.dials.get("head_start") != "logistic"]
         return self.replace(
             facts=facts,

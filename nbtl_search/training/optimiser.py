@@ -39,11 +39,17 @@ def warmup_length(train: TrainSettings) -> int:
     return min(train.warmup_epochs, train.epochs // 2)
 
 
-def learning_rate(base: float, *, epoch: int, train: TrainSettings) -> float:
-    """Return the rate during this epoch (from 0), of a schedule that is counted in epochs."""
+def learning_rate(
+    base: float, *, epoch: int, train: TrainSettings, start: float | None = None
+) -> float:
+    """Return the rate during this epoch (from 0), of a schedule that is counted in epochs.
+
+    The warm-up begins at `start`, by default at `train.warmup_lr`.
+    """
     warmup = warmup_length(train)
     if epoch < warmup:
-        return train.warmup_lr + epoch * ((base - train.warmup_lr) / warmup)
+        first = train.warmup_lr if start is None else start
+        return first + epoch * ((base - first) / warmup)
     if train.schedule == "cosine":
         return _between(base, 0.0, epoch / train.epochs)
     return base * float(train.decay_rate ** (epoch // train.decay_epochs))
@@ -62,18 +68,30 @@ def rate_at(base: float, recipe: Recipe, *, epoch: int, update: int, n_updates: 
     train, dials = recipe.train, recipe.dials
     done, n_all = epoch * n_updates + update, train.epochs * n_updates
     cyclic = train.schedule == "one_cycle"
+    start = _warmup_start(base, recipe)
     if not dials.decay_updates:
         if cyclic:
             return one_cycle(base, update=done, n_updates=n_all, rise=train.rise)
-        return learning_rate(base, epoch=epoch, train=train)
+        return learning_rate(base, epoch=epoch, train=train, start=start)
     return decay_in_updates(
         base,
         update=done,
         decay_updates=dials.decay_updates,
         decay_rate=dials.decay_factor,
         warmup_updates=round(train.rise * n_all) if cyclic else warmup_length(train) * n_updates,
-        warmup_lr=base / _RISES if cyclic else train.warmup_lr,
+        warmup_lr=base / _RISES if cyclic else start,
     )
+
+
+def _warmup_start(base: float, recipe: Recipe) -> float:
+    """Return where a group's warm-up begins: never above its own rate where rates are small.
+
+    SGD's groups without decay begin at the same rate, as in the released code.
+    """
+    train = recipe.train
+    if recipe.dials.layer_decay < 1 or train.optimiser == "adamw":
+        return min(train.warmup_lr, base)
+    return train.warmup_lr
 
 
 def one_cycle(base: float, *, update: int, n_updates: int, rise: float) -> float:

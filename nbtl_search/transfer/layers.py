@@ -135,7 +135,7 @@ def _matcher(model: nn.Module) -> dict[str, Any] | Callable[[str], Any]:
     if isinstance(model, InceptionV4):
         return INCEPTION_V4_BLOCKS
     if not hasattr(model, "group_matcher"):
-        return module_order.ordinals(model).__getitem__
+        return module_order.ordinals(model, classifier_parameters(model)).__getitem__
     matcher: dict[str, Any] | Callable[[str], Any] = cast("Any", model).group_matcher(coarse=False)
     return matcher
 

@@ -6,20 +6,25 @@ most, such as a last normalisation, joins the block before it; parameters of the
 position embedding) join the first.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 
 _LISTS = (nn.Sequential, nn.ModuleList)
 
 
-def ordinals(model: nn.Module) -> Mapping[str, int]:
-    """Return the block of each parameter, by its full name; blocks count from the input."""
+def ordinals(model: nn.Module, classifier: Collection[str] = ()) -> Mapping[str, int]:
+    """Return the block of each parameter, by its full name; blocks count from the input.
+
+    The parameters of the classifier are numbered as well, and make no block: what stands beside
+    them joins the block before.
+    """
     found: dict[str, int] = {}
     last = -1
     for path, part in _parts(model, ""):
         own = [name for name, _ in part.named_parameters()]
-        if own and (last < 0 or _is_composite(part)):
+        holds_classifier = any(f"{path}.{name}" in classifier for name in own)
+        if own and (last < 0 or (_is_composite(part) and not holds_classifier)):
             last += 1
         found |= {f"{path}.{name}": last for name in own}
     return {name: found.get(name, 0) for name, _ in model.named_parameters()}

@@ -35,7 +35,7 @@ def draft(
     if (dataset is None) == (study is None):
         message = "create takes either --dataset or --study, got both or neither"
         raise SpecError(message)
-    plain = _of_dataset(str(dataset)) if study is None else _of_file(study, settings)
+    plain = _of_dataset(str(dataset), settings) if study is None else _of_file(study, settings)
     return drafted(plain, name=name, settings=settings)
 
 
@@ -49,7 +49,24 @@ def drafted(
     """
     if name is not None:
         plain = plain | {"name": name}
-    return StudySpec.parse(_absolute(with_settings(_with_room(plain, settings), settings)))
+    spec = StudySpec.parse(_absolute(with_settings(_with_room(plain, settings), settings)))
+    _check_rates(spec)
+    return spec
+
+
+def _check_rates(spec: StudySpec) -> None:
+    """Refuse AdamW beside recipes and rates that are SGD's."""
+    if spec.train.optimiser != "adamw":
+        return
+    of_folder = [known["dials"] for known in shipped_study("folder")["search"]["known"]]
+    has_own = not any(recipe.dials in of_folder for recipe in spec.search.known)
+    if not has_own or "lr_high" not in spec.search.rows:
+        message = (
+            "train.optimiser = 'adamw' needs rates of its own, about a tenth of SGD's: give "
+            "search.rows.lr_high its bounds and search.known its recipes, in a file of your own; "
+            "got those of SGD"
+        )
+        raise SpecError(message)
 
 
 def with_threads(spec: StudySpec) -> StudySpec:
@@ -116,7 +133,7 @@ def _of_file(study: Path, settings: Sequence[str]) -> dict[str, Any]:
         plain["augment"] = folder["augment"]
     if "known" not in search:
         found = folder["search"]
-        as_folder = says_nothing and not {"space", "rows"} & search.keys()
+        as_folder = says_nothing and search.get("space") != "binary" and "rows" not in search
         first = {"rows": found["rows"], "known": found["known"]} if as_folder else _binary(found)
         plain["search"] = first | plain.get("search", {})
     return plain
@@ -149,7 +166,7 @@ def _without(table: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name not in names}
 
 
-def _of_dataset(dataset: str) -> dict[str, Any]:
+def _of_dataset(dataset: str, settings: Sequence[str]) -> dict[str, Any]:
     """Return the shipped study of this name, or the one for folders with this folder in it."""
     folder = Path(dataset).expanduser()
     if dataset in shipped_studies() and dataset != "folder":
@@ -159,6 +176,10 @@ def _of_dataset(dataset: str) -> dict[str, Any]:
         message = f"--dataset must be one of {names}, or a folder of images; got {dataset!r}"
         raise SpecError(message)
     plain = shipped_study("folder")
+    search = _table(with_settings({}, settings), "search")
+    if search.get("space") == "binary":
+        others = _without(plain["search"], ("known", "rows"))
+        plain["search"] = others | _binary(plain["search"])
     plain["data"]["dataset"] = str(folder)
     plain["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "folder"
     return plain

@@ -5,7 +5,7 @@ import pytest
 from nbtl_search import space
 from nbtl_search.cli.search import _say_created
 from nbtl_search.errors import SpecError
-from nbtl_search.spec import Facts, SearchSettings, StudySpec
+from nbtl_search.spec import Dials, Facts, StudySpec
 
 FITTED = {"name": "fitted", "dials": {"head_start": "logistic"}}
 SPEC = {
@@ -48,7 +48,7 @@ def test_where_it_can_be_it_is_searched_and_the_classifier_alone_is_new_with_it(
     assert {one.reinit_layers for one in fitted} == {1}
     assert {one.reinit_layers for one in dials} == {1, 2, 3}
     assert [known.name for known in spec.search.known] == ["default", "fitted", "other"]
-    _say_created(spec, ())
+    _say_created(spec, (), asked=StudySpec.parse(SPEC))
     assert "left out" not in capsys.readouterr().out
 
 
@@ -59,14 +59,20 @@ def test_where_it_cannot_be_row_and_recipes_are_left_out_and_it_is_said(changes,
     assert built.row("head_start") is None
     assert [known.name for known in spec.search.known] == ["default", "other"]
     assert spec.with_facts(facts(**changes)) == spec
-    _say_created(spec, ())
-    assert f"left out head_start and the recipes that set it: {says}" in capsys.readouterr().out
+    _say_created(spec, (), asked=StudySpec.parse(SPEC))
+    assert f"left out head_start, fitted: {says}" in capsys.readouterr().out
 
 
-def test_a_default_that_cannot_be_trained_stays_and_is_refused():
+@pytest.mark.parametrize(("changes", "_says"), CANNOT)
+def test_a_default_that_cannot_be_trained_is_refused(changes, _says):
     search = {"known": [{"name": "default", "dials": {"head_start": "logistic"}}]}
     spec = StudySpec.parse(SPEC | {"search": search})
-    (default,) = spec.with_facts(facts(weights_digest="random")).search.known
-    built = space.build(SearchSettings(), n_blocks=9, pretrained=False, fits_head=False)
-    with pytest.raises(SpecError, match="head_start = 'random' without pre-trained weights"):
-        space.known_dials(default, space=built)
+    assert spec.with_facts(facts()).search == spec.search
+    with pytest.raises(SpecError, match="the default recipe must be one that"):
+        spec.with_facts(facts(**changes))
+
+
+def test_recipes_of_advice_that_fit_it_are_outside_a_space_without_it():
+    spec = StudySpec.parse(SPEC).with_facts(facts(linear_head=False))
+    built = space.build_for(spec.search, spec.facts)
+    assert space.outside(built, Dials(head_start="logistic"))

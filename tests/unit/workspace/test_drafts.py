@@ -145,9 +145,11 @@ class TestFiles:
         assert (default.name, default.dials["lr_high"]) == ("default", 0.0025)
         assert not found.search.rows
 
-    @pytest.mark.parametrize("space", ["binary", "extended"])
-    def test_another_space_begins_with_the_binary_recipe(self, drafted, space):
-        found = drafted(f'[search]\nspace = "{space}"\n')
+    def test_the_binary_space_begins_with_the_binary_recipe(self, drafted, tmp_path):
+        found = drafted('[search]\nspace = "binary"\n')
+        assert draft(str(tmp_path), settings=["search.space=binary"]).search == (
+            found.search.replace(pruning=draft(str(tmp_path)).search.pruning)
+        )
         assert found.augment.strength == "budget"
         (default,) = found.search.known
         assert (default.name, default.dials["n_low"]) == ("default", 0)
@@ -158,6 +160,24 @@ class TestFiles:
         file.write_text('compat = "authors"\n' + self.BARE)
         found = draft(study=file)
         assert (found.train.schedule, found.augment.strength) == ("step", None)
+
+    def test_the_extended_space_begins_with_the_folders_forms(self, drafted, tmp_path):
+        found = drafted('[search]\nspace = "extended"\n').search
+        assert found.known == draft(str(tmp_path)).search.known
+        built = space.build(found, n_blocks=18)
+        for known in found.known:
+            assert space.outside(built, space.known_dials(known, space=built)) == []
+
+    def test_adamw_with_recipes_or_rates_of_sgd_is_refused(self, drafted, tmp_path):
+        adamw = '[train]\noptimiser = "adamw"\n'
+        known = '[[search.known]]\nname = "default"\ndials = { lr_high = 1e-3 }\n'
+        rows = "[search.rows]\nlr_high = { low = 1e-4, high = 1e-2 }\n"
+        for more in (adamw, adamw + known, adamw + rows):
+            with pytest.raises(SpecError, match="needs rates of its own"):
+                drafted(more)
+        with pytest.raises(SpecError, match="needs rates of its own"):
+            draft(str(tmp_path), settings=["train.optimiser=adamw"])
+        assert drafted(adamw + rows + known).train.optimiser == "adamw"
 
     def test_known_recipes_of_its_own_are_the_only_ones(self, drafted):
         known = drafted('[[search.known]]\nname = "default"\ndials = { beta = 0.125 }\n')
