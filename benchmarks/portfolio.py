@@ -12,8 +12,8 @@ with the variances of b and of the noise as the recording gives them (a run's no
 seed and of few validation images). The portfolio is greedy: each form is the one that adds most to
 the mean over the folders of E[mu of the form that validates best]. Judged is it on each folder by a
 portfolio chosen from the others alone, with draws of mu that follow from that folder's own runs:
-regret, in points, against the best form of each draw. The best of many noisy forms looks better than
-it is, so all regrets are too high by about as much; what is told is their differences.
+regret, in points, against the best form of each draw. The best of many noisy forms looks better
+than it is, so all regrets are too high by about as much; what is told is their differences.
 """
 
 import argparse

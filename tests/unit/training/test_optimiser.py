@@ -232,6 +232,27 @@ def test_the_decoupled_pull_goes_to_the_anchor_at_the_rate():
         torch.testing.assert_close(parameter.detach(), expected, msg=name)
 
 
+@pytest.mark.parametrize("decay_updates", [0, 40])
+@pytest.mark.parametrize(
+    ("dials", "train", "first"),
+    [
+        ({}, {}, 1e-4),  # as in the released code, whatever the group
+        ({"layer_decay": 0.75}, {}, 5e-6),
+        ({}, {"optimiser": "adamw"}, 5e-6),
+    ],
+)
+def test_a_warm_up_of_decayed_rates_begins_at_most_at_a_groups_own(
+    dials, train, first, decay_updates
+):
+    recipe = Recipe(
+        data=DataSettings(dataset="x"),
+        train=TrainSettings.parse(train),
+        dials=Dials.parse(dials | {"decay_updates": decay_updates}),
+    )
+    assert rate_at(5e-6, recipe, epoch=0, update=0, n_updates=10) == pytest.approx(first)
+    assert rate_at(1e-2, recipe, epoch=0, update=0, n_updates=10) == pytest.approx(1e-4)
+
+
 def test_nesterovs_form_is_not_ignored_in_silence():
     with pytest.raises(SpecError, match="adamw"):
         TrainSettings.parse({"optimiser": "adamw", "nesterov": False})
