@@ -7,6 +7,7 @@ training from random initialisation.
 import math
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
@@ -52,22 +53,20 @@ def fit_classifier(
     train = classes_of(features, labels, drop_constant=False)
     if isinstance(train, str):
         return train
-    x, y = _in_own_order(train, seed)
-    strength, _ = _chosen(x, y, tuple(sorted(strengths, reverse=True)))
-    scaler = StandardScaler().fit(x)
-    model = _fitted(scaler.transform(x), y, strength)
-    scaled, bias = model.coef_, model.intercept_
+    fitted = _fitted_to(train, seed=seed, strengths=strengths)
+    scaled, bias = fitted.model.coef_, fitted.model.intercept_
     if len(scaled) == 1:  # of two classes the library keeps the difference
         scaled, bias = np.concatenate([-scaled, scaled]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = scaled / scaler.scale_
+    weight = scaled / fitted.scaler.scale_
+    bias = bias - weight @ fitted.scaler.mean_
     found = np.unique(labels)
     whole = LinearClassifier(
         weight=np.zeros((n_classes, train.d)),
-        bias=np.full(n_classes, (bias - weight @ scaler.mean_).min()),
-        strength=strength,
+        bias=np.full(n_classes, bias.min()),
+        strength=fitted.strength,
     )
     whole.weight[found] = weight
-    whole.bias[found] = bias - weight @ scaler.mean_
+    whole.bias[found] = bias
     return whole
 
 
@@ -109,23 +108,21 @@ def fixed_accuracy(
     reason = _refusal(train, x_val, val_labels, strengths)
     if reason:
         return Measured(name="fixed_accuracy", reason=reason)
-    x, y = _in_own_order(train, seed)
-    strength, n_held_out = _chosen(x, y, tuple(sorted(strengths, reverse=True)))
-    scaler = StandardScaler().fit(x)
-    model = _fitted(scaler.transform(x), y, strength)
-    predicted = np.unique(train_labels)[model.predict(scaler.transform(x_val))]
+    fitted = _fitted_to(train, seed=seed, strengths=strengths)
+    standardised = fitted.scaler.transform(x_val)
+    predicted = np.unique(train_labels)[fitted.model.predict(standardised)]
     return Measured(
         name="fixed_accuracy",
         value=100 * float(np.mean(predicted == val_labels)),
         null=100 * float(np.unique(val_labels, return_counts=True)[1].max() / len(val_labels)),
         settings={
             "protocol": PROTOCOL,
-            "strength": strength,
+            "strength": fitted.strength,
             "strengths": ", ".join(f"{s:g}" for s in strengths),
-            "converged": bool(model.n_iter_.max() < MAX_ITERATIONS),
+            "converged": bool(fitted.model.n_iter_.max() < MAX_ITERATIONS),
             "seed": seed,
             "n_train": train.n,
-            "n_held_out": n_held_out,
+            "n_held_out": fitted.n_held_out,
             "n_val": len(val_labels),
             "n_val_of_unseen_classes": int((~np.isin(val_labels, train_labels)).sum()),
         },
@@ -153,6 +150,23 @@ def _refusal(
     if greatest > 1e100:
         return f"features must be below 1e100 to be squared, got {greatest:.3g}; scale them"
     return ""
+
+
+class _Regression(NamedTuple):
+    """A regression on features that a scaler standardises, and how its strength was chosen."""
+
+    scaler: StandardScaler
+    model: LogisticRegression
+    strength: float
+    n_held_out: int
+
+
+def _fitted_to(train: Classes, *, seed: int, strengths: tuple[float, ...]) -> _Regression:
+    x, y = _in_own_order(train, seed)
+    strength, n_held_out = _chosen(x, y, tuple(sorted(strengths, reverse=True)))
+    scaler = StandardScaler().fit(x)
+    model = _fitted(scaler.transform(x), y, strength)
+    return _Regression(scaler, model, strength, n_held_out)
 
 
 def _in_own_order(

@@ -59,7 +59,7 @@ def start_classifier(
     classifier = _linear(network.model)
     if classifier is None or classifier.bias is None:
         raise _refusal(recipe, "another kind")
-    splits = ("train", "val") if recipe.data.train_on == "train+val" else ("train",)
+    splits = recipe.data.learnt_splits
     folder = home / "features" / "classifiers"
     path = folder / f"{_key(recipe, network, prepared, splits)}.part"
     n_classes = len(prepared.classes)

@@ -174,7 +174,7 @@ def teacher_logits(
         WeightsError: the weights have no classifier of pooled features.
     """
     check_precomputable(recipe)
-    splits = ("train", "val") if recipe.data.train_on == "train+val" else ("train",)
+    splits = recipe.data.learnt_splits
     found = extract(prepared, source, home=home, splits=splits, progress=progress)
     weight, bias = _head(recipe, found)
     logits = [torch.from_numpy(getattr(found, split)) @ weight.T + bias for split in splits]

@@ -125,6 +125,11 @@ class DataSettings(Value):
         exclude_if=lambda train_on: train_on == _USUAL_TRAIN_ON,
     )
 
+    @property
+    def learnt_splits(self) -> tuple[str, ...]:
+        """Return the splits that are learnt from: ('train',) or ('train', 'val')."""
+        return tuple(self.train_on.split("+"))
+
 
 class ModelSettings(Value):
     """Which network, and where its pre-trained weights come from."""

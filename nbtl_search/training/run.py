@@ -121,7 +121,7 @@ class Run:
             seed=train.seed,
             device=placement.device,
             n_workers=placement.n_loaders if train.n_loaders is None else train.n_loaders,
-            splits=("train", "val") if self.trains_on_validation else ("train",),
+            splits=self.recipe.data.learnt_splits,
         )
 
     def _gradient(self, source: SourceSignals) -> Gradient:
@@ -155,7 +155,7 @@ class Run:
     @property
     def trains_on_validation(self) -> bool:
         """Tell whether the validation images are trained on, and so judge nothing."""
-        return self.recipe.data.train_on == "train+val"
+        return "val" in self.recipe.data.learnt_splits
 
     @property
     def n_validation(self) -> int:
@@ -203,11 +203,11 @@ class Run:
 
         With AdamW the penalty takes a step of its own instead, unless it is to be projected.
         """
-        gathered = self.gradient.gathered
         if self.recipe.train.optimiser == "adamw" and not isinstance(self.penalty, Dtnh):
             groups = self.optimiser.param_groups
             self.penalty.step_({p: group["lr"] for group in groups for p in group["params"]})
             return
+        gathered = self.gradient.gathered
         if isinstance(self.penalty, Dtnh) and gathered is not None:
             self.penalty.add_gradient_(gathered.gradients)
             gathered.clear()

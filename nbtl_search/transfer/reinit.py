@@ -9,7 +9,7 @@ to every block and the classifier.
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from nbtl_search.errors import SpecError
 from nbtl_search.transfer.layers import Block, Layers, dotted, kind_of
 
 Fresh = Mapping[str, Tensor]
+Start = Literal["drawn", "norm", "own rule", "created"]
 _NONE: Final[Fresh] = MappingProxyType({})
 
 
@@ -33,7 +34,7 @@ def fresh_values(layers: Layers) -> Fresh:
         dotted(owner, own): parameter.detach().clone()
         for block in (*layers.blocks, layers.head)
         for owner, module in block.modules
-        if not _is_known(module)
+        if _start_of(module) == "created"
         for own, parameter in module.named_parameters(recurse=False)
     }
 
@@ -84,17 +85,19 @@ def reinitialise(
                 _reset(name, module, generator, fresh)
 
 
-def _is_known(module: nn.Module) -> bool:
-    simple = isinstance(module, _ConvNd | nn.Linear)
-    own = {parameter for parameter, _ in module.named_parameters(recurse=False)}
-    if own <= {"weight", "bias"} and (simple or kind_of(module, "weight") == "norm"):
-        return True
-    return hasattr(module, "reset_parameters")
+def _start_of(module: nn.Module) -> Start:
+    """Tell how a module's own parameters start: drawn, at 1 and 0, by its own rule, or copied."""
+    if {name for name, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"}:
+        if isinstance(module, _ConvNd | nn.Linear):
+            return "drawn"
+        if kind_of(module, "weight") == "norm":
+            return "norm"
+    return "own rule" if hasattr(module, "reset_parameters") else "created"
 
 
 def _check_known(name: str, module: nn.Module, fresh: Fresh) -> None:
     own = {parameter for parameter, _ in module.named_parameters(recurse=False)}
-    if _is_known(module) or all(dotted(name, parameter) in fresh for parameter in own):
+    if _start_of(module) != "created" or all(dotted(name, one) in fresh for one in own):
         return
     message = (
         f"a layer to reinitialise must have known parts, got {type(module).__name__} at {name!r} "
@@ -105,20 +108,21 @@ def _check_known(name: str, module: nn.Module, fresh: Fresh) -> None:
 
 def _reset(name: str, module: nn.Module, generator: torch.Generator, fresh: Fresh) -> None:
     own = dict(module.named_parameters(recurse=False))
-    if isinstance(module, _ConvNd | nn.Linear) and own.keys() <= {"weight", "bias"}:
-        bound = 1 / math.sqrt(module.weight[0].numel())
-        for parameter in own.values():
-            _draw(parameter, bound, generator)
-    elif kind_of(module, "weight") == "norm" and own.keys() <= {"weight", "bias"}:
-        if isinstance(module, _NormBase):
-            module.reset_running_stats()
-        for own_name, parameter in own.items():
-            parameter.fill_(1.0 if own_name == "weight" else 0.0)
-    elif _is_known(module):
-        _reset_itself(module, generator)
-    else:
-        for own_name, parameter in own.items():
-            parameter.copy_(fresh[dotted(name, own_name)])
+    match _start_of(module):
+        case "drawn":
+            bound = 1 / math.sqrt(own["weight"][0].numel())
+            for parameter in own.values():
+                _draw(parameter, bound, generator)
+        case "norm":
+            if isinstance(module, _NormBase):
+                module.reset_running_stats()
+            for own_name, parameter in own.items():
+                parameter.fill_(1.0 if own_name == "weight" else 0.0)
+        case "own rule":
+            _reset_itself(module, generator)
+        case "created":
+            for own_name, parameter in own.items():
+                parameter.copy_(fresh[dotted(name, own_name)])
 
 
 def _draw(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
