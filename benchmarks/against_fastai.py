@@ -19,6 +19,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import recordings
+
 N_SEEDS = 3
 IMAGE_PX = 96
 BATCH = 32
@@ -52,8 +54,9 @@ def main() -> None:
 
 def record_ours(options: argparse.Namespace) -> None:
     """Train the first recipes of a folder's study, with each seed."""
-    import recordings  # noqa: PLC0415  (not in fastai's environment)
+    from nbtl_search.network.allocator import keep_freed_memory  # noqa: PLC0415
 
+    keep_freed_memory()
     known = _known()
     plans = [
         {"folder": folder, "recipe": name, "seed": seed, "form": json.dumps(known[name])}
@@ -85,41 +88,28 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def _recipe(plan: dict[str, Any], dials: dict[str, Any], options: argparse.Namespace) -> Any:
-    import forms  # noqa: PLC0415
-
-    from nbtl_search.spec import Recipe  # noqa: PLC0415
+    import short_runs  # noqa: PLC0415
 
     below, epochs = FOLDERS[plan["folder"]]
-    folder = options.data.resolve() / below
-    if plan["folder"] == "blood_cells":
-        folder = forms.by_class(folder, options.home / "blood_cells_by_class")
-    return Recipe.parse(
-        {
-            "data": {
-                "dataset": str(folder),
-                "val_fraction": VAL,
-                "test_fraction": TEST,
-                "image_px": IMAGE_PX,
-            },
-            "model": {"name": "mobilenetv2_100", "weights": str(options.weights.resolve())},
-            "augment": {"strength": 0.0},
-            "train": {
-                "epochs": epochs,
-                "batch_size": BATCH,
-                "device": "cpu",
-                "n_threads": 1,
-                "seed": plan["seed"],
-                "schedule": "one_cycle",
-            },
-            "dials": dials,
-        }
+    return short_runs.recipe_on(
+        options.data / below,
+        weights=options.weights,
+        home=options.home,
+        data={"val_fraction": VAL, "test_fraction": TEST, "image_px": IMAGE_PX},
+        train={
+            "epochs": epochs,
+            "batch_size": BATCH,
+            "seed": plan["seed"],
+            "schedule": "one_cycle",
+        },
+        dials=dials,
     )
 
 
 def _trained_ours(
     plan: dict[str, Any], dials: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    import recordings  # noqa: PLC0415
+    import short_runs  # noqa: PLC0415
 
     from nbtl_search.data.loader import EvalBatches  # noqa: PLC0415
     from nbtl_search.data.prepared import prepare  # noqa: PLC0415
@@ -129,7 +119,7 @@ def _trained_ours(
     recipe = _recipe(plan, dials, options)
     prepared = prepare(recipe.data, home=options.home)
     run = Run(recipe, prepared=prepared, home=options.home)
-    curve = [epoch.val_top1 for epoch in recordings.epochs_of(run, 1)]
+    curve = [epoch.val_top1 for epoch in short_runs.epochs_of(run, 1)]
     batches = EvalBatches(
         prepare(recipe.data, home=options.home, splits=("test",)),
         "test",
@@ -173,27 +163,21 @@ def export(options: argparse.Namespace) -> None:
 
 def record_fastai(options: argparse.Namespace) -> None:
     """Run `fine_tune` at each base rate, with each seed."""
-    done = set()
-    if options.output.exists():
-        for row in options.output.read_text().splitlines():
-            line = json.loads(row)
-            done.add((line["folder"], line["rate"], line["seed"]))
-    first, n_parts = (int(number) for number in options.part.split("/"))
     plans = [
-        (folder, rate, seed)
+        {"folder": folder, "rate": rate, "seed": seed}
         for seed in range(options.seeds)
         for rate in RATES
         for folder in options.folders
     ]
-    for folder, rate, seed in plans[first - 1 :: n_parts]:
-        if (folder, rate, seed) not in done:
-            line = {"folder": folder, "rate": rate, "seed": seed}
-            line |= _fine_tuned(folder, rate, seed, options.shared)
-            with options.output.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    recordings.record(
+        plans,
+        lambda plan: _fine_tuned(**plan, shared=options.shared),
+        output=options.output,
+        part=options.part,
+    )
 
 
-def _fine_tuned(folder: str, rate: float, seed: int, shared: Path) -> dict[str, float]:
+def _fine_tuned(*, folder: str, rate: float, seed: int, shared: Path) -> dict[str, float]:
     import fastai.vision.all as fv  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -235,11 +219,9 @@ def _fine_tuned(folder: str, rate: float, seed: int, shared: Path) -> dict[str, 
 def print_table(files: list[Path]) -> None:
     """Print mean and spread over the seeds: validation / test."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
-    for file in files:
-        for row in file.read_text().splitlines():
-            line = json.loads(row)
-            name = line.get("recipe") or f"fastai, base rate {line['rate']:g}"
-            found[name][line["folder"]].append((line["val_top1"], line["test_top1"]))
+    for line in recordings.read(files):
+        name = line.get("recipe") or f"fastai, base rate {line['rate']:g}"
+        found[name][line["folder"]].append((line["val_top1"], line["test_top1"]))
     print(f"| recipe | {' | '.join(FOLDERS)} |")
     print("|---|" + "---|" * len(FOLDERS))
     for name, row in found.items():

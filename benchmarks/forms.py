@@ -9,14 +9,13 @@ not trained again; two processes share the work with `--part 1/2` and `--part 2/
 """
 
 import argparse
-import csv
-import shutil
-from pathlib import Path
 from typing import Any
 
 import recordings
+import short_runs
 
 from nbtl_search import space
+from nbtl_search.network.allocator import keep_freed_memory
 from nbtl_search.spec import Dials, KnownRecipe, Recipe, SearchSettings
 
 N_BLOCKS = 18  # of MobileNetV2
@@ -154,6 +153,7 @@ def forms() -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Record what is asked for."""
     options = _options()
+    keep_freed_memory()
     dials = forms()
     batch = {} if options.batch == BATCH else {"batch": options.batch}
     plans = [
@@ -166,7 +166,7 @@ def main() -> None:
     recordings.record(
         plans,
         lambda plan: (
-            recordings.curve_of(
+            short_runs.curve_of(
                 _recipe(plan, dials[plan["form"]], options), home=options.home, n_points=N_POINTS
             )
             | {"dials": dials[plan["form"]]}
@@ -177,46 +177,26 @@ def main() -> None:
 
 
 def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Namespace) -> Recipe:
-    rate = dials.get("lr_high", Dials().lr_high) * plan.get("batch", BATCH) / BATCH
+    batch = plan.get("batch", BATCH)
+    rate = dials.get("lr_high", Dials().lr_high) * batch / BATCH
     below, val_fraction, epochs = FOLDERS[plan["folder"]]
-    folder = options.data.resolve() / below
-    if plan["folder"] == "blood_cells":
-        folder = by_class(folder, options.home / "blood_cells_by_class")
-    return Recipe.parse(
-        {
-            "data": {
-                "dataset": str(folder),
-                "val_fraction": val_fraction,
-                "test_fraction": 0.0,
-                "image_px": options.image_px,
-            },
-            "model": {"name": "mobilenetv2_100", "weights": str(options.weights.resolve())},
-            "augment": {"strength": 0.0},
-            "train": {
-                "epochs": epochs * plan["times"],
-                "batch_size": plan.get("batch", BATCH),
-                "device": "cpu",
-                "n_threads": 1,
-                "seed": plan["seed"],
-                "schedule": "one_cycle",
-            },
-            "dials": dials | {"lr_high": rate},
-        }
+    return short_runs.recipe_on(
+        options.data / below,
+        weights=options.weights,
+        home=options.home,
+        data={
+            "val_fraction": val_fraction,
+            "test_fraction": 0.0,
+            "image_px": options.image_px,
+        },
+        train={
+            "epochs": epochs * plan["times"],
+            "batch_size": batch,
+            "seed": plan["seed"],
+            "schedule": "one_cycle",
+        },
+        dials=dials | {"lr_high": rate},
     )
-
-
-def by_class(folder: Path, made: Path) -> Path:
-    """Copy images whose classes stand in labels.csv into a folder per class."""
-    if not made.exists():
-        half_made = made.with_suffix(".part")
-        with (folder / "labels.csv").open(encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                source = folder / row["image"]
-                target = half_made / row["label"] / source.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-        half_made.rename(made)
-    return made
 
 
 def _options() -> argparse.Namespace:

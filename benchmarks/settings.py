@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import recordings
+import short_runs
 
+from nbtl_search.network.allocator import keep_freed_memory
 from nbtl_search.spec import Recipe
 
 # Folder below --data, batch size, epochs for about 100 updates. Half of the images of a folder that
@@ -77,6 +79,7 @@ def main() -> None:
         for row in _table(options.table):
             print(row)
         return
+    keep_freed_memory()
     wanted = [
         {"folder": folder, "form": form, "settings": settings, "times": times, "seed": seed}
         for times in options.times
@@ -86,7 +89,7 @@ def main() -> None:
     ]
     recordings.record(
         wanted,
-        lambda plan: recordings.curve_of(_recipe(plan, options), home=options.home),
+        lambda plan: short_runs.curve_of(_recipe(plan, options), home=options.home),
         output=options.output,
         part=options.part,
     )
@@ -95,26 +98,19 @@ def main() -> None:
 def _recipe(plan: dict[str, Any], options: argparse.Namespace) -> Recipe:
     folder, batch_size, epochs = FOLDERS[plan["folder"]]
     train_settings, strength = SETTINGS[plan["settings"]]
-    return Recipe.parse(
-        {
-            "data": {
-                "dataset": str((options.data / folder).resolve()),
-                "val_fraction": 0.5,
-                "test_fraction": 0.0,
-                "image_px": options.image_px,
-            },
-            "model": {"name": "mobilenetv2_100", "weights": str(options.weights.resolve())},
-            "augment": {"strength": strength},
-            "train": {
-                "epochs": epochs * plan["times"],
-                "batch_size": batch_size,
-                "device": "cpu",
-                "n_threads": 1,
-                "seed": plan["seed"],
-                **train_settings,
-            },
-            "dials": FORMS[plan["form"]],
-        }
+    return short_runs.recipe_on(
+        options.data / folder,
+        weights=options.weights,
+        home=options.home,
+        data={"val_fraction": 0.5, "test_fraction": 0.0, "image_px": options.image_px},
+        train={
+            "epochs": epochs * plan["times"],
+            "batch_size": batch_size,
+            "seed": plan["seed"],
+            **train_settings,
+        },
+        dials=FORMS[plan["form"]],
+        strength=strength,
     )
 
 
