@@ -60,7 +60,7 @@ def record_ours(options: argparse.Namespace) -> None:
     known = _known()
     plans = [
         {"folder": folder, "recipe": name, "seed": seed, "form": json.dumps(known[name])}
-        for seed in range(options.seeds)
+        for seed in range(options.first_seed, options.seeds)
         for name in list(known)[: options.n_recipes]
         for folder in options.folders
     ]
@@ -110,6 +110,7 @@ def _trained_ours(
     plan: dict[str, Any], dials: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     import short_runs  # noqa: PLC0415
+    import torch  # noqa: PLC0415
 
     from nbtl_search.data.loader import EvalBatches  # noqa: PLC0415
     from nbtl_search.data.prepared import prepare  # noqa: PLC0415
@@ -128,6 +129,9 @@ def _trained_ours(
         device=run.placement.device,
     )
     score = evaluate(run.network.model, batches, placement=run.placement)
+    kept = kept_weights(options.home, plan)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(run.network.model.state_dict(), kept)
     return {
         "dials": dials,
         "updates": run.n_updates * recipe.train.epochs,
@@ -137,6 +141,11 @@ def _trained_ours(
         "val_top1": curve[-1],
         "test_top1": score.top1,
     }
+
+
+def kept_weights(home: Path, plan: dict[str, Any]) -> Path:
+    """Return the file that has the weights of one of our runs."""
+    return home / "kept" / f"{plan['folder']}-{plan['recipe']}-{plan['seed']}.pth"
 
 
 def export(options: argparse.Namespace) -> None:
@@ -257,6 +266,7 @@ def _options() -> argparse.Namespace:
             command.add_argument("--weights", type=Path, required=True)
             command.add_argument("--home", type=Path, required=True)
             command.add_argument("--n-recipes", type=int, default=1)
+            command.add_argument("--first-seed", type=int, default=0)
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
     return parser.parse_args()
 

@@ -94,6 +94,7 @@ def _contender(trial: TrialRecord, default: TrialRecord, winner: int) -> Contend
         lower_bound=seed_statistics.lower_bound(list(ours.values())),
         gain=None if trial == default else seed_statistics.paired_gain(ours, _confirmed(default)),
         is_tied_with_winner=trial.number != winner and trial != default,
+        is_winner=trial.number == winner,
     )
 
 

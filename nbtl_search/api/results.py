@@ -27,6 +27,7 @@ def finalize(
     candidates: int | None = None,
     confirm_seeds: int | None = None,
     test_seeds: int | None = None,
+    averages: bool | None = None,
     again: str | None = None,
     workers: int | None = None,
     gpus: Sequence[str] | None = None,
@@ -44,6 +45,7 @@ def finalize(
         candidates: best trials of the search that are tried again; 3.
         confirm_seeds: runs of each candidate and of the default, judged on validation; 4.
         test_seeds: runs of the winner and of the default, judged on test; 4.
+        averages: whether averages of the candidates' weights are candidates too; True.
         again: why the test images may be read once more; stored with the study.
         workers: on this machine, as in `launch`; 0 for none: other machines' workers do it.
         gpus: as in `launch`.
@@ -62,6 +64,7 @@ def finalize(
         candidates=candidates,
         confirm_seeds=confirm_seeds,
         test_seeds=test_seeds,
+        averages=averages,
         again=again,
         workers=workers,
         gpus=gpus,

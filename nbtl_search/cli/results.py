@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     help="Runs of winner and default, judged on test; by default 4.",
 )
 @click.option(
+    "--averages/--no-averages",
+    default=None,
+    help="Whether averages of their weights are candidates too; by default they are.",
+)
+@click.option(
     "--again", metavar="REASON", help="Read the test images once more; the reason is recorded."
 )
 @click.option(
@@ -62,6 +67,7 @@ def finalize_command(
     candidates: int | None,
     confirm_seeds: int | None,
     test_seeds: int | None,
+    averages: bool | None,
     again: str | None,
     workers: int | None,
     gpus: list[str] | None,
@@ -85,6 +91,7 @@ def finalize_command(
             candidates=candidates,
             confirm_seeds=confirm_seeds,
             test_seeds=test_seeds,
+            averages=averages,
             again=again,
             workers=workers,
             gpus=gpus,

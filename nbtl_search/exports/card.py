@@ -33,12 +33,12 @@ class ModelCardData:
     @property
     def is_default(self) -> bool:
         """Tell whether the recipe is the default one."""
-        return self.chosen.trial == self.verdict.entries[0].trial
+        return self.chosen == self.verdict.entries[0]
 
     @property
     def is_winner(self) -> bool:
         """Tell whether the recipe won; the default may have."""
-        return self.chosen.trial == self.verdict.winner
+        return self.chosen == self.verdict.winning
 
     @property
     def runs(self) -> list[FinalRun]:
@@ -47,7 +47,7 @@ class ModelCardData:
             (
                 run
                 for run in self.verdict.runs
-                if run.stage == "test" and run.candidate == self.chosen.trial
+                if run.stage == "test" and run.trials == self.chosen.trials
             ),
             key=lambda run: run.seed,
         )
@@ -83,7 +83,7 @@ def write_card(
         pretrained_licence: of the weights it started from, as timm has it, or 'unknown'.
         has_onnx: whether model.onnx lies beside the weights.
     """
-    recipe = Recipe.parse(about["recipe"])
+    recipes = [Recipe.parse(each) for each in about.get("averaged", [about["recipe"]])]
     text = (
         _templates()
         .get_template("model_card.md.jinja")
@@ -95,9 +95,8 @@ def write_card(
             entries=[entry for entry in (data.chosen, data.default) if entry is not None],
             gain=data.verdict.gain,
             n_readings=len(data.verdict.readings),
-            recipe=describe_recipe(recipe),
-            methods=describe_methods(recipe),
-            is_kept=recipe.dials.source_head == "keep",
+            recipes=[(describe_recipe(each), describe_methods(each)) for each in recipes],
+            is_kept=recipes[0].dials.source_head == "keep",
             n_labels=_MAX_LABELS,
             pretrained_licence=pretrained_licence,
             has_onnx=has_onnx,

@@ -177,6 +177,7 @@ def config_of(
             **member_of(run),
             "results": results_of(data),
             "recipe": _without_folders(about["recipe"]),
+            **_averaged(about),
             "weights_digest": about["weights_digest"],
             "source_weights_digest": about["source_weights_digest"],
             "pretrained_licence": licence_of(name),
@@ -271,6 +272,12 @@ def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str):
             plain[table][key] = PurePath(value).name or value
     return plain
+
+
+def _averaged(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipes whose weights were averaged, where they were."""
+    recipes = about.get("averaged")
+    return {} if recipes is None else {"averaged": [_without_folders(each) for each in recipes]}
 
 
 def _object(path: Path) -> dict[str, Any]:

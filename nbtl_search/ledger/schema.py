@@ -33,8 +33,9 @@ from nbtl_search.errors import UPGRADE_COMMAND, SchemaError
 from nbtl_search.ledger import locks
 from nbtl_search.spec import Recipe
 
-VERSION: Final = 4
-"""2: diagnoses; 3: lost attempts, jobs, notifications; 4: recipes and plans as JSONB."""
+VERSION: Final = 5
+"""2: diagnoses; 3: lost attempts, jobs, notifications; 4: recipes and plans as JSONB; 5: averages
+of weights."""
 
 # What a version changes in tables that exist; tables that are missing are made afterwards, as they
 # are now. A step must do with whatever an older version may lack: hence IF EXISTS. A column may be
@@ -53,6 +54,16 @@ _STEPS: Final = {
         ),
         "ALTER INDEX IF EXISTS nbtl_notice_pkey RENAME TO nbtl_notification_pkey",
         "ALTER TABLE IF EXISTS nbtl_notice RENAME TO nbtl_notification",
+    ),
+    5: (
+        "ALTER TABLE IF EXISTS nbtl_final ADD COLUMN IF NOT EXISTS averaged jsonb",
+        "ALTER TABLE IF EXISTS nbtl_final_run ADD COLUMN IF NOT EXISTS averaged jsonb",
+        # Their first stage has kept no weights that could be averaged.
+        (
+            "DO $$ BEGIN IF to_regclass('nbtl_final') IS NOT NULL THEN"
+            """ UPDATE nbtl_final SET plan = plan || '{"averages": false}';"""
+            " END IF; END $$"
+        ),
     ),
 }
 
@@ -195,6 +206,7 @@ final = Table(
     Column("confirm_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), unique=True),
     Column("test_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), unique=True),
     Column("winner", Integer),
+    Column("averaged", JSONB(none_as_null=True)),
     Column("reason", Text, nullable=False),
     _time("created_at", now=True),
     _time("test_opened_at"),
@@ -210,6 +222,8 @@ final_run = Table(
     Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
     Column("slot", Integer, primary_key=True),
     Column("candidate", Integer, nullable=False),
+    # The trials of an average of weights, the candidate first; null for a run that trains.
+    Column("averaged", JSONB(none_as_null=True)),
     Column("name", Text, nullable=False),
     Column("recipe", StoredRecipe, nullable=False),
 )

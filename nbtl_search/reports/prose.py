@@ -5,7 +5,7 @@ from nbtl_search.reports.comparison import lead_of
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.table import NONE
 from nbtl_search.spec import Dials
-from nbtl_search.spec.verdict import Entry, Interval, Summary, Verdict
+from nbtl_search.spec.verdict import Contender, Entry, Interval, Summary, Verdict
 
 
 def verdict_sentences(content: Content) -> tuple[str, str]:
@@ -42,6 +42,13 @@ def describe_recipe(dials: Dials, *, n_blocks: int) -> str:
     if dials.beta:
         words.append(f"L2 {dials.beta:.1g}" if dials.n_l2sp else f"plain L2 {dials.beta:.1g}")
     return ", ".join([*words, *_describe_methods(dials)])
+
+
+def describe_candidate(candidate: Contender | Entry, *, n_blocks: int) -> str:
+    """Return in words what a candidate's recipe is, or that it is an average of weights."""
+    if candidate.averaged:
+        return f"weights of {len(candidate.averaged)} recipes averaged, seed by seed"
+    return describe_recipe(candidate.dials, n_blocks=n_blocks)
 
 
 def _describe_methods(dials: Dials) -> list[str]:
@@ -142,9 +149,13 @@ def _default_won(content: Content, verdict: Verdict, entry: Entry) -> tuple[str,
 
 def _of_test(content: Content, verdict: Verdict) -> tuple[str, str]:
     default, winner = verdict.entries[0], verdict.entries[-1]
-    how = describe_recipe(winner.dials, n_blocks=content.facts.n_blocks)
+    how = describe_candidate(winner, n_blocks=content.facts.n_blocks)
     n = winner.single.n
-    name = describe_trial(winner.trial, winner.name, how)
+    name = (
+        f"{isolated(winner.name)} ({how})"
+        if winner.averaged
+        else describe_trial(winner.trial, winner.name, how)
+    )
     found = f"The winner, {name}, reaches {mean_std(winner.single)} %"
     other = f"{mean_std(default.single)} % of the default recipe"
     gain = verdict.gain

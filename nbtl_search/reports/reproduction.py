@@ -200,23 +200,21 @@ def _test(row: PaperRow, trial: TrialRecord | None, verdict: Verdict | None) -> 
         return None if ensemble is None else Summary(n=1, mean=ensemble, std=None)
     if verdict is None or trial is None:
         return None
-    entry = next((entry for entry in verdict.entries if entry.trial == trial.number), None)
+    entry = next((entry for entry in verdict.entries if entry.trials == (trial.number,)), None)
     return None if entry is None or entry.single.n == 0 else entry.single
 
 
 def _winning(verdict: Verdict | None) -> Entry | None:
-    if verdict is None:
-        return None
-    return next((entry for entry in verdict.entries if entry.trial == verdict.winner), None)
+    return None if verdict is None else verdict.winning
 
 
 def _winner(rows: Sequence[ReproducedRow], verdict: Verdict | None) -> list[ReproducedRow]:
     """Return a row for our winner, where table 6 has none for its recipe."""
     entry = _winning(verdict)
-    shown = {row.trial for row in rows if row.table == _FINAL_TABLE}
-    if entry is None or entry.trial in shown:
+    shown = {(row.trial,) for row in rows if row.table == _FINAL_TABLE}
+    if entry is None or entry.trials in shown:
         return []
-    same = next((row for row in rows if row.trial == entry.trial), None)
+    same = next((row for row in rows if (row.trial,) == entry.trials), None)
     return [
         ReproducedRow(
             table=_FINAL_TABLE,

@@ -7,7 +7,7 @@ from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.cost import spending
 from nbtl_search.reports.importance import NAMES
-from nbtl_search.reports.prose import describe_recipe
+from nbtl_search.reports.prose import describe_candidate, describe_recipe
 from nbtl_search.reports.table import (
     Row,
     Table,
@@ -138,13 +138,13 @@ def final(content: Content) -> Table:
     entries = () if verdict is None else verdict.entries
     rows: list[Row] = []
     for entry in entries:
-        is_winner = verdict is not None and entry.trial == verdict.winner
+        is_winner = verdict is not None and entry == verdict.winning
         gain = verdict.gain if verdict and is_winner and len(entries) > 1 else None
         rows.append(
             {
                 "recipe": entry.name,
                 "trial": entry.trial,
-                "settings": describe_recipe(entry.dials, n_blocks=content.facts.n_blocks),
+                "settings": describe_candidate(entry, n_blocks=content.facts.n_blocks),
                 "n_seeds": entry.single.n,
                 "single_mean": entry.single.mean,
                 "single_std": entry.single.std,
@@ -173,20 +173,19 @@ def contenders(content: Content) -> Table:
     verdict = content.verdict
     rows: list[Row] = []
     for one in () if verdict is None else verdict.contenders:
-        is_winner = verdict is not None and one.trial == verdict.winner
         is_tied = one.is_tied_with_winner and verdict is not None and verdict.winner is not None
         rows.append(
             {
                 "recipe": one.name,
                 "trial": one.trial,
-                "settings": describe_recipe(one.dials, n_blocks=content.facts.n_blocks),
+                "settings": describe_candidate(one, n_blocks=content.facts.n_blocks),
                 "search_top1": one.search_top1,
                 "n_seeds": one.confirmed.n,
                 "confirmed_mean": one.confirmed.mean,
                 "confirmed_std": one.confirmed.std,
                 "lower_bound": one.lower_bound,
                 **_gain(one.gain),
-                "mark": "winner" if is_winner else "tie with the winner" if is_tied else "",
+                "mark": "winner" if one.is_winner else "tie with the winner" if is_tied else "",
             }
         )
     columns = (
@@ -210,6 +209,7 @@ def runs(content: Content) -> Table:
             "run": run.number,
             "stage": run.stage,
             "trial": run.candidate,
+            "averaged": ", ".join(map(str, run.averaged)),
             "seed": run.seed,
             "state": run.state,
             "n_epochs": run.n_epochs,
@@ -311,9 +311,9 @@ def measures(content: Content) -> Table:
 
 def _ours(content: Content, label: str) -> Row:
     """Return our figure that answers to a row of the paper's table 2 or 6."""
-    by_role = {row["is_winner"]: row for row in final(content).rows}
-    winner = by_role.get(True)
-    found = {"default": by_role.get(False, winner), "optimal": winner}.get(label)
+    rows = final(content).rows
+    default, winner = (rows[0], rows[-1]) if rows else (None, None)
+    found = {"default": default, "optimal": winner}.get(label)
     if label == "ensemble" and winner is not None:
         return {"ours_mean": winner["ensemble"], "ours_std": None}
     if found is None:

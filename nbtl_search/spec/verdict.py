@@ -82,6 +82,8 @@ class FinalRun(Value):
     stage: FinalStage
     candidate: Count
     """The number of the trial of the search whose dials it has."""
+    averaged: tuple[Count, ...] = ()
+    """Of an average of weights: the trials whose runs with this seed it is made of."""
     seed: Count
     state: str
     n_epochs: Count
@@ -94,16 +96,24 @@ class FinalRun(Value):
     weights: FinalWeights | None
     """Of an ended run of the test stage."""
 
+    @property
+    def trials(self) -> tuple[int, ...]:
+        """Return what names its candidate: one trial, or those whose weights are averaged."""
+        return self.averaged or (self.candidate,)
+
 
 class Contender(Value):
     """A candidate after the confirm stage."""
 
     trial: Count
+    """Of an average of weights the first of its trials; name and dials likewise."""
+    averaged: tuple[Count, ...] = ()
+    """The trials whose weights are averaged, seed by seed; empty for a recipe alone."""
     name: str
-    """'default', the name of a known recipe, or 'trial 17'."""
+    """'default', the name of a known recipe, 'trial 17', or 'average of ' and such names."""
     dials: _DialsAsText
-    search_top1: float
-    """What the search saw: the best epoch of one run."""
+    search_top1: float | None
+    """What the search saw: the best epoch of one run; None for an average, which it did not try."""
     confirmed: Summary
     """Validation top-1 after the last epoch, over the seeds."""
     lower_bound: float | None
@@ -111,12 +121,15 @@ class Contender(Value):
     gain: Interval | None
     """Over the default, paired by seed; None for the default itself."""
     is_tied_with_winner: bool
+    is_winner: bool = False
 
 
 class Entry(Value):
-    """The winner or the default in the test stage."""
+    """The default, the winner, or a recipe whose weights are part of it, in the test stage."""
 
     trial: Count
+    averaged: tuple[Count, ...] = ()
+    """As in `Contender`."""
     name: str
     dials: _DialsAsText
     single: Summary
@@ -124,6 +137,11 @@ class Entry(Value):
     ten_crop: Summary
     ensemble_top1: float | None
     """Of the mean softmax over the seeds and ten crops; None until all runs have ended."""
+
+    @property
+    def trials(self) -> tuple[int, ...]:
+        """Return what names it, as `FinalRun.trials`."""
+        return self.averaged or (self.trial,)
 
 
 class TestSetReading(Value):
@@ -146,14 +164,19 @@ class Verdict(Value):
     n_confirm_seeds: int
     n_test_seeds: int
     contenders: tuple[Contender, ...]
-    """The default first, then by what the search saw."""
+    """The default first, then by what the search saw, then averages of their weights."""
     winner: int | None
-    """Its trial's number; None until the confirm stage is over."""
+    """Its trial's number, the first of an average; None until the confirm stage is over."""
     entries: tuple[Entry, ...]
-    """The default first; only one where the default itself won."""
+    """The default first and the winner last; only one where the default itself won."""
     gain: Interval | None
     """Single crop, winner minus default, paired by seed."""
     ten_crop_gain: Interval | None
     ensemble_gain: float | None
     runs: tuple[FinalRun, ...]
     readings: tuple[TestSetReading, ...]
+
+    @property
+    def winning(self) -> Entry | None:
+        """Return the winner in the test stage; None before that."""
+        return self.entries[-1] if self.entries else None

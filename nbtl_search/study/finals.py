@@ -7,25 +7,30 @@ Two stages, each a study of its own whose trials any worker trains, kills and re
 * *test*: the winner and the default over further seeds, trained on train and validation. Only
   here the test images are opened, and that is recorded before it happens.
 
+When the runs of a stage have ended, averages of their weights are added to it (`averages`): in the
+first stage as further candidates, in the second where such a candidate has won.
+
 Nobody has to stay up for it: whoever comes first when a stage has ended opens the next one.
 In the ledger a finalisation is a row (`nbtl_final`), and its rounds are numbered from 1.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import Field
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, update
 
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.ledger import locks, records, schema
-from nbtl_search.ledger.ledger import NOW, TERMINAL, Ledger
+from nbtl_search.ledger.ledger import NOW, Ledger
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Recipe, Value
-from nbtl_search.study import seed_statistics, store
-from nbtl_search.study.store import FINAL_MARK, Study, clear_half_made, make_optuna_study
+from nbtl_search.study import averages, seed_statistics, stages
+from nbtl_search.study.seed_statistics import Candidate
+from nbtl_search.study.store import Study, clear_half_made, make_optuna_study
 
 _SEEDS_OF_A_ROUND: Final = 1000  # more than two stages of 100: no two rounds share a seed
 Enter = Callable[[Connection, int], None]
@@ -37,6 +42,10 @@ class Plan(Value):
     n_candidates: int = Field(3, ge=1, le=100, description="best trials of the search")
     n_confirm_seeds: int = Field(4, ge=2, le=100, description="runs of each in the first stage")
     n_test_seeds: int = Field(4, ge=2, le=100, description="runs of winner and default at the end")
+    averages: bool = Field(
+        True,
+        description="whether averages of their weights are candidates too",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +54,12 @@ class _Run:
 
     candidate: TrialRecord
     recipe: Recipe
+    averaged: tuple[TrialRecord, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{name_of(self.candidate)}, seed {self.recipe.train.seed}"
+        trials = self.averaged or (self.candidate,)
+        return f"{stages.name_of_candidate(trials)}, seed {self.recipe.train.seed}"
 
 
 def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None) -> Plan:
@@ -72,11 +83,11 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
     with storage_errors(), locks.holding_name(study.storage.engine, study.name) as lock:
         # Read under the lock: two commands at once would plan two rounds, and so read the test
         # images twice without anybody having asked for it.
-        latest = latest_round(study)
+        latest = stages.latest_round(study)
         if latest is not None:
             plan = Plan.parse(latest.plan)
             wanted = plan.replace(**changes)
-            ended = has_ended(stage_of(study, latest))
+            ended = stages.has_ended(stages.stage_of(study, latest))
             if again is None or not ended:
                 _check_same(study, latest, wanted, plan)
                 return plan
@@ -87,7 +98,7 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
 
 
 def next_stage(study: Study) -> Study | None:
-    """Return the stage that waits for workers; open the second when the first has ended.
+    """Return the stage that waits for workers; add to it or open the second where it has ended.
 
     Returns:
         None where nothing is to be done, or the final runs were told to stop.
@@ -97,19 +108,18 @@ def next_stage(study: Study) -> Study | None:
         StorageError: the database refuses.
     """
     with storage_errors():
-        latest = latest_round(study)
+        latest = stages.latest_round(study)
         if latest is None:
             return None
-        stage = stage_of(study, latest)
-        if stage.stage == "confirm" and has_ended(stage):
+        if _is_to_go_on(study, latest):
             with locks.holding_name(study.storage.engine, study.name) as lock:
-                # Again, now that nobody else can open it: all idle workers come here at once.
-                latest = latest_round(study)
-                if latest.test_id is None:
-                    _open_test(study, latest, lock=lock)
-            stage = stage_of(study, latest_round(study))
+                # Again, now that nobody else can do it: all idle workers come here at once.
+                latest = stages.latest_round(study)
+                if _is_to_go_on(study, latest):
+                    _go_on(study, latest, lock=lock)
+        stage = stages.stage_of(study, stages.latest_round(study))
     ledger = Ledger(study.storage.engine, stage.id)
-    return None if ledger.desired() == "stop" or has_ended(stage) else stage
+    return None if ledger.desired() == "stop" or stages.has_ended(stage) else stage
 
 
 def candidates(study: Study, *, n: int) -> list[TrialRecord]:
@@ -131,20 +141,20 @@ def candidates(study: Study, *, n: int) -> list[TrialRecord]:
     return [default, *best]
 
 
-def winner_of(study: Study, confirm_id: int, default: int) -> int:
+def winner_of(study: Study, confirm_id: int, default: int) -> Candidate:
     """Return the candidate with the highest lower confidence bound, of those that ran throughout.
 
     Raises:
         StudyNotFoundError: not one candidate could be trained with every seed.
     """
-    values: dict[int, list[float]] = {}
-    broken: set[int] = set()
-    for row in runs_of(study, confirm_id):
+    values: dict[Candidate, list[float]] = {}
+    broken: set[Candidate] = set()
+    for row in stages.runs_of(study, confirm_id):
         if row.state == "complete":
-            values.setdefault(row.candidate, []).append(row.value)
+            values.setdefault(stages.trials_of(row), []).append(row.value)
         else:
-            broken.add(row.candidate)
-    whole = {number: found for number, found in values.items() if number not in broken}
+            broken.add(stages.trials_of(row))
+    whole = {candidate: found for candidate, found in values.items() if candidate not in broken}
     if not whole:
         message = (
             f"a winner must train to its end with every seed, and no candidate of study "
@@ -152,114 +162,21 @@ def winner_of(study: Study, confirm_id: int, default: int) -> int:
             "--again REASON"
         )
         raise StudyNotFoundError(message)
-    return seed_statistics.choose(whole, default=default)
-
-
-def latest_round(study: Study) -> Any:
-    """Return the row of the latest finalisation, or None."""
-    found = every_round(study)
-    return found[-1] if found else None
-
-
-def every_round(study: Study) -> Sequence[Any]:
-    """Return the rows of all finalisations, in order."""
-    final = schema.final
-    query = select(final).where(final.c.parent_id == study.id).order_by(final.c.round)
-    with storage_errors(), study.storage.engine.connect() as connection:
-        return connection.execute(query).all()
-
-
-def stage_of(study: Study, row: Any) -> Study:
-    """Open the study that holds the runs of the latest stage of a finalisation."""
-    stage = "confirm" if row.test_id is None else "test"
-    return store.open_study(study.storage, stage_name(study, stage, row.round))
-
-
-def stage_name(study: Study, stage: str, number: int) -> str:
-    """Return the name of the study that holds the runs of a stage."""
-    return f"{study.name}{FINAL_MARK}{stage}-{number}"
+    return seed_statistics.choose(whole, default=(default,))
 
 
 def open_stage(study: Study) -> Study | None:
     """Return the stage whose runs have not all ended; None where nothing is being finalised."""
-    row = latest_round(study)
+    row = stages.latest_round(study)
     if row is None:
         return None
-    stage = stage_of(study, row)
-    return None if stage.stage == "test" and has_ended(stage) else stage
-
-
-def has_ended(stage: Study) -> bool:
-    """Tell whether every run of a stage has ended."""
-    n_done, n_all = counts(stage)
-    return n_done >= n_all
+    return None if is_done(study, row) else stages.stage_of(study, row)
 
 
 def is_done(study: Study, row: Any) -> bool:
     """Tell whether every run of a finalisation has ended."""
-    return row.test_id is not None and has_ended(stage_of(study, row))
-
-
-def counts(stage: Study) -> tuple[int, int]:
-    """Return how many runs of a stage have ended, and how many there are."""
-    trial, study = schema.trial, schema.study
-    n_ended = (
-        select(func.count())
-        .where(trial.c.study_id == stage.id, trial.c.state.in_(TERMINAL))
-        .scalar_subquery()
-    )
-    query = select(n_ended, study.c.n_trials).where(study.c.study_id == stage.id)
-    with storage_errors(), stage.storage.engine.connect() as connection:
-        n_done, n_all = connection.execute(query).one()
-    return n_done, n_all
-
-
-def runs_of(study: Study, stage_id: int) -> Sequence[Any]:
-    """Return the planned runs of a stage in order, with the trial and the result of each begun."""
-    plan, trial, result = schema.final_run, schema.trial, schema.final_result
-    epoch = schema.epoch
-    trained = (
-        select(
-            epoch.c.trial_id,
-            func.count().label("n_epochs"),
-            func.sum(epoch.c.seconds).label("seconds"),
-        )
-        .select_from(epoch.join(trial))
-        .where(trial.c.study_id == stage_id)
-        .group_by(epoch.c.trial_id)
-        .subquery()
-    )
-    scores = [column for column in result.c if column.name not in {"trial_id", "predictions"}]
-    query = (
-        select(
-            plan.c.slot,
-            plan.c.candidate,
-            plan.c.recipe,
-            trial.c.trial_id,
-            trial.c.state,
-            trial.c.value,
-            trial.c.attempt,
-            trained.c.n_epochs,
-            trained.c.seconds,
-            *scores,
-        )
-        .select_from(
-            plan.outerjoin(
-                trial, (trial.c.study_id == plan.c.study_id) & (trial.c.slot == plan.c.slot)
-            )
-            .outerjoin(trained, trained.c.trial_id == trial.c.trial_id)
-            .outerjoin(result, result.c.trial_id == trial.c.trial_id)
-        )
-        .where(plan.c.study_id == stage_id)
-        .order_by(plan.c.slot)
-    )
-    with storage_errors(), study.storage.engine.connect() as connection:
-        return connection.execute(query).all()
-
-
-def name_of(trial: TrialRecord) -> str:
-    """Return what a candidate is called: the name of its recipe, or its number."""
-    return trial.name or f"trial {trial.number}"
+    is_tested = row.test_id is not None and stages.has_ended(stages.stage_of(study, row))
+    return is_tested and not _averages_to_add(study, row)
 
 
 def _check(study: Study) -> None:
@@ -308,7 +225,58 @@ def _open_confirm(study: Study, plan: Plan, number: int, reason: str, *, lock: C
     def enter(connection: Connection, stage_id: int) -> None:
         connection.execute(insert(schema.final).values(row | {"confirm_id": stage_id}))
 
-    _open(study, stage_name(study, "confirm", number), runs, enter, lock=lock)
+    _open(study, stages.stage_name(study, "confirm", number), runs, enter, lock=lock)
+
+
+def _is_to_go_on(study: Study, latest: Any) -> bool:
+    """Tell whether all planned runs have ended, and more is to be planned."""
+    if not stages.has_ended(stages.stage_of(study, latest)):
+        return False
+    return latest.test_id is None or bool(_averages_to_add(study, latest))
+
+
+def _go_on(study: Study, latest: Any, *, lock: Connection) -> None:
+    runs = _averages_to_add(study, latest)
+    if runs:
+        _add(stages.stage_of(study, latest), runs, lock=lock)
+    else:
+        _open_test(study, latest, lock=lock)
+
+
+def _averages_to_add(study: Study, row: Any) -> list[_Run]:
+    """Return the averages of weights that come next in a stage whose runs have all ended."""
+    if not Plan.parse(row.plan).averages or (row.test_id is not None and row.averaged is None):
+        return []
+    runs = stages.runs_of(study, row.confirm_id if row.test_id is None else row.test_id)
+    if row.test_id is None:
+        wanted = _next_averages(runs)
+    else:
+        wanted = [] if any(run.averaged for run in runs) else [tuple(row.averaged)]
+    trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
+    trained = {(run.candidate, run.recipe.train.seed): run for run in runs if not run.averaged}
+    return [
+        _Run(
+            candidate=trials[average[0]],
+            averaged=tuple(trials[number] for number in average),
+            recipe=trained[average[0], seed].recipe,
+        )
+        for seed in dict.fromkeys(seed for _, seed in trained)
+        for average in wanted
+        if all(trained[number, seed].state == "complete" for number in average)
+    ]
+
+
+def _next_averages(runs: Sequence[Any]) -> list[Candidate]:
+    values: dict[Candidate, list[float]] = {}
+    for run in runs:
+        found = values.setdefault(stages.trials_of(run), [])
+        found += [run.value] if run.state == "complete" else []
+    n_seeds = len({run.recipe.train.seed for run in runs})
+    means = {key: averages.mean_of(found, n=n_seeds) for key, found in values.items()}
+    dials = {
+        run.candidate: run.recipe.dials for run in runs if math.isfinite(means[run.candidate,])
+    }
+    return averages.next_averages(dials, means)
 
 
 def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
@@ -318,7 +286,7 @@ def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
     default = records.default_of(trials.values())
     assert default is not None, "the first stage had it"  # noqa: S101
     winner = winner_of(study, latest.confirm_id, default.number)
-    chosen = [trials[number] for number in dict.fromkeys((default.number, winner))]
+    chosen = [trials[number] for number in dict.fromkeys((default.number, *winner))]
     seeds = _seeds(study, latest.round, plan.n_confirm_seeds, plan.n_test_seeds)
     runs = list(_runs(study, chosen, seeds, train_on="train+val"))
 
@@ -329,10 +297,15 @@ def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
             .where(final.c.parent_id == study.id, final.c.round == latest.round)
             # In the transaction that makes the stage: no worker can find a run of it, and open a
             # test image, before the reading is on record.
-            .values(winner=winner, test_id=stage_id, test_opened_at=NOW)
+            .values(
+                winner=winner[0],
+                averaged=winner if len(winner) > 1 else None,
+                test_id=stage_id,
+                test_opened_at=NOW,
+            )
         )
 
-    _open(study, stage_name(study, "test", latest.round), runs, enter, lock=lock)
+    _open(study, stages.stage_name(study, "test", latest.round), runs, enter, lock=lock)
 
 
 def _seeds(study: Study, number: int, n_before: int, n: int) -> range:
@@ -362,16 +335,6 @@ def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter, *, lock: 
     storage = study.storage
     clear_half_made(storage, name)
     stage_id = make_optuna_study(storage, name, study.spec)
-    rows = [
-        {
-            "study_id": stage_id,
-            "slot": slot,
-            "candidate": run.candidate.number,
-            "name": run.name,
-            "recipe": run.recipe,
-        }
-        for slot, run in enumerate(runs, start=1)
-    ]
     row = {
         "study_id": stage_id,
         "name": name,
@@ -383,5 +346,32 @@ def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter, *, lock: 
     locks.make_sure(lock)
     with storage.engine.begin() as connection:
         connection.execute(insert(schema.study).values(row))
-        connection.execute(insert(schema.final_run), rows)
+        connection.execute(insert(schema.final_run), _rows(stage_id, runs, first_slot=1))
         enter(connection, stage_id)
+
+
+def _add(stage: Study, runs: Sequence[_Run], *, lock: Connection) -> None:
+    """Add runs to a stage."""
+    study = schema.study
+    _, n_before = stages.counts(stage)
+    locks.make_sure(lock)
+    with stage.storage.engine.begin() as connection:
+        connection.execute(insert(schema.final_run), _rows(stage.id, runs, first_slot=n_before + 1))
+        # With the rows: a slot that is open has its run.
+        connection.execute(
+            update(study).where(study.c.study_id == stage.id).values(n_trials=n_before + len(runs))
+        )
+
+
+def _rows(stage_id: int, runs: Sequence[_Run], *, first_slot: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "study_id": stage_id,
+            "slot": slot,
+            "candidate": run.candidate.number,
+            "averaged": [trial.number for trial in run.averaged] or None,
+            "name": run.name,
+            "recipe": run.recipe,
+        }
+        for slot, run in enumerate(runs, start=first_slot)
+    ]

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from nbtl_search.spec.verdict import Interval, Summary
 
+Candidate = tuple[int, ...]
+"""The number of a trial, or those of several whose weights are averaged."""
+
 
 def summary(values: Sequence[float]) -> Summary:
     """Return how many values there are, their mean and their sample standard deviation (n - 1).
@@ -67,30 +70,34 @@ def paired_gain(
     )
 
 
-def choose(groups: Mapping[int, Sequence[float]], *, default: int, confidence: float = 0.9) -> int:
-    """Return the number of the winning trial: that with the highest lower confidence bound.
+def choose(
+    groups: Mapping[Candidate, Sequence[float]], *, default: Candidate, confidence: float = 0.9
+) -> Candidate:
+    """Return the winning candidate: that with the highest lower confidence bound.
 
-    On equal bounds the higher mean wins, then the default, then the lowest number. Where any trial
-    has two values, those with fewer cannot win; where none has, the means are compared.
+    On equal bounds the higher mean wins, then the default, then the average of fewer trials, then
+    the lowest number. Where any candidate has two values, those with fewer cannot win; where none
+    has, the means are compared.
 
     Args:
-        groups: accuracies over the seeds, by the trial's number.
-        default: number of the default recipe's trial.
+        groups: accuracies over the seeds, by candidate.
+        default: the default recipe's.
         confidence: of the bound.
 
     Raises:
-        ValueError: no trial has a value.
+        ValueError: no candidate has a value.
     """
-    repeated = [trial for trial, values in groups.items() if len(values) > 1]
-    eligible = repeated or [trial for trial, values in groups.items() if len(values) == 1]
+    repeated = [one for one, values in groups.items() if len(values) > 1]
+    eligible = repeated or [one for one, values in groups.items() if len(values) == 1]
     if not eligible:
-        message = f"a winner must have a value, got none from trials {sorted(groups)}; run them"
+        message = f"a winner must have a value, got none from {sorted(groups)}; run them"
         raise ValueError(message)
 
-    def merit(trial: int) -> tuple[float, float, bool, int]:
-        mean = statistics.mean(map(float, groups[trial]))
-        bound = lower_bound(groups[trial], confidence=confidence)
-        return mean if bound is None else bound, mean, trial == default, -trial
+    def merit(one: Candidate) -> tuple[float, float, bool, int, tuple[int, ...]]:
+        mean = statistics.mean(map(float, groups[one]))
+        bound = lower_bound(groups[one], confidence=confidence)
+        lowest = tuple(-trial for trial in one)
+        return mean if bound is None else bound, mean, one == default, -len(one), lowest
 
     return max(eligible, key=merit)
 

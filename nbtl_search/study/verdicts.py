@@ -24,8 +24,9 @@ from nbtl_search.spec.verdict import (
     TestSetReading,
     Verdict,
 )
-from nbtl_search.study import finals, seed_statistics
-from nbtl_search.study.finals import Plan, name_of
+from nbtl_search.study import finals, seed_statistics, stages
+from nbtl_search.study.finals import Plan
+from nbtl_search.study.seed_statistics import Candidate
 from nbtl_search.study.store import Study
 
 
@@ -35,20 +36,21 @@ def verdict_of(study: Study) -> Verdict | None:
     Raises:
         StorageError: the database refuses or does not answer.
     """
-    every = finals.every_round(study)
+    every = stages.every_round(study)
     if not every:
         return None
     row, plan = every[-1], Plan.parse(every[-1].plan)
     trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
     confirm = _runs(study, row.confirm_id, "confirm")
     test = [] if row.test_id is None else _runs(study, row.test_id, "test")
-    contenders = _contenders(confirm, trials, winner=row.winner)
-    entries = _entries(study, row, test, trials)
+    winner = None if row.winner is None else tuple(row.averaged or (row.winner,))
+    contenders = _contenders(confirm, trials, winner=winner)
+    entries = _entries(study, row.test_id, test, trials, winner=winner)
     stage: Literal["confirm", "test", "done"] = "confirm" if row.test_id is None else "test"
     return Verdict(
         round=row.round,
         stage="done" if finals.is_done(study, row) else stage,
-        study=finals.stage_name(study, stage, row.round),
+        study=stages.stage_name(study, stage, row.round),
         n_confirm_seeds=plan.n_confirm_seeds,
         n_test_seeds=plan.n_test_seeds,
         contenders=contenders,
@@ -67,7 +69,7 @@ def verdict_of(study: Study) -> Verdict | None:
 
 
 def _runs(study: Study, stage_id: int, stage: FinalStage) -> list[FinalRun]:
-    return [_run(row, stage) for row in finals.runs_of(study, stage_id)]
+    return [_run(row, stage) for row in stages.runs_of(study, stage_id)]
 
 
 def _run(row: Any, stage: FinalStage) -> FinalRun:
@@ -76,6 +78,7 @@ def _run(row: Any, stage: FinalStage) -> FinalRun:
         number=row.slot - 1,
         stage=stage,
         candidate=row.candidate,
+        averaged=tuple(row.averaged or ()),
         seed=row.recipe.train.seed,
         state=row.state or "waiting",
         n_epochs=row.n_epochs or 0,
@@ -88,87 +91,110 @@ def _run(row: Any, stage: FinalStage) -> FinalRun:
 
 
 def _contenders(
-    runs: Sequence[FinalRun], trials: dict[int, TrialRecord], *, winner: int | None
+    runs: Sequence[FinalRun], trials: dict[int, TrialRecord], *, winner: Candidate | None
 ) -> tuple[Contender, ...]:
-    order = list(dict.fromkeys(run.candidate for run in runs))
-    values = {number: _validated(runs, number) for number in order}
+    order = list(dict.fromkeys(run.trials for run in runs))
+    values = {candidate: _validated(runs, candidate) for candidate in order}
     default = order[0]
     return tuple(
         Contender(
-            trial=number,
-            name=name_of(trials[number]),
-            dials=trials[number].dials,
-            search_top1=trials[number].value or 0.0,
-            confirmed=seed_statistics.summary(list(values[number].values())),
-            lower_bound=seed_statistics.lower_bound(list(values[number].values())),
+            **_named(candidate, trials),
+            search_top1=None if len(candidate) > 1 else trials[candidate[0]].value or 0.0,
+            confirmed=seed_statistics.summary(list(values[candidate].values())),
+            lower_bound=seed_statistics.lower_bound(list(values[candidate].values())),
             gain=None
-            if number == default
-            else seed_statistics.paired_gain(values[number], values[default]),
-            is_tied_with_winner=_is_tie(values, number, winner),
+            if candidate == default
+            else seed_statistics.paired_gain(values[candidate], values[default]),
+            is_tied_with_winner=_is_tie(values, candidate, winner),
+            is_winner=candidate == winner,
         )
-        for number in order
+        for candidate in order
     )
 
 
-def _validated(runs: Sequence[FinalRun], candidate: int) -> dict[int, float]:
+def _named(candidate: Candidate, trials: dict[int, TrialRecord]) -> dict[str, Any]:
+    """Return what a contender and an entry have in common."""
+    first = trials[candidate[0]]
+    return {
+        "trial": first.number,
+        "averaged": candidate if len(candidate) > 1 else (),
+        "name": stages.name_of_candidate([trials[number] for number in candidate]),
+        "dials": first.dials,
+    }
+
+
+def _validated(runs: Sequence[FinalRun], candidate: Candidate) -> dict[int, float]:
     """Return validation top-1 by seed of the runs that ended."""
     return {
         run.seed: run.val_top1
         for run in runs
-        if run.candidate == candidate and run.state == "complete" and run.val_top1 is not None
+        if run.trials == candidate and run.state == "complete" and run.val_top1 is not None
     }
 
 
-def _is_tie(values: dict[int, dict[int, float]], number: int, winner: int | None) -> bool:
-    if winner is None or number == winner:
+def _is_tie(
+    values: dict[Candidate, dict[int, float]], candidate: Candidate, winner: Candidate | None
+) -> bool:
+    if winner is None or candidate == winner:
         return False
-    difference = seed_statistics.paired_gain(values[winner], values[number])
+    difference = seed_statistics.paired_gain(values[winner], values[candidate])
     return difference is None or difference.is_tie
 
 
 def _entries(
-    study: Study, row: Any, runs: Sequence[FinalRun], trials: dict[int, TrialRecord]
+    study: Study,
+    stage_id: int | None,
+    runs: Sequence[FinalRun],
+    trials: dict[int, TrialRecord],
+    *,
+    winner: Candidate | None,
 ) -> tuple[Entry, ...]:
+    if stage_id is None or winner is None:
+        return ()
+    # The winner last, also where its averages are still to be made.
+    order = dict.fromkeys(run.trials for run in runs if run.trials != winner)
+    first = runs[0].trials
+    chosen = [first] if winner == first else [*order, winner]
     return tuple(
         Entry(
-            trial=number,
-            name=name_of(trials[number]),
-            dials=trials[number].dials,
-            single=seed_statistics.summary(list(_tested(runs, number, "top1").values())),
-            ten_crop=seed_statistics.summary(list(_tested(runs, number, "ten_crop_top1").values())),
-            ensemble_top1=_ensemble(study, row.test_id, runs, number),
+            **_named(candidate, trials),
+            single=seed_statistics.summary(list(_tested(runs, candidate, "top1").values())),
+            ten_crop=seed_statistics.summary(
+                list(_tested(runs, candidate, "ten_crop_top1").values())
+            ),
+            ensemble_top1=_ensemble(study, stage_id, runs, candidate),
         )
-        for number in dict.fromkeys(run.candidate for run in runs)
+        for candidate in chosen
     )
 
 
-def _tested(runs: Sequence[FinalRun], candidate: int, score: str) -> dict[int, float]:
+def _tested(runs: Sequence[FinalRun], candidate: Candidate, score: str) -> dict[int, float]:
     """Return a score on the test images by seed."""
     return {
         run.seed: getattr(run.test, score)
         for run in runs
-        if run.candidate == candidate and run.test is not None
+        if run.trials == candidate and run.test is not None
     }
 
 
 def _gain(runs: Sequence[FinalRun], entries: Sequence[Entry], score: str) -> Interval | None:
     if len(entries) < 2:
         return None
-    default, winner = (_tested(runs, entry.trial, score) for entry in entries)
+    default, winner = (_tested(runs, entry.trials, score) for entry in (entries[0], entries[-1]))
     return seed_statistics.paired_gain(winner, default)
 
 
 def _ensemble_gain(entries: Sequence[Entry]) -> float | None:
     tops = [entry.ensemble_top1 for entry in entries]
-    if len(tops) < 2 or tops[0] is None or tops[1] is None:
+    if len(tops) < 2 or tops[0] is None or tops[-1] is None:
         return None
-    return tops[1] - tops[0]
+    return tops[-1] - tops[0]
 
 
 def _ensemble(
-    study: Study, stage_id: int, runs: Sequence[FinalRun], candidate: int
+    study: Study, stage_id: int, runs: Sequence[FinalRun], candidate: Candidate
 ) -> float | None:
-    mine = [run for run in runs if run.candidate == candidate]
+    mine = [run for run in runs if run.trials == candidate]
     if any(run.state not in TERMINAL for run in mine):
         return None
     found = [predictions(study, stage_id, run.number) for run in mine if run.test is not None]

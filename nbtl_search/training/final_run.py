@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from nbtl_search.data.loader import EvalBatches, TenCropBatches
 from nbtl_search.data.prepared import Prepared, prepare
-from nbtl_search.errors import DataError
+from nbtl_search.errors import DataError, WeightsError
 from nbtl_search.files.atomic import replace_folder
 from nbtl_search.network.device import Placement
+from nbtl_search.spec import Recipe
 from nbtl_search.spec.verdict import TestScore
 from nbtl_search.training.evaluation import running_logits, running_ten_crop
 from nbtl_search.training.gradients import finite
@@ -107,7 +109,55 @@ def scored(run: Run, prepared: Prepared) -> Iterator[ScoringProgress | ScoredIma
     yield _scored_images(labels, np.concatenate(single), np.concatenate(probabilities))
 
 
-def keep(run: Run, folder: Path, predictions: TestPredictions | None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The weights that a final run has left in a folder."""
+
+    state: Mapping[str, Tensor]
+    """On the CPU, floats as float32, under timm's own keys."""
+    recipe: Recipe
+    data_digest: str | None
+    """Of the images it was trained on; None in folders of before it was written down."""
+    micro_batch: int
+
+
+def read_kept(folder: Path) -> Kept:
+    """Read the weights that `keep` has written.
+
+    Raises:
+        WeightsError: they are not there, or are not those of the folder's about.json.
+    """
+    try:
+        about = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
+        content = (folder / WEIGHTS_FILE).read_bytes()
+    except (OSError, ValueError) as error:
+        message = (
+            f"weights of a final run lie in {str(folder)!r} on {socket.gethostname()!r}, got "
+            f"{error}; give all workers one home folder"
+        )
+        raise WeightsError(message) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != about["weights_digest"]:
+        message = (
+            f"weights in {str(folder)!r} with digest {about['weights_digest'][:12]}, got "
+            f"{digest[:12]}; the file is damaged: finalise the study again"
+        )
+        raise WeightsError(message)
+    return Kept(
+        state=safetensors.torch.load(content),
+        recipe=Recipe.parse(about["recipe"]),
+        data_digest=about.get("data_digest"),
+        micro_batch=about.get("micro_batch", 1),
+    )
+
+
+def keep(
+    run: Run,
+    folder: Path,
+    predictions: TestPredictions | None,
+    *,
+    averaged: Sequence[Recipe] = (),
+) -> str:
     """Write a run's weights, what they are and what they predict; return the weights' sha256.
 
     The folder is there with all its files or not at all; one of an earlier attempt is replaced.
@@ -117,6 +167,7 @@ def keep(run: Run, folder: Path, predictions: TestPredictions | None) -> str:
         run: which has ended; its current weights are taken, in float32 under timm's own keys.
         folder: to write model.safetensors, about.json and predictions.npz into.
         predictions: of the test images; None where there are none, and then no predictions.npz.
+        averaged: the recipes whose weights the run's are the average of.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -125,7 +176,7 @@ def keep(run: Run, folder: Path, predictions: TestPredictions | None) -> str:
     # metadata only: of several the library may write any order, and so other bytes.
     weights = safetensors.torch.save(_exported(run), metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
-    about = json.dumps(_about(run, digest), indent=2, allow_nan=False)
+    about = json.dumps(_about(run, digest, averaged), indent=2, allow_nan=False)
     files = {WEIGHTS_FILE: weights, ABOUT_FILE: f"{about}\n".encode()}
     if predictions is not None:
         content = BytesIO()
@@ -240,13 +291,17 @@ def _exported(run: Run) -> dict[str, Tensor]:
     }
 
 
-def _about(run: Run, digest: str) -> dict[str, Any]:
+def _about(run: Run, digest: str, averaged: Sequence[Recipe]) -> dict[str, Any]:
+    recipe = averaged[0] if averaged else run.recipe
     return {
         "model": run.recipe.model.name,
         "classes": list(run.classes),
         "image_format": asdict(run.network.image_format),
-        "recipe": run.recipe.plain(),
+        "recipe": recipe.plain(),
+        **({"averaged": [each.plain() for each in averaged]} if averaged else {}),
         "weights_digest": digest,
+        "data_digest": run.data_digest,
+        "micro_batch": run.gradient.micro_batch,
         "source_weights_digest": run.network.weights_digest,
         "versions": {
             "torch": str(torch.__version__),

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, TypedDict, final
 
 from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger.leases import Lease, Leases, TrialOutcome
@@ -44,6 +44,13 @@ class TrialContext:
     metrics: Metrics
 
 
+class FinalFolders(TypedDict, total=False):
+    """What a final run needs beyond other trials; see `Attempt`."""
+
+    result_folder: Path | None
+    members: Sequence[Path]
+
+
 @final
 class Attempt:
     """The attempt. A lost database is waited for while training goes on."""
@@ -55,12 +62,22 @@ class Attempt:
         *,
         checkpoints: Path,
         result_folder: Path | None = None,
+        members: Sequence[Path] = (),
     ) -> None:
-        """Prepare; with `result_folder` it is a final run, which leaves its weights there."""
+        """Prepare.
+
+        Args:
+            lease: of the trial.
+            context: what the worker has for each of its trials.
+            checkpoints: folder of the trial's own.
+            result_folder: where a final run leaves its weights.
+            members: folders of the final runs whose weights this one averages; none if it trains.
+        """
         self._lease = lease
         self._context = context
         self._checkpoints = checkpoints
         self._result_folder = result_folder
+        self._members = members
         self._recipe = lease.recipe
         self._history: list[Epoch] = []
         self._n_recorded = 0
@@ -83,7 +100,9 @@ class Attempt:
         order = protocol.Train(
             recipe=self._recipe,
             checkpoints=str(self._checkpoints),
+            members=tuple(map(str, self._members)),
             result_folder=None if self._result_folder is None else str(self._result_folder),
+            reads_test=self._context.study.stage == "test",
         )
         try:
             self._context.child.send(order)
@@ -133,9 +152,9 @@ class Attempt:
                     self._context.child.send(protocol.Continue())
             case protocol.Warned(message=message):
                 self._warn("%s", message)
-            case protocol.Completed(rss_mb=rss_mb, result=result):
+            case protocol.Completed(rss_mb=rss_mb):
                 self.rss_mb = rss_mb
-                self._complete(result)
+                self._complete(report)
             case protocol.Halted(rss_mb=rss_mb):
                 self.rss_mb = rss_mb
                 self._halted()
@@ -243,15 +262,18 @@ class Attempt:
             case _:
                 self._is_over = True
 
-    def _complete(self, result: FinalResult | None) -> None:
+    def _complete(self, report: protocol.Completed) -> None:
         """End a trial that ran to its end; what its value is depends on the stage.
 
         The search takes the best epoch. The first stage of a finalisation takes the last, which
         is what the second will have: there no validation images are left to choose one by.
         """
+        result = report.result
         match self._context.study.stage:
             case None:
                 self._finish("complete")
+            case "confirm" if self._members:
+                self._end(TrialOutcome(state="complete", value=report.val_top1))
             case "confirm":
                 self._end(_outcome("complete", self._history[-1:]))
             case "test":

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from nbtl_search.spec import Epoch, Facts, Recipe, Value
+from nbtl_search.spec.recipe import Percentage
 from nbtl_search.spec.verdict import FinalResult
 
 
@@ -25,15 +26,17 @@ class Open(Value):
 
 
 class Train(Value):
-    """Train this recipe, from its last checkpoint where there is one.
-
-    With `result_folder`: then read the test images, and leave weights and predictions there.
-    """
+    """Train this recipe, from its last checkpoint where there is one; or average weights."""
 
     kind: Literal["train"] = "train"
     recipe: Recipe
     checkpoints: str
+    members: tuple[str, ...] = ()
+    """Folders of final runs whose weights are averaged: then nothing is trained."""
     result_folder: str | None = None
+    """Where the weights are left; None for nowhere."""
+    reads_test: bool = False
+    """Whether the test images are read at the end, and the predictions left there too."""
 
 
 class Continue(Value):
@@ -94,11 +97,14 @@ class Trained(Value):
 
 
 class Completed(Value):
-    """The schedule is done; with a result where there was a folder for it."""
+    """The schedule is done, or the average is made."""
 
     kind: Literal["completed"] = "completed"
     rss_mb: float
     result: FinalResult | None = None
+    """Of a run that read the test images."""
+    val_top1: Percentage | None = None
+    """Of an average, which has no epochs; None where the validation images are trained on."""
 
 
 class Halted(Value):

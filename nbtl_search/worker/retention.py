@@ -2,8 +2,10 @@
 
 A trial that runs, waits or is paused keeps its checkpoints (the last two). One that ended keeps
 none, but for the last one of the best complete trials, as many as the worker's settings say. The
-weights of final runs are kept elsewhere and never touched here. Workers apply this after each
-trial; `clean` finds what is left of studies and workers that are gone (`leftovers`).
+weights of final runs are kept elsewhere: those of the test stage are never touched here, those of
+the confirm stage go when the test stage has begun, as no average is made of them any more. Workers
+apply this after each trial; `clean` finds what is left of studies and workers that are gone
+(`leftovers`).
 """
 
 import logging
@@ -14,7 +16,8 @@ from pathlib import Path
 from typing import Final, final
 
 from nbtl_search.ledger import records
-from nbtl_search.study.store import Study
+from nbtl_search.study import stages
+from nbtl_search.study.store import FINAL_MARK, Study
 from nbtl_search.worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,11 @@ DAY_S: Final = 86_400.0
 def checkpoints_of(study: Study, home: Path) -> Path:
     """Return the folder of a study's checkpoints: a study of the same name has another."""
     return home / "checkpoints" / folder_name(study)
+
+
+def finals_of(study: Study, home: Path) -> Path:
+    """Return the folder of the weights that the final runs of a stage leave."""
+    return home / "finals" / folder_name(study)
 
 
 def folder_name(study: Study) -> str:
@@ -48,6 +56,9 @@ class Retention:
 
     def sweep(self) -> None:
         """Remove what the rules do not keep; any number of workers may do so at once."""
+        if self.study.stage == "test":
+            confirmed = stages.confirm_stage_of(self.study)
+            shutil.rmtree(finals_of(confirmed, self.settings.home), ignore_errors=True)
         # The ledger first, the disk second: a trial never begins again once it has ended, so what
         # is found ended cannot have a checkpoint that lives. The other way round it could.
         ended = records.finished(self.study.storage.engine, self.study.id)
@@ -128,8 +139,9 @@ def leftovers(
         StorageError: the database refuses.
     """
     ended = {folder_name(study): _ended(study) for study in studies}
+    tested = [study for study in studies if study.stage == "test"]
     idle = [study.name for study in studies if not _workers(study)]
-    found = [*_of_ended(home, ended)]
+    found = [*_of_ended(home, ended), *_of_confirmed(home, tested)]
     if all_studies:
         found += _of_nobody(home, known=set(ended))
     for name in idle:
@@ -163,10 +175,20 @@ def _of_ended(home: Path, ended: dict[str, set[str]]) -> Iterator[Leftover]:
                 yield _leftover(folder, "checkpoints of a trial that ended")
 
 
+def _of_confirmed(home: Path, tested: Sequence[Study]) -> Iterator[Leftover]:
+    for stage in tested:
+        folder = finals_of(stages.confirm_stage_of(stage), home)
+        if folder.exists():
+            yield _leftover(folder, "weights of a confirm stage that is over")
+
+
 def _of_nobody(home: Path, *, known: set[str]) -> Iterator[Leftover]:
     for folder in sorted((home / "checkpoints").glob("*-*")):
         if folder.name not in known:
             yield _leftover(folder, "checkpoints of a study that is not in the database")
+    for folder in sorted((home / "finals").glob(f"*{FINAL_MARK}confirm-*")):
+        if folder.name not in known:
+            yield _leftover(folder, "weights of a confirm stage that is not in the database")
 
 
 def _old(folder: Path, pattern: str, why: str, before: float) -> Iterator[Leftover]:

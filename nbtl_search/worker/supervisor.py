@@ -5,7 +5,6 @@ import os
 import socket
 import time
 import uuid
-from pathlib import Path
 from typing import Final, final
 
 from nbtl_search import restart_policy
@@ -16,13 +15,13 @@ from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.restart_policy import Restarts
 from nbtl_search.spec import Dials
-from nbtl_search.study import pruning, sampling
+from nbtl_search.study import pruning, sampling, stages
 from nbtl_search.study.store import Study
 from nbtl_search.worker import protocol
-from nbtl_search.worker.attempt import Attempt, TrialContext
+from nbtl_search.worker.attempt import Attempt, FinalFolders, TrialContext
 from nbtl_search.worker.child import Child, ChildDiedError
 from nbtl_search.worker.metrics import Metrics
-from nbtl_search.worker.retention import Retention, folder_name
+from nbtl_search.worker.retention import Retention, finals_of
 from nbtl_search.worker.settings import Timing, WorkerSettings
 from nbtl_search.worker.signals import Stop
 
@@ -151,12 +150,11 @@ class Supervisor:
             show=self._show,
             metrics=self.metrics,
         )
-        is_final = self._study.stage == "test"
         attempt = Attempt(
             lease,
             context,
-            checkpoints=self._folder("checkpoints", lease),
-            result_folder=self._folder("finals", lease) if is_final else None,
+            checkpoints=self._retention.folder / str(lease.number),
+            **self._final(lease),
         )
         try:
             with self.metrics.in_progress.track_inprogress():
@@ -178,8 +176,19 @@ class Supervisor:
         self._reconcile()
         self._retention.sweep()
 
-    def _folder(self, kind: str, lease: Lease) -> Path:
-        return self._settings.home / kind / folder_name(self._study) / str(lease.number)
+    def _final(self, lease: Lease) -> FinalFolders:
+        """Return where a final run leaves its weights, and where those are that it averages."""
+        stage = self._study.stage
+        if stage is None:
+            return {}
+        folder = finals_of(self._study, self._settings.home)
+        members = stages.members_of(self._study, lease.number)
+        # Averages of the first stage are made of its runs, never of one another.
+        is_kept = stage == "test" or not members
+        return {
+            "result_folder": folder / str(lease.number) if is_kept else None,
+            "members": [folder / str(number) for number in members],
+        }
 
     def _reconcile(self) -> None:
         """Tell Optuna of every trial that ended in the ledger; whoever comes first does it."""

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Literal, final
@@ -23,9 +23,11 @@ import psutil
 from nbtl_search.data.prepared import Prepared, prepare
 from nbtl_search.errors import DataError, NbtlError, TrialError, WeightsError
 from nbtl_search.network.allocator import give_back, keep_freed_memory
+from nbtl_search.spec import Recipe
 from nbtl_search.spec.verdict import FinalResult, FinalWeights
 from nbtl_search.training import checkpoint
-from nbtl_search.training.final_run import ScoredImages, keep, score_test
+from nbtl_search.training.averaging import average_of, measure_batch_norm
+from nbtl_search.training.final_run import ScoredImages, keep, read_kept, score_test
 from nbtl_search.training.run import Run, Step, train
 from nbtl_search.worker import protocol
 
@@ -127,22 +129,7 @@ class Trainer:
         assert self._prepared is not None, "Train comes after Open"  # noqa: S101
         cause: Literal["disk", "user_error", "infra"]
         try:
-            run = Run(
-                order.recipe,
-                prepared=self._prepared,
-                home=self._home,
-                measuring=self._measuring,
-            )
-            directory = Path(order.checkpoints)
-            # Loaded before the start is reported: the report carries the epochs of the checkpoint,
-            # some of which the ledger may lack.
-            checkpoint.load_latest(directory, run)
-            self._send(protocol.Started(history=run.history))
-            finished = self._epochs(run, directory)
-            result = None
-            if finished and order.result_folder is not None:
-                result = self._final_result(run, Path(order.result_folder))
-                finished = result is not None
+            return self._averaged(order) if order.members else self._trained(order)
         except _HaltedError:
             return protocol.Halted(rss_mb=_rss_mb())
         except TrialError as error:
@@ -156,9 +143,43 @@ class Trainer:
             logger.exception("training failed", extra={"action": "train"})
             cause = "disk" if _is_of_full_disk(error) else "infra"
             return protocol.Failed(cause=cause, message=f"{type(error).__name__}: {error}")
-        if finished:
-            return protocol.Completed(rss_mb=_rss_mb(), result=result)
-        return protocol.Halted(rss_mb=_rss_mb())
+
+    def _trained(self, order: protocol.Train) -> protocol.Completed:
+        assert self._prepared is not None  # noqa: S101
+        run = Run(order.recipe, prepared=self._prepared, home=self._home, measuring=self._measuring)
+        directory = Path(order.checkpoints)
+        # Loaded before the start is reported: the report carries the epochs of the checkpoint,
+        # some of which the ledger may lack.
+        checkpoint.load_latest(directory, run)
+        self._send(protocol.Started(history=run.history))
+        self._epochs(run, directory)
+        return protocol.Completed(rss_mb=_rss_mb(), result=self._kept(order, run))
+
+    def _averaged(self, order: protocol.Train) -> protocol.Completed:
+        assert self._prepared is not None  # noqa: S101
+        members = [read_kept(Path(folder)) for folder in order.members]
+        run = average_of(members, order.recipe, prepared=self._prepared, home=self._home)
+        self._send(protocol.Started(history=()))
+        for n_done in measure_batch_norm(run):
+            self._measuring(n_done, run.n_updates)
+        score = None
+        for score in run.scores():
+            self._measuring(score.n_images, run.n_validation)
+        result = self._kept(order, run, averaged=[member.recipe for member in members])
+        val_top1 = None if score is None else score.top1
+        return protocol.Completed(rss_mb=_rss_mb(), result=result, val_top1=val_top1)
+
+    def _kept(
+        self, order: protocol.Train, run: Run, averaged: Sequence[Recipe] = ()
+    ) -> FinalResult | None:
+        """Leave the weights where they are wanted, and read the test images if that is."""
+        if order.result_folder is None:
+            return None
+        folder = Path(order.result_folder)
+        if order.reads_test:
+            return self._final_result(run, folder, averaged)
+        keep(run, folder, None, averaged=averaged)
+        return None
 
     def _measuring(self, n_done: int, _n_all: int) -> None:
         """Send heartbeats while the source network is measured; leave if ordered to halt.
@@ -177,8 +198,12 @@ class Trainer:
             self._send(protocol.Heartbeat(epoch=epoch, update=update))
             self._heartbeat_at = now
 
-    def _epochs(self, run: Run, directory: Path) -> bool:
-        """Train to the end, or until ordered to halt; return whether the end was reached."""
+    def _epochs(self, run: Run, directory: Path) -> None:
+        """Train to the end.
+
+        Raises:
+            _HaltedError: ordered to halt; a checkpoint is written if that was ordered too.
+        """
         events: Iterator[object] = train(run)
         saved_at = time.monotonic()
         for event in events:
@@ -204,8 +229,7 @@ class Trainer:
                     continue
             if halt.save:
                 self._save(directory, run)
-            return False
-        return True
+            raise _HaltedError
 
     def _save(self, directory: Path, run: Run) -> None:
         """Write a checkpoint; where the disk does not take it, train on: only a resume is lost."""
@@ -219,18 +243,21 @@ class Trainer:
             logger.warning("%s", message, extra={"action": "save_checkpoint"})
             self._send(protocol.Warned(message=message))
 
-    def _final_result(self, run: Run, folder: Path) -> FinalResult | None:
-        """Read the test images, and keep weights and predictions; None if ordered to halt.
+    def _final_result(self, run: Run, folder: Path, averaged: Sequence[Recipe]) -> FinalResult:
+        """Read the test images, and keep weights and predictions.
 
         The last epoch is in a checkpoint: who halts here begins to read anew.
+
+        Raises:
+            _HaltedError: ordered to halt.
         """
         for event in score_test(run, home=self._home, cache=self._cache):
             if isinstance(event, ScoredImages):
-                digest = keep(run, folder, event.predictions)
+                digest = keep(run, folder, event.predictions, averaged=averaged)
                 weights = FinalWeights(host=socket.gethostname(), folder=str(folder), digest=digest)
                 return FinalResult(score=event.score, weights=weights)
             if self._inbox.halt() is not None:
-                return None
+                raise _HaltedError
             self._heartbeat(epoch=len(run.history), update=event.n_done)
         message = "reading the test images must end with a result"
         raise AssertionError(message)

@@ -49,6 +49,7 @@ class Results:
         candidates: int | None = None,
         confirm_seeds: int | None = None,
         test_seeds: int | None = None,
+        averages: bool | None = None,
         again: str | None = None,
         workers: int | None = None,
         gpus: Sequence[str] | None = None,
@@ -60,6 +61,7 @@ class Results:
             "n_candidates": candidates,
             "n_confirm_seeds": confirm_seeds,
             "n_test_seeds": test_seeds,
+            "averages": averages,
         }
         changes = {key: n for key, n in given.items() if n is not None}
         with self.workspace.open_study(name) as study:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from nbtl_search import api
-from nbtl_search.study import finals, store, verdicts
+from nbtl_search.study import stages, store, verdicts
 from tests.acceptance.conftest import FAST, wait_until
 from tests.acceptance.test_kills import kill_one
 from tests.rounds import LONG
@@ -96,7 +96,7 @@ def test_no_seed_is_used_twice(calm):
 def test_the_first_stage_counts_the_last_epoch_and_the_second_trains_on_all(searched):
     opened = searched.open()
     study = store.open_study(opened, "calm")
-    row = finals.latest_round(study)
+    row = stages.latest_round(study)
     with opened.engine.connect() as connection:
         query = text(
             "SELECT t.study_id, t.value, e.val_top1, e.n_images FROM nbtl_trial t "
@@ -119,7 +119,7 @@ def test_scores_and_ensemble_follow_from_the_predictions(calm, searched):
     _, verdict = calm
     opened = searched.open()
     study = store.open_study(opened, "calm")
-    stage_id = finals.latest_round(study).test_id
+    stage_id = stages.latest_round(study).test_id
     for entry in verdict.entries:
         mine = [run for run in verdict.runs if run.stage == "test" and run.candidate == entry.trial]
         found = [verdicts.predictions(study, stage_id, run.number) for run in mine]

@@ -8,6 +8,10 @@ from nbtl_search.ledger import schema
 from nbtl_search.study.finals import Plan
 
 _BACK = {
+    5: (
+        "ALTER TABLE nbtl_final DROP COLUMN averaged",
+        "ALTER TABLE nbtl_final_run DROP COLUMN averaged",
+    ),
     4: (
         "ALTER TABLE nbtl_notification RENAME TO nbtl_notice",
         "ALTER INDEX nbtl_notification_pkey RENAME TO nbtl_notice_pkey",
@@ -41,7 +45,7 @@ def as_version(engine: Engine, version: int) -> None:
             (
                 schema.final.c.plan,
                 [schema.final.c.parent_id == row.parent_id, schema.final.c.round == row.round],
-                Plan.parse(row.plan).model_dump_json(),
+                Plan.parse(row.plan).model_dump_json(exclude={"averages"}),  # the fields of then
             )
             for row in connection.execute(select(schema.final))
         ]

@@ -1,5 +1,7 @@
 import concurrent.futures
+import io
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 
@@ -11,11 +13,12 @@ from nbtl_search.spec.verdict import FinalResult, FinalWeights, TestScore
 from nbtl_search.study import (
     finals,
     sampling,
+    stages,
     store,
     verdicts,
 )
 
-PLAN = {"n_candidates": 2, "n_confirm_seeds": 2, "n_test_seeds": 2}
+PLAN = {"n_candidates": 2, "n_confirm_seeds": 2, "n_test_seeds": 2, "averages": False}
 
 
 def epoch(top1):
@@ -23,6 +26,18 @@ def epoch(top1):
         epoch=1, train_loss=1.0, val_loss=1.0, val_top1=top1, val_top5=100.0, lr=0.1, n_images=8,
         seconds=2.0, micro_batch=8,
     )  # fmt: skip
+
+
+def predicted():
+    """The content of a predictions.npz: two images, of which one is recognised."""
+    content = io.BytesIO()
+    np.savez(
+        content,
+        labels=np.array([0, 1]),
+        single=np.array([0, 0]),
+        probabilities=np.array([[0.9, 0.1], [0.8, 0.2]], np.float32),
+    )
+    return content.getvalue()
 
 
 def run_one(study, value_of, *, state="complete"):
@@ -48,7 +63,8 @@ def run_one(study, value_of, *, state="complete"):
         )
     else:
         leases.record(lease, [epoch(value)])
-    leases.finish(lease, TrialOutcome(state=state, value=value, best_epoch=1), result=result)
+    outcome = TrialOutcome(state=state, value=value, best_epoch=1)
+    leases.finish(lease, outcome, result=result, predictions=predicted())
     sampling.tell(study, known.unnotified()[0])
     known.mark_notified(lease.trial_id)
     return recipe
@@ -167,11 +183,11 @@ def test_a_half_made_stage_is_made_anew(searched):
 
 def test_planning_again_changes_nothing_and_another_plan_is_refused(searched):
     finals.begin(searched, PLAN)
-    before = finals.latest_round(searched)
+    before = stages.latest_round(searched)
     assert finals.begin(searched, {}) == finals.begin(searched, PLAN)
     with pytest.raises(SpecError, match="is being finalised with n_test_seeds = 2"):
         finals.begin(searched, {"n_test_seeds": 3})
-    assert finals.latest_round(searched) == before
+    assert stages.latest_round(searched) == before
 
 
 def test_what_cannot_be_finalised_is_refused_and_leaves_nothing(db, spec):

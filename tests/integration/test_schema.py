@@ -11,7 +11,7 @@ from nbtl_search.ledger.leases import Leases, TrialOutcome
 from nbtl_search.space import build_for, known_dials
 from nbtl_search.spec import Budget, Dials, StudySpec
 from nbtl_search.spec.study import shipped_studies, shipped_study
-from nbtl_search.study import finals, notifications, sampling, store
+from nbtl_search.study import finals, notifications, sampling, stages, store
 from tests.integration.older_tables import as_version
 
 pytestmark = [pytest.mark.postgres]
@@ -79,7 +79,7 @@ def finalised(db, spec):
     first = known.unnotified()[0]
     sampling.tell(study, first)
     known.mark_notified(first.trial_id)
-    finals.begin(study, {"n_confirm_seeds": 2})
+    finals.begin(study, {"n_confirm_seeds": 2, "averages": False})
     (finished,) = notifications.due(study)
     assert notifications.claim(study, finished)
     return study
@@ -87,14 +87,14 @@ def finalised(db, spec):
 
 def content(study):
     """Everything of which a version has changed the form."""
-    (row,) = finals.every_round(study)
+    (row,) = stages.every_round(study)
     return {
         "trials": records.trials(study.storage.engine, study.id),
         "recipes": [
             records.recipe(study.storage.engine, study.id, number).model_dump_json()
             for number in range(4)
         ],
-        "runs": [run.recipe.model_dump_json() for run in finals.runs_of(study, row.confirm_id)],
+        "runs": [run.recipe.model_dump_json() for run in stages.runs_of(study, row.confirm_id)],
         "plan": finals.Plan.parse(row.plan),
         "unnotified": ledger.Ledger(study.storage.engine, study.id).unnotified(),
     }
@@ -112,7 +112,7 @@ def shape(engine):
     }
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_older_tables_are_upgraded_with_all_that_they_hold(db, finalised, version):
     before, made = content(finalised), shape(db.engine)
     as_version(db.engine, version)

@@ -34,9 +34,8 @@ def render(verdict: Verdict, *, name: str) -> RenderableType:
 def _confirmed(verdict: Verdict) -> RenderableType:
     rows: tuple[Row, ...] = tuple(
         {
-            "trial": contender.trial,
             "name": contender.name,
-            "mark": _mark(contender, verdict),
+            "mark": _mark(contender),
             "search": contender.search_top1,
             "mean": mean_std(contender.confirmed),
             "bound": contender.lower_bound,
@@ -47,19 +46,17 @@ def _confirmed(verdict: Verdict) -> RenderableType:
     columns = (
         _NAME,
         Column(title="", show=lambda row: str(row["mark"]), is_text=True, is_whole=True),
-        number("search", "search"),
+        number("search", "search", none=""),
         count("mean", "mean"),
         number("bound", "bound", none=""),
         count("gain", "gain"),
     )
     made = Table(name="contenders", title="Candidates", rows=rows, columns=columns)
-    return terminal(
-        made, gap=2, emphasis=lambda row: "bold" if row["trial"] == verdict.winner else ""
-    )
+    return terminal(made, gap=2, emphasis=lambda row: "bold" if row["mark"] == "winner" else "")
 
 
-def _mark(contender: Contender, verdict: Verdict) -> str:
-    if contender.trial == verdict.winner:
+def _mark(contender: Contender) -> str:
+    if contender.is_winner:
         return "winner"
     return "tie" if contender.is_tied_with_winner else ""
 

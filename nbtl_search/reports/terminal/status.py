@@ -30,7 +30,7 @@ from nbtl_search.reports.table import (
     terminal,
     text,
 )
-from nbtl_search.study import finals
+from nbtl_search.study import stages
 from nbtl_search.study.store import Study, StudySummary
 
 MAX_TRIALS: Final = 30
@@ -243,11 +243,11 @@ def _comparison(report: StatusReport) -> list[RenderableType]:
 
 
 def _final(study: Study) -> FinalRuns | None:
-    row = finals.latest_round(study)
+    row = stages.latest_round(study)
     if row is None:
         return None
-    stage = finals.stage_of(study, row)
-    n_done, n_runs = finals.counts(stage)
+    stage = stages.stage_of(study, row)
+    n_done, n_runs = stages.counts(stage)
     return {"stage": stage.stage or "", "n_done": n_done, "n_runs": n_runs}
 
 

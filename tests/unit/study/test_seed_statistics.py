@@ -18,6 +18,13 @@ CONFIDENCE = st.floats(0.55, 0.995)
 PAIRS = st.dictionaries(st.integers(0, 20), st.tuples(TOP1, TOP1), min_size=2, max_size=8)
 
 
+def choose(groups, *, default):
+    """Choose among trials alone."""
+    alone = {(trial,): values for trial, values in groups.items()}
+    (winner,) = seed_statistics.choose(alone, default=(default,))
+    return winner
+
+
 @given(values=SAMPLE)
 def test_the_summary_is_numpys(values):
     found = seed_statistics.summary(values)
@@ -128,15 +135,22 @@ def test_a_confidence_that_is_none_is_refused(confidence):
 
 @given(groups=st.dictionaries(st.integers(0, 9), SAMPLE, min_size=1, max_size=5))
 def test_nobody_has_a_higher_bound_than_the_winner(groups):
-    winner = seed_statistics.choose(groups, default=0)
+    winner = choose(groups, default=0)
     bounds = {trial: seed_statistics.lower_bound(values) or 0.0 for trial, values in groups.items()}
     assert bounds[winner] == max(bounds.values())
 
 
+def test_of_equals_the_average_of_fewer_wins():
+    values = [70.0, 71.0]
+    averages = {(4, 2): values, (4, 2, 3): values}
+    assert seed_statistics.choose(averages, default=(0,)) == (4, 2)
+    assert seed_statistics.choose({(4,): values, **averages}, default=(0,)) == (4,)
+
+
 def test_the_steadier_of_two_wins():
     groups = {0: [76.0, 76.2, 76.1, 75.9], 7: [73.0, 81.0, 74.0, 80.0]}
-    assert seed_statistics.choose(groups, default=0) == 0
-    assert seed_statistics.choose({**groups, 9: [78.0, 78.3]}, default=0) == 9
+    assert choose(groups, default=0) == 0
+    assert choose({**groups, 9: [78.0, 78.3]}, default=0) == 9
 
 
 @pytest.mark.parametrize(
@@ -152,13 +166,13 @@ def test_the_steadier_of_two_wins():
     ],
 )
 def test_ties_and_missing_values(groups, default, winner):
-    assert seed_statistics.choose(groups, default=default) == winner
+    assert choose(groups, default=default) == winner
 
 
 @pytest.mark.parametrize("groups", [{}, {0: [], 3: []}])
 def test_no_winner_without_a_value(groups):
     with pytest.raises(ValueError, match="a winner must have a value"):
-        seed_statistics.choose(groups, default=0)
+        choose(groups, default=0)
 
 
 def top1_by_loops(arrays, labels):

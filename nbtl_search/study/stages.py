@@ -1,0 +1,141 @@
+"""Stages of finalisations as the database has them: rounds, planned runs, and how they stand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+
+from nbtl_search.ledger import schema
+from nbtl_search.ledger.ledger import TERMINAL
+from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.postgres.connection import storage_errors
+from nbtl_search.study import store
+from nbtl_search.study.seed_statistics import Candidate
+from nbtl_search.study.store import FINAL_MARK, Study
+
+
+def latest_round(study: Study) -> Any:
+    """Return the row of the latest finalisation, or None."""
+    found = every_round(study)
+    return found[-1] if found else None
+
+
+def every_round(study: Study) -> Sequence[Any]:
+    """Return the rows of all finalisations, in order."""
+    final = schema.final
+    query = select(final).where(final.c.parent_id == study.id).order_by(final.c.round)
+    with storage_errors(), study.storage.engine.connect() as connection:
+        return connection.execute(query).all()
+
+
+def stage_of(study: Study, row: Any) -> Study:
+    """Open the study that holds the runs of the latest stage of a finalisation."""
+    stage = "confirm" if row.test_id is None else "test"
+    return store.open_study(study.storage, stage_name(study, stage, row.round))
+
+
+def stage_name(study: Study, stage: str, number: int) -> str:
+    """Return the name of the study that holds the runs of a stage."""
+    return f"{study.name}{FINAL_MARK}{stage}-{number}"
+
+
+def confirm_stage_of(stage: Study) -> Study:
+    """Open the confirm stage of the round that a test stage belongs to."""
+    name = stage.name.replace(f"{FINAL_MARK}test-", f"{FINAL_MARK}confirm-")
+    return store.open_study(stage.storage, name)
+
+
+def has_ended(stage: Study) -> bool:
+    """Tell whether every run has ended that is planned for a stage so far."""
+    n_done, n_all = counts(stage)
+    return n_done >= n_all
+
+
+def counts(stage: Study) -> tuple[int, int]:
+    """Return how many runs of a stage have ended, and how many there are."""
+    trial, study = schema.trial, schema.study
+    n_ended = (
+        select(func.count())
+        .where(trial.c.study_id == stage.id, trial.c.state.in_(TERMINAL))
+        .scalar_subquery()
+    )
+    query = select(n_ended, study.c.n_trials).where(study.c.study_id == stage.id)
+    with storage_errors(), stage.storage.engine.connect() as connection:
+        n_done, n_all = connection.execute(query).one()
+    return n_done, n_all
+
+
+def runs_of(study: Study, stage_id: int) -> Sequence[Any]:
+    """Return the planned runs of a stage in order, with the trial and the result of each begun."""
+    plan, trial, result = schema.final_run, schema.trial, schema.final_result
+    epoch = schema.epoch
+    trained = (
+        select(
+            epoch.c.trial_id,
+            func.count().label("n_epochs"),
+            func.sum(epoch.c.seconds).label("seconds"),
+        )
+        .select_from(epoch.join(trial))
+        .where(trial.c.study_id == stage_id)
+        .group_by(epoch.c.trial_id)
+        .subquery()
+    )
+    scores = [column for column in result.c if column.name not in {"trial_id", "predictions"}]
+    query = (
+        select(
+            plan.c.slot,
+            plan.c.candidate,
+            plan.c.averaged,
+            plan.c.recipe,
+            trial.c.trial_id,
+            trial.c.state,
+            trial.c.value,
+            trial.c.attempt,
+            trained.c.n_epochs,
+            trained.c.seconds,
+            *scores,
+        )
+        .select_from(
+            plan.outerjoin(
+                trial, (trial.c.study_id == plan.c.study_id) & (trial.c.slot == plan.c.slot)
+            )
+            .outerjoin(trained, trained.c.trial_id == trial.c.trial_id)
+            .outerjoin(result, result.c.trial_id == trial.c.trial_id)
+        )
+        .where(plan.c.study_id == stage_id)
+        .order_by(plan.c.slot)
+    )
+    with storage_errors(), study.storage.engine.connect() as connection:
+        return connection.execute(query).all()
+
+
+def trials_of(row: Any) -> Candidate:
+    """Return the trial whose recipe a planned run trains, or those whose weights it averages."""
+    return tuple(row.averaged or (row.candidate,))
+
+
+def members_of(stage: Study, number: int) -> tuple[int, ...]:
+    """Return the numbers of the runs whose weights this run of a stage averages; () if it trains.
+
+    Raises:
+        StorageError: the database refuses.
+    """
+    runs = runs_of(stage, stage.id)
+    mine = next(run for run in runs if run.slot == number + 1)
+    slots = {
+        run.candidate: run.slot
+        for run in runs
+        if not run.averaged and run.recipe.train.seed == mine.recipe.train.seed
+    }
+    return tuple(slots[trial] - 1 for trial in mine.averaged or ())
+
+
+def name_of(trial: TrialRecord) -> str:
+    """Return what a candidate is called: the name of its recipe, or its number."""
+    return trial.name or f"trial {trial.number}"
+
+
+def name_of_candidate(trials: Sequence[TrialRecord]) -> str:
+    """Return what one trial is called, or the average of several trials' weights."""
+    names = ", ".join(map(name_of, trials))
+    return names if len(trials) == 1 else f"average of {names}"

@@ -1,0 +1,183 @@
+"""Averages of weights in the two stages of a finalisation, as far as the database knows them."""
+
+import concurrent.futures
+
+import pytest
+
+from nbtl_search.ledger import database, ledger
+from nbtl_search.spec import Budget
+from nbtl_search.spec.study import Row
+from nbtl_search.study import finals, stages, store, verdicts
+from tests.integration.test_finals import run_all, run_one
+
+pytestmark = [pytest.mark.postgres]
+
+PLAN = {"n_candidates": 2, "n_confirm_seeds": 2, "n_test_seeds": 3}
+ALONE = {0: 70.0, 5: 72.0, 4: 71.0}
+
+
+def searched(db, spec):
+    """Return a study of recipes with one new layer, worth more the later they come: 50, 51, …"""
+    search = spec.search.replace(rows={"reinit_layers": Row(fixed=1)})
+    study = store.create(db, spec.replace(search=search, budget=Budget(n_trials=6)))
+    values = iter(range(50, 56))
+    run_all(study, lambda _recipe: float(next(values)))
+    return study
+
+
+@pytest.fixture
+def confirmed(db, spec):
+    """A study whose candidates 0, 5 and 4 have ended in the first stage."""
+    study = searched(db, spec)
+    finals.begin(study, PLAN)
+    order = iter([0, 5, 4] * 2)
+    run_all(finals.next_stage(study), lambda recipe: ALONE[next(order)] + recipe.train.seed / 10)
+    return study
+
+
+def planned(stage):
+    """Return (trials, seed, state) of a stage's averages."""
+    return [
+        (tuple(run.averaged), run.recipe.train.seed, run.state)
+        for run in stages.runs_of(stage, stage.id)
+        if run.averaged
+    ]
+
+
+def in_turn(*values):
+    """Return what gives each run of two seeds its value."""
+    both = iter([value for value in values for _ in range(2)])
+    return lambda _recipe: next(both)
+
+
+def test_averages_are_added_one_after_the_other_while_they_get_no_worse(confirmed):
+    stage = finals.next_stage(confirmed)
+    assert stage is not None
+    assert stage.stage == "confirm"
+    assert planned(stage) == [((5, 4), 1, None), ((5, 4), 2, None)]
+    run_all(stage, in_turn(73.0))
+    again = finals.next_stage(confirmed)
+    assert again is not None
+    assert planned(again)[2:] == [((5, 4, 0), 1, None), ((5, 4, 0), 2, None)]
+    run_all(again, in_turn(60.0))
+    assert finals.next_stage(confirmed).stage == "test"
+    verdict = verdicts.verdict_of(confirmed)
+    assert verdict is not None
+    assert [(one.name, one.search_top1) for one in verdict.contenders] == [
+        ("default", 50.0),
+        ("trial 5", 55.0),
+        ("trial 4", 54.0),
+        ("average of trial 5, trial 4", None),
+        ("average of trial 5, trial 4, default", None),
+    ]
+    assert [one.is_winner for one in verdict.contenders] == [False, False, False, True, False]
+    assert (verdict.winner, verdict.contenders[3].averaged) == (5, (5, 4))
+
+
+def test_the_runs_that_are_averaged_are_those_of_its_seed(confirmed):
+    stage = finals.next_stage(confirmed)
+    by_number = {run.slot - 1: run for run in stages.runs_of(stage, stage.id)}
+    assert stages.members_of(stage, 0) == ()
+    for number, run in by_number.items():
+        members = [by_number[member] for member in stages.members_of(stage, number)]
+        assert [member.candidate for member in members] == list(run.averaged or ())
+        assert {member.recipe.train.seed for member in members} <= {run.recipe.train.seed}
+        assert all(member.averaged is None for member in members)
+
+
+def test_an_average_that_won_is_made_anew_of_runs_on_new_seeds(confirmed):
+    run_all(finals.next_stage(confirmed), in_turn(73.0))
+    run_all(finals.next_stage(confirmed), in_turn(60.0))
+    tested = finals.next_stage(confirmed)
+    assert tested is not None
+    order = iter([0, 5, 4] * 3)
+    best = {0: 60.0, 5: 62.0, 4: 61.0}
+    recipes = run_all(tested, lambda recipe: best[next(order)] + recipe.train.seed / 10)
+    assert [recipe.train.seed for recipe in recipes] == [3, 3, 3, 4, 4, 4, 5, 5, 5]
+    # Every run has ended that was planned; still it is not over.
+    waiting = finals.open_stage(confirmed)
+    assert waiting is not None
+    half = verdicts.verdict_of(confirmed)
+    assert half is not None
+    assert (half.stage, half.winning.averaged, half.gain) == ("test", (5, 4), None)
+    stage = finals.next_stage(confirmed)
+    assert planned(stage) == [((5, 4), seed, None) for seed in (3, 4, 5)]
+    recipes = run_all(stage, lambda recipe: 64.0 + recipe.train.seed / 10)
+    assert {recipe.data.train_on for recipe in recipes} == {"train+val"}
+    assert finals.next_stage(confirmed) is None
+    assert finals.open_stage(confirmed) is None
+    verdict = verdicts.verdict_of(confirmed)
+    assert verdict is not None
+    assert verdict.stage == "done"
+    assert [entry.name for entry in verdict.entries] == [
+        "default",
+        "trial 5",
+        "trial 4",
+        "average of trial 5, trial 4",
+    ]
+    assert [entry.single.n for entry in verdict.entries] == [3, 3, 3, 3]
+    assert verdict.winning.single.mean == pytest.approx(64.4)
+    assert verdict.gain.mean == pytest.approx(4.0)
+
+
+def test_a_seed_whose_run_broke_has_no_average(confirmed):
+    run_all(finals.next_stage(confirmed), in_turn(73.0))
+    run_all(finals.next_stage(confirmed), in_turn(60.0))
+    tested = finals.next_stage(confirmed)
+    states = iter(["complete", "pruned"])
+    while run_one(tested, lambda _: 60.0, state=next(states, "complete")) is not None:
+        pass
+    assert planned(finals.next_stage(confirmed)) == [((5, 4), seed, None) for seed in (4, 5)]
+
+
+def test_where_no_seed_has_all_its_runs_the_finalisation_ends_without(confirmed):
+    run_all(finals.next_stage(confirmed), in_turn(73.0))
+    run_all(finals.next_stage(confirmed), in_turn(60.0))
+    tested = finals.next_stage(confirmed)
+    states = iter(["complete", "pruned", "complete"] * 3)
+    while run_one(tested, lambda _: 60.0, state=next(states, "complete")) is not None:
+        pass
+    assert finals.next_stage(confirmed) is None
+    verdict = verdicts.verdict_of(confirmed)
+    assert verdict is not None
+    assert (verdict.stage, verdict.winning.single.n, verdict.gain) == ("done", 0, None)
+
+
+def test_an_average_that_failed_neither_wins_nor_is_extended(confirmed):
+    stage = finals.next_stage(confirmed)
+    while run_one(stage, lambda _: 99.0, state="failed") is not None:
+        pass
+    assert planned(finals.next_stage(confirmed))[2:] == [((5, 0), 1, None), ((5, 0), 2, None)]
+    run_all(finals.next_stage(confirmed), in_turn(10.0))
+    assert finals.next_stage(confirmed).stage == "test"
+    verdict = verdicts.verdict_of(confirmed)
+    assert verdict is not None
+    assert [entry.name for entry in verdict.entries] == ["default", "trial 5"]
+
+
+def test_all_workers_add_the_same_averages_once(confirmed, database_url):
+    others = [database.connect(database_url, home=None) for _ in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(len(others)) as pool:
+        found = list(
+            pool.map(lambda db: finals.next_stage(store.open_study(db, "cats")), others)
+        )
+    assert len({stage.id for stage in found}) == 1
+    assert len(planned(found[0])) == 2
+    for db in others:
+        db.close()
+
+
+def test_without_averages_the_test_stage_follows_at_once(db, spec):
+    study = searched(db, spec)
+    finals.begin(study, PLAN | {"averages": False})
+    run_all(finals.next_stage(study), lambda _: 70.0)
+    assert finals.next_stage(study).stage == "test"
+
+
+def test_a_round_that_was_stopped_between_its_runs_and_its_averages_goes_on(confirmed):
+    stage = finals.open_stage(confirmed)
+    assert stage is not None
+    ledger.Ledger(confirmed.storage.engine, stage.id).want("stop")
+    assert finals.next_stage(confirmed) is None
+    ledger.Ledger(confirmed.storage.engine, stage.id).want("run")
+    assert len(planned(finals.next_stage(confirmed))) == 2
