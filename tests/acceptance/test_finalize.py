@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 
 import numpy as np
@@ -19,7 +20,8 @@ pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(900)]
 N_TRIALS = 4
 N_EPOCHS = 6
 N_KILLS = 10 if LONG else 5
-PLAN = ("--candidates", 2, "--confirm-seeds", 2, "--test-seeds", 2)
+# All four trials; two of them fit their classifier first, so that their weights can be averaged.
+PLAN = ("--candidates", 3, "--confirm-seeds", 2, "--test-seeds", 2)
 WORKERS = ("--workers", 2, "--quiet", *FAST)
 
 
@@ -59,9 +61,9 @@ def result_of(program, name):
     """Return all that final runs gave, and no times or places."""
     verdict = verdict_of(program, name)
     runs = [
-        (run.stage, run.candidate, run.seed, run.state, run.val_top1, run.test, run.weights.digest)
+        (run.stage, run.trials, run.seed, run.state, run.val_top1, run.test, run.weights.digest)
         if run.weights
-        else (run.stage, run.candidate, run.seed, run.state, run.val_top1, run.test)
+        else (run.stage, run.trials, run.seed, run.state, run.val_top1, run.test)
         for run in verdict.runs
     ]
     return runs, verdict.contenders, verdict.winner, verdict.entries, verdict.gain
@@ -71,13 +73,14 @@ def test_both_stages_run_to_their_end(calm, searched):
     told, verdict = calm
     assert verdict.stage == told["stage"] == "done"
     stages = [run.stage for run in verdict.runs]
-    n_finalists = len(verdict.entries)
-    assert stages.count("confirm") == 3 * 2
-    assert stages.count("test") == 2 * n_finalists
+    averages = [each for each in verdict.contenders if each.averaged]
+    assert len(averages) == 1
+    assert stages.count("confirm") == (4 + 1) * 2
+    assert stages.count("test") == 2 * len(verdict.entries)
     assert {run.state for run in verdict.runs} == {"complete"}
     assert verdict.contenders[0].name == "default"
-    best = sorted(verdict.contenders[1:], key=lambda each: -each.search_top1)
-    assert list(verdict.contenders[1:]) == best
+    others = [each for each in verdict.contenders[1:] if not each.averaged]
+    assert others == sorted(others, key=lambda each: -each.search_top1)
     assert len(verdict.readings) == 1
     status, _ = api.status("calm", home=searched.home)
     assert status.n_trials == status.complete == N_TRIALS, "final runs do not count as trials"
@@ -121,7 +124,7 @@ def test_scores_and_ensemble_follow_from_the_predictions(calm, searched):
     study = store.open_study(opened, "calm")
     stage_id = stages.latest_round(study).test_id
     for entry in verdict.entries:
-        mine = [run for run in verdict.runs if run.stage == "test" and run.candidate == entry.trial]
+        mine = [run for run in verdict.runs if run.stage == "test" and run.trials == entry.trials]
         found = [verdicts.predictions(study, stage_id, run.number) for run in mine]
         for run, arrays in zip(mine, found, strict=True):
             labels = arrays["labels"]
@@ -197,6 +200,27 @@ def test_a_second_reading_needs_a_reason_and_is_recorded(calm, searched):
     assert (first.reason, second.reason) == ("", "the first had a wrong label")
     seeds = {run.seed for run in verdict_of(searched, "killed").runs}
     assert not seeds & {run.seed for run in calm[1].runs}
+
+
+def test_an_average_whose_weights_were_lost_is_no_candidate(searched, tiny):
+    settings = ["--set", "search.pruning.rungs=[]"]
+    searched.ok(*tiny, "--name", "lost", *settings, "--epochs", 1, "--trials", 4)
+    searched.ok("launch", "lost", *WORKERS)
+    finalize = searched.start("finalize", "lost", *PLAN, *WORKERS)
+    kept = searched.home / "finals"
+    wait_until(lambda: len(list(kept.glob("lost@confirm-1-*/[0123]/model.safetensors"))) == 4)
+    for folder in kept.glob("lost@confirm-1-*/[0123]"):  # the runs of one seed
+        shutil.rmtree(folder)
+    assert finalize.wait(300) == 0, finalize.stderr.read()
+    verdict = verdict_of(searched, "lost")
+    failed = [run for run in verdict.runs if run.state == "failed"]
+    assert {run.averaged for run in failed} <= {run.trials for run in verdict.runs}
+    assert failed
+    assert {run.state for run in verdict.runs if not run.averaged} == {"complete"}
+    lost = {run.averaged for run in failed}
+    assert not any(each.is_winner for each in verdict.contenders if each.averaged in lost)
+    assert verdict.stage == "done"
+    assert not list(kept.glob("lost@confirm-1-*")), "the test stage needs them no more"
 
 
 def test_a_killed_command_goes_on(searched, tiny):

@@ -31,8 +31,15 @@ def confirmed(db, spec):
     study = searched(db, spec)
     finals.begin(study, PLAN)
     order = iter([0, 5, 4] * 2)
-    run_all(finals.next_stage(study), lambda recipe: ALONE[next(order)] + recipe.train.seed / 10)
+    run_all(next_stage(study), lambda recipe: ALONE[next(order)] + recipe.train.seed / 10)
     return study
+
+
+def next_stage(study):
+    """Return the stage that a worker of the study would go on with."""
+    stage = finals.next_stage(study)
+    assert stage is not None
+    return stage
 
 
 def planned(stage):
@@ -51,16 +58,14 @@ def in_turn(*values):
 
 
 def test_averages_are_added_one_after_the_other_while_they_get_no_worse(confirmed):
-    stage = finals.next_stage(confirmed)
-    assert stage is not None
+    stage = next_stage(confirmed)
     assert stage.stage == "confirm"
     assert planned(stage) == [((5, 4), 1, None), ((5, 4), 2, None)]
     run_all(stage, in_turn(73.0))
-    again = finals.next_stage(confirmed)
-    assert again is not None
+    again = next_stage(confirmed)
     assert planned(again)[2:] == [((5, 4, 0), 1, None), ((5, 4, 0), 2, None)]
     run_all(again, in_turn(60.0))
-    assert finals.next_stage(confirmed).stage == "test"
+    assert next_stage(confirmed).stage == "test"
     verdict = verdicts.verdict_of(confirmed)
     assert verdict is not None
     assert [(one.name, one.search_top1) for one in verdict.contenders] == [
@@ -75,7 +80,7 @@ def test_averages_are_added_one_after_the_other_while_they_get_no_worse(confirme
 
 
 def test_the_runs_that_are_averaged_are_those_of_its_seed(confirmed):
-    stage = finals.next_stage(confirmed)
+    stage = next_stage(confirmed)
     by_number = {run.slot - 1: run for run in stages.runs_of(stage, stage.id)}
     assert stages.members_of(stage, 0) == ()
     for number, run in by_number.items():
@@ -86,10 +91,9 @@ def test_the_runs_that_are_averaged_are_those_of_its_seed(confirmed):
 
 
 def test_an_average_that_won_is_made_anew_of_runs_on_new_seeds(confirmed):
-    run_all(finals.next_stage(confirmed), in_turn(73.0))
-    run_all(finals.next_stage(confirmed), in_turn(60.0))
-    tested = finals.next_stage(confirmed)
-    assert tested is not None
+    run_all(next_stage(confirmed), in_turn(73.0))
+    run_all(next_stage(confirmed), in_turn(60.0))
+    tested = next_stage(confirmed)
     order = iter([0, 5, 4] * 3)
     best = {0: 60.0, 5: 62.0, 4: 61.0}
     recipes = run_all(tested, lambda recipe: best[next(order)] + recipe.train.seed / 10)
@@ -100,7 +104,7 @@ def test_an_average_that_won_is_made_anew_of_runs_on_new_seeds(confirmed):
     half = verdicts.verdict_of(confirmed)
     assert half is not None
     assert (half.stage, half.winning.averaged, half.gain) == ("test", (5, 4), None)
-    stage = finals.next_stage(confirmed)
+    stage = next_stage(confirmed)
     assert planned(stage) == [((5, 4), seed, None) for seed in (3, 4, 5)]
     recipes = run_all(stage, lambda recipe: 64.0 + recipe.train.seed / 10)
     assert {recipe.data.train_on for recipe in recipes} == {"train+val"}
@@ -121,19 +125,19 @@ def test_an_average_that_won_is_made_anew_of_runs_on_new_seeds(confirmed):
 
 
 def test_a_seed_whose_run_broke_has_no_average(confirmed):
-    run_all(finals.next_stage(confirmed), in_turn(73.0))
-    run_all(finals.next_stage(confirmed), in_turn(60.0))
-    tested = finals.next_stage(confirmed)
+    run_all(next_stage(confirmed), in_turn(73.0))
+    run_all(next_stage(confirmed), in_turn(60.0))
+    tested = next_stage(confirmed)
     states = iter(["complete", "pruned"])
     while run_one(tested, lambda _: 60.0, state=next(states, "complete")) is not None:
         pass
-    assert planned(finals.next_stage(confirmed)) == [((5, 4), seed, None) for seed in (4, 5)]
+    assert planned(next_stage(confirmed)) == [((5, 4), seed, None) for seed in (4, 5)]
 
 
 def test_where_no_seed_has_all_its_runs_the_finalisation_ends_without(confirmed):
-    run_all(finals.next_stage(confirmed), in_turn(73.0))
-    run_all(finals.next_stage(confirmed), in_turn(60.0))
-    tested = finals.next_stage(confirmed)
+    run_all(next_stage(confirmed), in_turn(73.0))
+    run_all(next_stage(confirmed), in_turn(60.0))
+    tested = next_stage(confirmed)
     states = iter(["complete", "pruned", "complete"] * 3)
     while run_one(tested, lambda _: 60.0, state=next(states, "complete")) is not None:
         pass
@@ -144,23 +148,22 @@ def test_where_no_seed_has_all_its_runs_the_finalisation_ends_without(confirmed)
 
 
 def test_an_average_that_failed_neither_wins_nor_is_extended(confirmed):
-    stage = finals.next_stage(confirmed)
+    stage = next_stage(confirmed)
     while run_one(stage, lambda _: 99.0, state="failed") is not None:
         pass
-    assert planned(finals.next_stage(confirmed))[2:] == [((5, 0), 1, None), ((5, 0), 2, None)]
-    run_all(finals.next_stage(confirmed), in_turn(10.0))
-    assert finals.next_stage(confirmed).stage == "test"
+    assert planned(next_stage(confirmed))[2:] == [((5, 0), 1, None), ((5, 0), 2, None)]
+    run_all(next_stage(confirmed), in_turn(10.0))
+    assert next_stage(confirmed).stage == "test"
     verdict = verdicts.verdict_of(confirmed)
     assert verdict is not None
     assert [entry.name for entry in verdict.entries] == ["default", "trial 5"]
 
 
-def test_all_workers_add_the_same_averages_once(confirmed, database_url):
+@pytest.mark.usefixtures("confirmed")
+def test_all_workers_add_the_same_averages_once(database_url):
     others = [database.connect(database_url, home=None) for _ in range(3)]
     with concurrent.futures.ThreadPoolExecutor(len(others)) as pool:
-        found = list(
-            pool.map(lambda db: finals.next_stage(store.open_study(db, "cats")), others)
-        )
+        found = list(pool.map(lambda db: next_stage(store.open_study(db, "cats")), others))
     assert len({stage.id for stage in found}) == 1
     assert len(planned(found[0])) == 2
     for db in others:
@@ -170,8 +173,8 @@ def test_all_workers_add_the_same_averages_once(confirmed, database_url):
 def test_without_averages_the_test_stage_follows_at_once(db, spec):
     study = searched(db, spec)
     finals.begin(study, PLAN | {"averages": False})
-    run_all(finals.next_stage(study), lambda _: 70.0)
-    assert finals.next_stage(study).stage == "test"
+    run_all(next_stage(study), lambda _: 70.0)
+    assert next_stage(study).stage == "test"
 
 
 def test_a_round_that_was_stopped_between_its_runs_and_its_averages_goes_on(confirmed):
@@ -180,4 +183,4 @@ def test_a_round_that_was_stopped_between_its_runs_and_its_averages_goes_on(conf
     ledger.Ledger(confirmed.storage.engine, stage.id).want("stop")
     assert finals.next_stage(confirmed) is None
     ledger.Ledger(confirmed.storage.engine, stage.id).want("run")
-    assert len(planned(finals.next_stage(confirmed))) == 2
+    assert len(planned(next_stage(confirmed))) == 2

@@ -243,4 +243,6 @@ def test_a_class_without_images_is_the_least_likely():
 
 
 def test_features_that_cannot_be_fitted_give_the_reason():
-    assert "finite" in fit_classifier(np.full((4, 2), np.nan), np.array([0, 1, 0, 1]), n_classes=2)
+    reason = fit_classifier(np.full((4, 2), np.nan), np.array([0, 1, 0, 1]), n_classes=2)
+    assert isinstance(reason, str)
+    assert "finite" in reason

@@ -1,5 +1,7 @@
 """A classifier that starts from logistic regression on the features of the weights."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -120,8 +122,9 @@ def test_a_convolution_of_single_pixels_is_a_linear_classifier(tiny_recipe, tiny
     torch.manual_seed(0)
     weights = home / "conv.safetensors"
     home.mkdir(exist_ok=True, parents=True)
-    model = timm.create_model("resnetv2_18", num_classes=11)
-    safetensors.torch.save_file(model.state_dict(), weights)
+    safetensors.torch.save_file(
+        timm.create_model("resnetv2_18", num_classes=11).state_dict(), weights
+    )
     recipe = tiny_recipe(
         model={"name": "resnetv2_18", "weights": str(weights)},
         dials=LOGISTIC | {"n_l2sp": 0, "n_low": 0},
@@ -132,7 +135,7 @@ def test_a_convolution_of_single_pixels_is_a_linear_classifier(tiny_recipe, tiny
     )
     images = torch.cat([images for images, _ in batches])
     with torch.no_grad():
-        model = run.network.model.eval()
+        model: Any = run.network.model.eval()
         features = model.forward_head(model.forward_features(images), pre_logits=True).flatten(1)
         logits = model(images)
     labels = tiny_prepared.labels("train")

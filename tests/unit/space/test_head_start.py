@@ -38,9 +38,14 @@ CANNOT = [
 ]
 
 
+def built_for(spec):
+    assert spec.facts is not None
+    return space.build_for(spec.search, spec.facts)
+
+
 def test_where_it_can_be_it_is_searched_and_the_classifier_alone_is_new_with_it(capsys):
     spec = StudySpec.parse(SPEC).with_facts(facts())
-    built = space.build_for(spec.search, spec.facts)
+    built = built_for(spec)
     assert built.row("head_start") is not None
     dials = [space.dials_of(built, point) for point in space.design(built, n=64, seed=0)]
     fitted = [one for one in dials if one.head_start == "logistic"]
@@ -55,7 +60,7 @@ def test_where_it_can_be_it_is_searched_and_the_classifier_alone_is_new_with_it(
 @pytest.mark.parametrize(("changes", "says"), CANNOT)
 def test_where_it_cannot_be_row_and_recipes_are_left_out_and_it_is_said(changes, says, capsys):
     spec = StudySpec.parse(SPEC).with_facts(facts(**changes))
-    built = space.build_for(spec.search, spec.facts)
+    built = built_for(spec)
     assert built.row("head_start") is None
     assert [known.name for known in spec.search.known] == ["default", "other"]
     assert spec.with_facts(facts(**changes)) == spec
@@ -74,5 +79,5 @@ def test_a_default_that_cannot_be_trained_is_refused(changes, _says):
 
 def test_recipes_of_advice_that_fit_it_are_outside_a_space_without_it():
     spec = StudySpec.parse(SPEC).with_facts(facts(linear_head=False))
-    built = space.build_for(spec.search, spec.facts)
+    built = built_for(spec)
     assert space.outside(built, Dials(head_start="logistic"))

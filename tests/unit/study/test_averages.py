@@ -4,13 +4,14 @@ import pytest
 
 from nbtl_search.spec import Dials
 from nbtl_search.study import averages
+from nbtl_search.study.seed_statistics import Candidate
 
 ONE, TWO = Dials(), Dials(reinit_layers=2)
 
 
 def all_averages(dials, value_of):
     """Return every average that is tried, in order, where each is worth `value_of`."""
-    means = {(trial,): value_of((trial,)) for trial in dials}
+    means: dict[Candidate, float] = {(trial,): value_of((trial,)) for trial in dials}
     tried = []
     while wanted := averages.next_averages(dials, means):
         assert not any(average in means for average in wanted), "none is tried twice"
@@ -50,7 +51,7 @@ def test_only_what_starts_from_the_same_weights_is_averaged(other):
 
 def test_groups_go_on_side_by_side():
     dials = {0: ONE, 1: TWO, 2: TWO, 3: ONE.replace(lr_high=0.01)}
-    means = {(0,): 70.0, (1,): 71.0, (2,): 72.0, (3,): 69.0}
+    means: dict[Candidate, float] = {(0,): 70.0, (1,): 71.0, (2,): 72.0, (3,): 69.0}
     assert averages.next_averages(dials, means) == [(2, 1), (0, 3)]
 
 

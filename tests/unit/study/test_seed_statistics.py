@@ -11,6 +11,7 @@ from hypothesis import assume, given
 
 from nbtl_search.spec.verdict import Interval, Summary
 from nbtl_search.study import seed_statistics
+from nbtl_search.study.seed_statistics import Candidate
 
 TOP1 = st.floats(0, 100, width=32)
 SAMPLE = st.lists(TOP1, min_size=2, max_size=8)
@@ -20,7 +21,7 @@ PAIRS = st.dictionaries(st.integers(0, 20), st.tuples(TOP1, TOP1), min_size=2, m
 
 def choose(groups, *, default):
     """Choose among trials alone."""
-    alone = {(trial,): values for trial, values in groups.items()}
+    alone: dict[Candidate, list[float]] = {(trial,): values for trial, values in groups.items()}
     (winner,) = seed_statistics.choose(alone, default=(default,))
     return winner
 

@@ -75,7 +75,7 @@ def test_the_members_stay_as_they_are():
 
 @pytest.mark.parametrize("other", [{"v": torch.ones(2)}, {"w": torch.ones(3)}])
 def test_weights_of_another_network_are_refused(other):
-    with pytest.raises(WeightsError, match="same keys and shapes, got others for '[vw]'"):
+    with pytest.raises(WeightsError, match=r"same keys and shapes, got others for '[vw]'"):
         averaged([{"w": torch.ones(2)}, other])
 
 
@@ -160,9 +160,7 @@ def test_what_is_kept_says_what_was_averaged_and_loads_in_timm(folders, average,
         torch.testing.assert_close(model(images), ours, rtol=1e-5, atol=1e-6)
 
 
-def test_a_kept_source_classifier_is_averaged_with_its_new_layers(
-    make_run, average, tmp_path, tiny_home
-):
+def test_a_kept_source_classifier_is_averaged_with_its_new_layers(make_run, average, tmp_path):
     for rate in RATES[:2]:
         run = make_run(dials={"lr_high": rate, "reinit_layers": 1, "source_head": "keep"})
         list(train(run))
