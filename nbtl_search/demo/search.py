@@ -30,6 +30,7 @@ STUDY: Final = "demo"
 # From random weights a network wants other rates than in fine-tuning; the best of these counts.
 RANDOM_RATES: Final = (0.03, 0.1)
 # Of the final runs: few, since all has to fit into six minutes. A study of one's own has four each.
+CANDIDATES: Final = 3
 CONFIRM_SEEDS: Final = 2
 TEST_SEEDS: Final = 3
 
@@ -117,14 +118,14 @@ def finalize(
     workers: int,
     on_tick: Callable[[Study], None] | None = None,
 ) -> Verdict:
-    """Run the best recipe and the default over further seeds, then read the test images once.
+    """Run the best recipes and the default over further seeds, then read the test images once.
 
     Raises:
         NbtlError: a worker refused to start, or kept dying.
     """
     return workspace.results.finalize(
         STUDY,
-        candidates=1,
+        candidates=CANDIDATES,
         confirm_seeds=CONFIRM_SEEDS,
         test_seeds=TEST_SEEDS,
         workers=workers,
