@@ -91,7 +91,7 @@ def _contender(trial: TrialRecord, default: TrialRecord, winner: int) -> Contend
         dials=trial.dials,
         search_top1=trial.value or 50.0,
         confirmed=seed_statistics.summary(list(ours.values())),
-        lower_bound=seed_statistics.lower_bound(list(ours.values())),
+        lower_bound=seed_statistics.lower_bounds({(0,): list(ours.values())})[(0,)],
         gain=None if trial == default else seed_statistics.paired_gain(ours, _confirmed(default)),
         is_tied_with_winner=trial.number != winner and trial != default,
         is_winner=trial.number == winner,

@@ -58,6 +58,16 @@ class ModelCardData:
         return next((run.test.n_images for run in self.runs if run.test is not None), None)
 
     @property
+    def n_averages(self) -> int:
+        """Return how many candidates were averages of weights."""
+        return sum(bool(each.averaged) for each in self.verdict.contenders)
+
+    @property
+    def n_trained(self) -> int:
+        """Return how many candidates were recipes."""
+        return len(self.verdict.contenders) - self.n_averages
+
+    @property
     def tied_with_winner(self) -> list[str]:
         """Return the names of the candidates that validation did not tell from the winner."""
         return [each.name for each in self.verdict.contenders if each.is_tied_with_winner]

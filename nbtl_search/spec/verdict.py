@@ -117,7 +117,8 @@ class Contender(Value):
     confirmed: Summary
     """Validation top-1 after the last epoch, over the seeds."""
     lower_bound: float | None
-    """One-sided lower confidence bound of the mean, by which the winner is chosen."""
+    """One-sided lower confidence bound of the mean, by which the winner is chosen; its standard
+    deviation is pooled over all contenders."""
     gain: Interval | None
     """Over the default, paired by seed; None for the default itself."""
     is_tied_with_winner: bool

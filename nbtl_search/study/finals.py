@@ -154,15 +154,14 @@ def winner_of(study: Study, confirm_id: int, default: int) -> Candidate:
             values.setdefault(stages.trials_of(row), []).append(row.value)
         else:
             broken.add(stages.trials_of(row))
-    whole = {candidate: found for candidate, found in values.items() if candidate not in broken}
-    if not whole:
+    if not values.keys() - broken:
         message = (
             f"a winner must train to its end with every seed, and no candidate of study "
             f"{study.name!r} did; see why in the logs, then run: nbtl-search finalize {study.name} "
             "--again REASON"
         )
         raise StudyNotFoundError(message)
-    return seed_statistics.choose(whole, default=(default,))
+    return seed_statistics.choose(values, default=(default,), broken=broken)
 
 
 def open_stage(study: Study) -> Study | None:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -28,19 +28,36 @@ def summary(values: Sequence[float]) -> Summary:
     )
 
 
-def lower_bound(values: Sequence[float], *, confidence: float = 0.9) -> float | None:
-    """Return the one-sided lower confidence bound of the mean; None for fewer than two values.
+def lower_bounds(
+    groups: Mapping[Candidate, Sequence[float]], *, confidence: float = 0.9
+) -> dict[Candidate, float | None]:
+    """Return the one-sided lower confidence bound of each candidate's mean.
 
-    The bound is mean - t_{confidence, n-1} * s / sqrt(n) (Student, 1908).
+    The bound is mean - t_{confidence, f} * s / sqrt(n) (Student, 1908). The standard deviation s is
+    pooled over all candidates, with f degrees of freedom: that of a few runs alone may happen to be
+    next to nothing, and would then decide.
+
+    Args:
+        groups: accuracies over the seeds, by candidate.
+        confidence: that the mean is not below the bound.
+
+    Returns:
+        None for a candidate without a value, and for all where none has two.
 
     Raises:
         ValueError: the confidence is not between 0 and 1.
     """
-    found = summary(values)
-    quantile = _quantile(confidence, n=found.n, sides=1)
-    if found.mean is None or found.std is None:
-        return None
-    return found.mean - quantile * found.std / math.sqrt(found.n)
+    found = {one: summary(values) for one, values in groups.items()}
+    n_free = sum(each.n - 1 for each in found.values() if each.n)
+    squares = math.fsum((each.n - 1) * (each.std or 0.0) ** 2 for each in found.values() if each.n)
+    quantile = _quantile(confidence, n_free=n_free, sides=1)
+    pooled = math.sqrt(squares / n_free) if n_free else math.nan
+    return {
+        one: None
+        if each.mean is None or n_free == 0
+        else each.mean - quantile * pooled / math.sqrt(each.n)
+        for one, each in found.items()
+    }
 
 
 def paired_gain(
@@ -57,7 +74,7 @@ def paired_gain(
         ValueError: the confidence is not between 0 and 1.
     """
     found = summary([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
-    quantile = _quantile(confidence, n=found.n, sides=2)
+    quantile = _quantile(confidence, n_free=found.n - 1, sides=2)
     if found.mean is None:
         return None
     half = None if found.std is None else quantile * found.std / math.sqrt(found.n)
@@ -71,31 +88,34 @@ def paired_gain(
 
 
 def choose(
-    groups: Mapping[Candidate, Sequence[float]], *, default: Candidate, confidence: float = 0.9
+    groups: Mapping[Candidate, Sequence[float]],
+    *,
+    default: Candidate,
+    broken: Container[Candidate] = (),
+    confidence: float = 0.9,
 ) -> Candidate:
     """Return the winning candidate: that with the highest lower confidence bound.
 
     On equal bounds the higher mean wins, then the default, then the average of fewer trials, then
-    the lowest number. Where any candidate has two values, those with fewer cannot win; where none
-    has, the means are compared.
+    the lowest number. Where there are no bounds, the means are compared.
 
     Args:
         groups: accuracies over the seeds, by candidate.
         default: the default recipe's.
+        broken: candidates that may not win, and still tell how much seeds differ.
         confidence: of the bound.
 
     Raises:
-        ValueError: no candidate has a value.
+        ValueError: no candidate that may win has a value.
     """
-    repeated = [one for one, values in groups.items() if len(values) > 1]
-    eligible = repeated or [one for one, values in groups.items() if len(values) == 1]
+    bounds = lower_bounds(groups, confidence=confidence)
+    eligible = [one for one, values in groups.items() if values and one not in broken]
     if not eligible:
         message = f"a winner must have a value, got none from {sorted(groups)}; run them"
         raise ValueError(message)
 
     def merit(one: Candidate) -> tuple[float, float, bool, int, tuple[int, ...]]:
-        mean = statistics.mean(map(float, groups[one]))
-        bound = lower_bound(groups[one], confidence=confidence)
+        mean, bound = statistics.mean(map(float, groups[one])), bounds[one]
         lowest = tuple(-trial for trial in one)
         return mean if bound is None else bound, mean, one == default, -len(one), lowest
 
@@ -127,13 +147,13 @@ def ensemble_top1(probabilities: Sequence[NDArray[np.float32]], labels: NDArray[
     return 100.0 * float(np.mean(total.argmax(axis=1) == labels))
 
 
-def _quantile(confidence: float, *, n: int, sides: Literal[1, 2]) -> float:
-    """Return how many standard errors a bound lies from the mean (Student's t, n - 1)."""
+def _quantile(confidence: float, *, n_free: int, sides: Literal[1, 2]) -> float:
+    """Return how many standard errors a bound lies from the mean (Student's t)."""
     if not 0 < confidence < 1:
         message = f"0 < confidence < 1 must hold, got {confidence}; use 0.9 or 0.95"
         raise ValueError(message)
-    if n < 2:
+    if n_free < 1:
         return math.nan
     from scipy.special import stdtrit  # noqa: PLC0415  (most commands compare nothing)
 
-    return float(stdtrit(n - 1, 1 - (1 - confidence) / sides))
+    return float(stdtrit(n_free, 1 - (1 - confidence) / sides))

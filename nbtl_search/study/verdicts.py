@@ -95,13 +95,16 @@ def _contenders(
 ) -> tuple[Contender, ...]:
     order = list(dict.fromkeys(run.trials for run in runs))
     values = {candidate: _validated(runs, candidate) for candidate in order}
+    bounds = seed_statistics.lower_bounds(
+        {candidate: list(found.values()) for candidate, found in values.items()}
+    )
     default = order[0]
     return tuple(
         Contender(
             **_named(candidate, trials),
             search_top1=None if len(candidate) > 1 else trials[candidate[0]].value or 0.0,
             confirmed=seed_statistics.summary(list(values[candidate].values())),
-            lower_bound=seed_statistics.lower_bound(list(values[candidate].values())),
+            lower_bound=bounds[candidate],
             gain=None
             if candidate == default
             else seed_statistics.paired_gain(values[candidate], values[default]),

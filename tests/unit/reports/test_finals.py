@@ -63,3 +63,21 @@ def test_every_reading_is_told_and_names_are_not_obeyed(trials):
     text = drawn(verdict)
     assert "read 2 times: 2026-03-01 12:00 UTC and 2026-03-02 12:00 UTC" in " ".join(text.split())
     assert "[red]cars[/]" in text
+
+
+def test_an_average_is_named_by_its_trials_and_was_not_searched(trials):
+    verdict = make_verdict(trials, winner=7, tests=[DEFAULT_TESTS, [81.0, 82.0, 80.5, 81.5]])
+    default, member = verdict.entries
+    average = member.replace(averaged=(7, 9), name="average of trial 7, trial 9")
+    contenders = [one.replace(is_winner=False) for one in verdict.contenders]
+    won = contenders[1].replace(
+        averaged=(7, 9), name=average.name, search_top1=None, is_winner=True
+    )
+    text = drawn(verdict.replace(entries=(default, member, average), contenders=(*contenders, won)))
+    confirmed, tested = text.split("test top-1")
+    assert confirmed.count("winner") == 1
+    row = next(line for line in confirmed.splitlines() if line.startswith("average of"))
+    assert "winner" in row
+    assert "None" not in text
+    assert "average of" in tested
+    assert "a tie" not in tested

@@ -19,6 +19,11 @@ CONFIDENCE = st.floats(0.55, 0.995)
 PAIRS = st.dictionaries(st.integers(0, 20), st.tuples(TOP1, TOP1), min_size=2, max_size=8)
 
 
+def lower_bound(values, **settings):
+    """Return the bound of a candidate alone."""
+    return seed_statistics.lower_bounds({(0,): values}, **settings)[0,]
+
+
 def choose(groups, *, default):
     """Choose among trials alone."""
     alone: dict[Candidate, list[float]] = {(trial,): values for trial, values in groups.items()}
@@ -43,9 +48,7 @@ def test_the_lower_bound_is_the_end_of_scipys_interval(values, confidence):
         loc=np.mean(values),
         scale=scipy.stats.sem(values),
     )
-    assert seed_statistics.lower_bound(values, confidence=confidence) == pytest.approx(
-        low, abs=1e-6
-    )
+    assert lower_bound(values, confidence=confidence) == pytest.approx(low, abs=1e-6)
 
 
 @given(pairs=PAIRS, confidence=CONFIDENCE)
@@ -65,9 +68,7 @@ def test_the_paired_gain_is_scipys(pairs, confidence):
 def test_figures_worked_out_by_hand():
     assert seed_statistics.summary([70.0, 72.0, 74.0]) == Summary(n=3, mean=72.0, std=2.0)
     # t_{0.9, 2} = 1.885618 and t_{0.975, 2} = 4.302653, from printed tables
-    assert seed_statistics.lower_bound([70.0, 72.0, 74.0]) == pytest.approx(
-        72 - 1.885618 * 2 / 3**0.5
-    )
+    assert lower_bound([70.0, 72.0, 74.0]) == pytest.approx(72 - 1.885618 * 2 / 3**0.5)
     gain = seed_statistics.paired_gain({0: 71.0, 1: 74.0, 2: 73.0}, {0: 70.0, 1: 71.0, 2: 71.0})
     assert gain is not None
     assert (gain.n, gain.mean, gain.confidence) == (3, 2.0, 0.95)
@@ -78,8 +79,8 @@ def test_figures_worked_out_by_hand():
 
 @given(values=SAMPLE, shift=st.floats(-50, 50), scale=st.floats(0.1, 10))
 def test_bounds_move_and_stretch_with_the_values(values, shift, scale):
-    bound = seed_statistics.lower_bound(values)
-    moved = seed_statistics.lower_bound([scale * value + shift for value in values])
+    bound = lower_bound(values)
+    moved = lower_bound([scale * value + shift for value in values])
     assert bound is not None
     assert moved == pytest.approx(scale * bound + shift, abs=1e-6)
 
@@ -89,7 +90,7 @@ def test_the_order_of_the_seeds_leaves_no_trace(values, order):
     shuffled = values.copy()
     order.shuffle(shuffled)
     assert seed_statistics.summary(shuffled) == seed_statistics.summary(values)
-    assert seed_statistics.lower_bound(shuffled) == seed_statistics.lower_bound(values)
+    assert lower_bound(shuffled) == lower_bound(values)
 
 
 @given(pairs=PAIRS, extra=st.dictionaries(st.integers(30, 40), TOP1, max_size=3))
@@ -109,8 +110,8 @@ def test_a_gain_counts_common_seeds_and_turns_over(pairs, extra):
 def test_few_values_say_little():
     assert seed_statistics.summary([]) == Summary(n=0, mean=None, std=None)
     assert seed_statistics.summary([71.5]) == Summary(n=1, mean=71.5, std=None)
-    assert seed_statistics.lower_bound([]) is None
-    assert seed_statistics.lower_bound([71.5]) is None
+    assert lower_bound([]) is None
+    assert lower_bound([71.5]) is None
     assert seed_statistics.paired_gain({0: 1.0}, {1: 2.0}) is None
     single = seed_statistics.paired_gain({0: 71.0, 1: 70.0}, {1: 69.0})
     assert single == Interval(n=1, mean=1.0, low=None, high=None)
@@ -120,7 +121,7 @@ def test_few_values_say_little():
 @given(value=TOP1, n=st.integers(2, 9))
 def test_equal_values_have_no_spread(value, n):
     assert seed_statistics.summary([value] * n) == Summary(n=n, mean=value, std=0.0)
-    assert seed_statistics.lower_bound([value] * n) == value
+    assert lower_bound([value] * n) == value
     gain = seed_statistics.paired_gain(dict.fromkeys(range(n), value), dict.fromkeys(range(n), 0.0))
     assert gain == Interval(n=n, mean=value, low=value, high=value)
     assert gain.is_tie == (value == 0)
@@ -129,7 +130,7 @@ def test_equal_values_have_no_spread(value, n):
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -0.5, 1.5])
 def test_a_confidence_that_is_none_is_refused(confidence):
     with pytest.raises(ValueError, match="0 < confidence < 1"):
-        seed_statistics.lower_bound([1.0, 2.0], confidence=confidence)
+        lower_bound([1.0, 2.0], confidence=confidence)
     with pytest.raises(ValueError, match="0 < confidence < 1"):
         seed_statistics.paired_gain({0: 1.0}, {0: 2.0}, confidence=confidence)
 
@@ -137,21 +138,46 @@ def test_a_confidence_that_is_none_is_refused(confidence):
 @given(groups=st.dictionaries(st.integers(0, 9), SAMPLE, min_size=1, max_size=5))
 def test_nobody_has_a_higher_bound_than_the_winner(groups):
     winner = choose(groups, default=0)
-    bounds = {trial: seed_statistics.lower_bound(values) or 0.0 for trial, values in groups.items()}
-    assert bounds[winner] == max(bounds.values())
+    bounds = seed_statistics.lower_bounds({(trial,): values for trial, values in groups.items()})
+    assert all(bound is not None for bound in bounds.values())
+    assert bounds[winner,] == max(bounds.values())
 
 
 def test_of_equals_the_average_of_fewer_wins():
     values = [70.0, 71.0]
-    averages = {(4, 2): values, (4, 2, 3): values}
+    averages: dict[Candidate, list[float]] = {(4, 2): values, (4, 2, 3): values}
     assert seed_statistics.choose(averages, default=(0,)) == (4, 2)
     assert seed_statistics.choose({(4,): values, **averages}, default=(0,)) == (4,)
 
 
-def test_the_steadier_of_two_wins():
-    groups = {0: [76.0, 76.2, 76.1, 75.9], 7: [73.0, 81.0, 74.0, 80.0]}
-    assert choose(groups, default=0) == 0
-    assert choose({**groups, 9: [78.0, 78.3]}, default=0) == 9
+def test_a_spread_of_next_to_nothing_does_not_decide():
+    """With two runs each, 70 twice won against 74 and 68 by its own spread."""
+    groups = {0: [69.0, 71.0], 5: [70.0, 70.0], 7: [74.0, 68.0]}
+    assert choose(groups, default=0) == 7
+    # More runs are worth more: the pooled spread is over them.
+    assert choose({**groups, 9: [70.9] * 8}, default=0) == 9
+
+
+@given(groups=st.dictionaries(st.integers(0, 9), st.lists(TOP1, max_size=6), min_size=1))
+def test_the_spread_is_that_of_an_analysis_of_variance(groups):
+    """Against numpy's residuals of all runs from their candidate's mean, in float64."""
+    bounds = seed_statistics.lower_bounds({(trial,): values for trial, values in groups.items()})
+    residuals = [np.array(values) - np.mean(values) for values in groups.values() if values]
+    n_free = sum(map(len, residuals)) - len(residuals)
+    for trial, values in groups.items():
+        if not values or n_free == 0:
+            assert bounds[trial,] is None
+            continue
+        pooled = np.sqrt(np.sum(np.concatenate(residuals) ** 2) / n_free)
+        error = scipy.stats.t.ppf(0.9, n_free) * pooled / np.sqrt(len(values))
+        assert bounds[trial,] == pytest.approx(np.mean(values) - error, abs=1e-6)
+
+
+def test_a_broken_candidate_cannot_win():
+    groups: dict[Candidate, list[float]] = {(0,): [70.0, 71.0], (3,): [90.0]}
+    assert seed_statistics.choose(groups, default=(0,), broken={(3,)}) == (0,)
+    with pytest.raises(ValueError, match="a winner must have a value"):
+        seed_statistics.choose(groups, default=(0,), broken=set(groups))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +187,9 @@ def test_the_steadier_of_two_wins():
         ({3: [70.0, 70.0], 2: [70.0, 70.0]}, 5, 2),  # equal without it: the lowest number
         ({0: [70.0], 4: [75.0]}, 0, 4),  # single values: their mean
         ({0: [70.0], 4: [70.0]}, 4, 4),
-        ({0: [99.0], 4: [50.0, 51.0]}, 0, 4),  # a single value is no bound
+        ({0: [99.0], 4: [50.0, 51.0]}, 0, 0),  # the spread of the others bounds a single value
         ({0: [], 4: [50.0]}, 0, 4),
-        ({0: [], 4: [50.0, 50.0], 6: [51.0]}, 0, 4),
+        ({0: [], 4: [50.0, 50.0], 6: [51.0]}, 0, 6),
     ],
 )
 def test_ties_and_missing_values(groups, default, winner):
