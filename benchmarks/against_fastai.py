@@ -87,7 +87,10 @@ def _known() -> dict[str, dict[str, Any]]:
     }
 
 
-def _recipe(plan: dict[str, Any], dials: dict[str, Any], options: argparse.Namespace) -> Any:
+def recipe_of(
+    plan: dict[str, Any], dials: dict[str, Any], options: argparse.Namespace, **train: Any
+) -> Any:
+    """Return the recipe of a run on a folder's own split, with further settings of `train`."""
     import short_runs  # noqa: PLC0415
 
     below, epochs = FOLDERS[plan["folder"]]
@@ -101,6 +104,7 @@ def _recipe(plan: dict[str, Any], dials: dict[str, Any], options: argparse.Names
             "batch_size": BATCH,
             "seed": plan["seed"],
             "schedule": "one_cycle",
+            **train,
         },
         dials=dials,
     )
@@ -112,23 +116,14 @@ def _trained_ours(
     import short_runs  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    from nbtl_search.data.loader import EvalBatches  # noqa: PLC0415
     from nbtl_search.data.prepared import prepare  # noqa: PLC0415
-    from nbtl_search.training.evaluation import evaluate  # noqa: PLC0415
     from nbtl_search.training.run import Run  # noqa: PLC0415
 
-    recipe = _recipe(plan, dials, options)
+    recipe = recipe_of(plan, dials, options)
     prepared = prepare(recipe.data, home=options.home)
     run = Run(recipe, prepared=prepared, home=options.home)
-    curve = [epoch.val_top1 for epoch in short_runs.epochs_of(run, 1)]
-    batches = EvalBatches(
-        prepare(recipe.data, home=options.home, splits=("test",)),
-        "test",
-        format=run.network.image_format,
-        batch_size=BATCH,
-        device=run.placement.device,
-    )
-    score = evaluate(run.network.model, batches, placement=run.placement)
+    for _ in short_runs.epochs_of(run, 1):
+        pass
     kept = kept_weights(options.home, plan)
     kept.parent.mkdir(parents=True, exist_ok=True)
     torch.save(run.network.model.state_dict(), kept)
@@ -137,10 +132,28 @@ def _trained_ours(
         "updates": run.n_updates * recipe.train.epochs,
         "n_train": prepared.n_train,
         "n_val": prepared.n_val,
-        "n_test": score.n_images,
-        "val_top1": curve[-1],
-        "test_top1": score.top1,
+        **scores_of(run, home=options.home),
     }
+
+
+def scores_of(run: Any, *, home: Path) -> dict[str, float]:
+    """Return top-1 of a run's network on validation and test images."""
+    from nbtl_search.data.loader import EvalBatches  # noqa: PLC0415
+    from nbtl_search.data.prepared import prepare  # noqa: PLC0415
+    from nbtl_search.training.evaluation import evaluate  # noqa: PLC0415
+
+    scores = {}
+    for split in ("val", "test"):
+        batches = EvalBatches(
+            prepare(run.recipe.data, home=home, splits=(split,)),
+            split,
+            format=run.network.image_format,
+            batch_size=BATCH,
+            device=run.placement.device,
+        )
+        found = evaluate(run.network.model, batches, placement=run.placement)
+        scores |= {f"{split}_top1": found.top1, f"n_{split}": found.n_images}
+    return scores
 
 
 def kept_weights(home: Path, plan: dict[str, Any]) -> Path:
@@ -157,7 +170,7 @@ def export(options: argparse.Namespace) -> None:
 
     options.output.mkdir(parents=True, exist_ok=True)
     for folder in FOLDERS:
-        recipe = _recipe({"folder": folder, "seed": 0}, {}, options)
+        recipe = recipe_of({"folder": folder, "seed": 0}, {}, options)
         manifest = prepare(recipe.data, home=options.home, splits=SPLITS).manifest
         rows = [
             {"path": str(item.path), "label": manifest.classes[item.label], "split": split}
