@@ -190,7 +190,7 @@ def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Name
             "image_px": options.image_px,
         },
         train={
-            "epochs": epochs * plan["times"],
+            "epochs": max(1, round(epochs * plan["times"])),
             "batch_size": batch,
             "seed": plan["seed"],
             "schedule": "one_cycle",
@@ -199,13 +199,18 @@ def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Name
     )
 
 
+def _number(text: str) -> float:
+    """Return a number that is written as it was recorded: 1 and not 1.0."""
+    return int(text) if text.isdecimal() else float(text)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image-px", type=int, default=96)
     parser.add_argument("--folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--forms", nargs="*", help="names; all without it")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    parser.add_argument("--times", type=int, nargs="*", default=[1], help="of 100 updates")
+    parser.add_argument("--times", type=_number, nargs="*", default=[1], help="of 100 updates")
     parser.add_argument("--batch", type=int, default=BATCH, help="rates are in proportion")
     recordings.add_options(parser)
     return parser.parse_args()
