@@ -13,10 +13,12 @@ from typing import Any
 
 import recordings
 import short_runs
+import timm
 
 from nbtl_search import space
 from nbtl_search.network.allocator import keep_freed_memory
 from nbtl_search.spec import Dials, KnownRecipe, Recipe, SearchSettings
+from nbtl_search.transfer.layers import layers_of
 
 N_BLOCKS = 18  # of MobileNetV2
 SOBOL_SEED = 14
@@ -136,10 +138,10 @@ ROWS = {
 }
 
 
-def forms() -> dict[str, dict[str, Any]]:
-    """Return the dials of every form for MobileNetV2: known ones and points in turn."""
+def forms(*, n_blocks: int = N_BLOCKS) -> dict[str, dict[str, Any]]:
+    """Return the dials of every form for a network: known ones and points in turn."""
     search = SearchSettings.parse({"space": "paper", "rows": ROWS})
-    paper = space.build(search, n_blocks=N_BLOCKS)
+    paper = space.build(search, n_blocks=n_blocks)
     points = space.design(paper, n=32, seed=SOBOL_SEED)
     sobol = {f"point {i}": space.dials_of(paper, point) for i, point in enumerate(points)}
     known = {
@@ -154,10 +156,12 @@ def main() -> None:
     """Record what is asked for."""
     options = _options()
     keep_freed_memory()
-    dials = forms()
-    batch = {} if options.batch == BATCH else {"batch": options.batch}
+    dials = forms(n_blocks=layers_of(timm.create_model(options.model)).n_blocks)
+    unusual = {} if options.batch == BATCH else {"batch": options.batch}
+    if options.model != short_runs.MODEL:
+        unusual |= {"model": options.model}
     plans = [
-        {"folder": folder, "form": form, "times": times, "seed": seed, **batch}
+        {"folder": folder, "form": form, "times": times, "seed": seed, **unusual}
         for times in options.times
         for seed in options.seeds
         for form in (options.forms or dials)
@@ -188,6 +192,7 @@ def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Name
             "val_fraction": val_fraction,
             "test_fraction": 0.0,
             "image_px": options.image_px,
+            "normalisation": options.normalisation,
         },
         train={
             "epochs": max(1, round(epochs * plan["times"])),
@@ -196,6 +201,7 @@ def _recipe(plan: recordings.Line, dials: dict[str, Any], options: argparse.Name
             "schedule": "one_cycle",
         },
         dials=dials | {"lr_high": rate},
+        model=options.model,
     )
 
 
@@ -207,6 +213,8 @@ def _number(text: str) -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image-px", type=int, default=96)
+    parser.add_argument("--model", default=short_runs.MODEL, help="whose weights --weights are")
+    parser.add_argument("--normalisation", default="weights", help="that the weights expect")
     parser.add_argument("--folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--forms", nargs="*", help="names; all without it")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])

@@ -1,4 +1,4 @@
-"""Short runs of MobileNetV2 on folders of photographs, on one CPU thread."""
+"""Short runs of a small network on folders of photographs, on one CPU thread."""
 
 import csv
 import shutil
@@ -12,6 +12,7 @@ from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.training.run import Run, train
 
 Settings = dict[str, Any]
+MODEL = "mobilenetv2_100"
 
 
 def recipe_on(
@@ -23,17 +24,19 @@ def recipe_on(
     train: Settings,
     dials: Settings,
     strength: float = 0.0,
+    model: str = MODEL,
 ) -> Recipe:
     """Return the recipe of a run on a folder, whose classes may stand in a labels.csv.
 
     Args:
         folder: of photographs.
-        weights: of MobileNetV2.
+        weights: of the model.
         home: below it a folder per class is made of a labels.csv.
         data: settings beside the folder.
         train: settings beside device and threads.
         dials: of the form.
         strength: of the augmentation.
+        model: timm's name of the network.
     """
     folder = folder.resolve()
     if (folder / "labels.csv").exists():
@@ -41,7 +44,7 @@ def recipe_on(
     return Recipe.parse(
         {
             "data": {"dataset": str(folder), **data},
-            "model": {"name": "mobilenetv2_100", "weights": str(weights.resolve())},
+            "model": {"name": model, "weights": str(weights.resolve())},
             "augment": {"strength": strength},
             "train": {"device": "cpu", "n_threads": 1, **train},
             "dials": dials,
