@@ -1,6 +1,7 @@
 """Averages of weights in the two stages of a finalisation, as far as the database knows them."""
 
 import concurrent.futures
+import time
 
 import pytest
 
@@ -8,6 +9,8 @@ from nbtl_search.ledger import database, ledger
 from nbtl_search.spec import Budget
 from nbtl_search.spec.study import Row
 from nbtl_search.study import finals, stages, store, verdicts
+from nbtl_search.worker.retention import DAY_S, Retention, finals_of, leftovers
+from nbtl_search.worker.settings import WorkerSettings
 from tests.integration.test_finals import run_all, run_one
 
 pytestmark = [pytest.mark.postgres]
@@ -184,3 +187,47 @@ def test_a_round_that_was_stopped_between_its_runs_and_its_averages_goes_on(conf
     assert finals.next_stage(confirmed) is None
     ledger.Ledger(confirmed.storage.engine, stage.id).want("run")
     assert len(planned(next_stage(confirmed))) == 2
+
+
+def weights_of(stage, home):
+    folder = finals_of(stage, home)
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "model.safetensors").write_bytes(b"x" * 1000)
+    return folder
+
+
+def found(stages_, home, *, all_studies):
+    every = leftovers(
+        home, stages_, all_studies=all_studies, logs_older_than_s=DAY_S, now_s=time.time()
+    )
+    return {item.path: item.why for item in every}
+
+
+def test_weights_of_the_first_stage_go_when_the_second_has_begun(confirmed, tmp_path):
+    settings = WorkerSettings(home=tmp_path)
+    first = next_stage(confirmed)
+    confirm = weights_of(first, tmp_path)
+    Retention(study=first, settings=settings).sweep()
+    assert confirm.exists(), "they are still to be averaged"
+    assert found([confirmed, first], tmp_path, all_studies=True) == {}
+    run_all(first, in_turn(60.0))
+    run_all(next_stage(confirmed), in_turn(60.0))
+    second = next_stage(confirmed)
+    assert second.stage == "test"
+    test = weights_of(second, tmp_path)
+    assert found([confirmed, first, second], tmp_path, all_studies=False) == {
+        confirm: "weights of a confirm stage that is over"
+    }
+    Retention(study=second, settings=settings).sweep()
+    assert not confirm.exists()
+    assert test.exists(), "the verdict speaks of them"
+
+
+def test_weights_of_a_first_stage_that_was_deleted_are_found(confirmed, db, tmp_path):
+    first = next_stage(confirmed)
+    confirm = weights_of(first, tmp_path)
+    store.delete(db, "cats")
+    assert found([], tmp_path, all_studies=False) == {}, "of another database, perhaps"
+    assert found([], tmp_path, all_studies=True) == {
+        confirm: "weights of a confirm stage that is not in the database"
+    }
