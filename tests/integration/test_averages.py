@@ -60,7 +60,7 @@ def in_turn(*values):
     return lambda _recipe: next(both)
 
 
-def test_averages_are_added_one_after_the_other_while_they_get_no_worse(confirmed):
+def test_averages_are_added_one_after_the_other(confirmed):
     stage = next_stage(confirmed)
     assert stage.stage == "confirm"
     assert planned(stage) == [((5, 4), 1, None), ((5, 4), 2, None)]

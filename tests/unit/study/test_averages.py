@@ -20,13 +20,13 @@ def all_averages(dials, value_of):
     return tried
 
 
-def test_each_next_best_is_added_and_kept_if_the_average_gets_no_worse():
+def test_each_next_best_is_added_and_kept_if_the_average_gets_better():
     singles = {1: 70.0, 2: 69.0, 3: 68.0, 4: 67.0}
-    worth = {(1, 2): 69.9, (1, 3): 70.0, (1, 3, 4): 71.0}
+    worth = {(1, 2): 70.0, (1, 3): 70.1, (1, 3, 4): 71.0}
     tried = all_averages(
         dict.fromkeys(singles, ONE), lambda key: worth[key] if len(key) > 1 else singles[key[0]]
     )
-    assert tried == [(1, 2), (1, 3), (1, 3, 4)]
+    assert tried == [(1, 2), (1, 3), (1, 3, 4)], "two that add nothing are left out"
 
 
 def test_an_average_that_failed_is_left_out():
