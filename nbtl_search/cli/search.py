@@ -109,8 +109,9 @@ def _say_created(spec: "StudySpec", start: Sequence[str], *, asked: "StudySpec")
         f"  training {_training(spec, n_updates * spec.train.epochs)}\n"
         f"  pruning  {where}"
     )
-    kept = {known.name for known in spec.search.known}
-    left_out = [known.name for known in asked.search.known if known.name not in kept]
+    _say_default(spec, asked)
+    kept = [known.dials for known in spec.search.known]  # a name may have become the default's
+    left_out = [known.name for known in asked.search.known if known.dials not in kept]
     if "head_start" in spec.search.rows and not facts.fits_head:
         left_out = ["head_start", *left_out]
     if left_out:
@@ -126,6 +127,15 @@ def _say_created(spec: "StudySpec", start: Sequence[str], *, asked: "StudySpec")
             click.echo(f"  start    {known.name}: {dials} ({known.reason})")
     _say_advice(spec)
     click.echo(f"next: nbtl-search launch {spec.name}")
+
+
+def _say_default(spec: "StudySpec", asked: "StudySpec") -> None:
+    """Say where another recipe than the file's own is the default, as runs are short."""
+    dials = spec.search.known[0].dials
+    chosen = next(known for known in asked.search.known if known.dials == dials)
+    if chosen.name != spec.search.known[0].name:
+        limit = f"fewer than {chosen.default_below} updates"
+        click.echo(f"  default  the recipe {chosen.name!r}, as runs have {limit}")
 
 
 def _training(spec: "StudySpec", n_updates: int) -> str:

@@ -305,6 +305,9 @@ class KnownRecipe(Value):
         default_factory=dict,
         description="as Dials; n_low and n_l2sp may be 'all' or a fraction such as '14/22'",
     )
+    default_below: Count = _usually(
+        0, description="in runs of fewer updates it is the default, and the default is a recipe"
+    )
 
 
 class Facts(Value):

@@ -6,6 +6,7 @@ The studies that come with the package are here, too: one TOML file per dataset.
 import hashlib
 import json
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any, Final, Literal
@@ -162,13 +163,14 @@ class StudySpec(Value):
     def with_facts(self, facts: Facts) -> "StudySpec":
         """Return it with what was measured, and with the settings that wait for the budget.
 
-        Known recipes that fit the classifier first are left out where that cannot be.
+        Known recipes that fit the classifier first are left out where that cannot be. Runs of few
+        updates may have another default.
 
         Raises:
-            SpecError: the default is such a recipe.
+            SpecError: the default is one that fits the classifier first, which cannot be.
         """
         n_updates = self.train.epochs * self.train.updates_per_epoch(facts.n_train)
-        default, *others = self.search.known
+        default, *others = _default_first(self.search.known, n_updates)
         if not facts.fits_head:
             if default.dials.get("head_start") == "logistic":
                 message = (
@@ -222,6 +224,19 @@ class StudySpec(Value):
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key) != theirs.get(key)
         ]
+
+
+def _default_first(known: Sequence[KnownRecipe], n_updates: int) -> list[KnownRecipe]:
+    """Return the recipes with the one as default that is for runs of so many updates."""
+    default, *others = known
+    fitting = [one for one in others if one.default_below > n_updates]
+    if not fitting:
+        return [default, *others]
+    chosen = min(fitting, key=lambda one: one.default_below)
+    former = default.replace(name=f"default-from-{chosen.default_below}-updates")
+    # Nothing waits for the updates any more: asked again, a study has the default that it has.
+    rest = [former if one is chosen else one.replace(default_below=0) for one in others]
+    return [chosen.replace(name=default.name, default_below=0), *rest]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

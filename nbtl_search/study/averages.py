@@ -4,8 +4,8 @@ Runs of several recipes with one seed start from the same weights, new layers in
 weights after training can be averaged: one network, better than each, at the cost of one
 (Wortsman et al. 2022, "Model soups", arXiv 2203.05482). Chosen greedily as they do: the best recipe
 first, then each next one in the order of its accuracy. Unlike theirs an average is judged by its
-mean over seeds, as every candidate is, and a recipe that adds nothing is left out, as each has to be
-trained again for the test stage.
+mean over seeds, as every candidate is, and a recipe that adds nothing is left out, as each has to
+be trained again for the test stage.
 """
 
 import math
