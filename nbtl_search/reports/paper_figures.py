@@ -98,7 +98,8 @@ def optimal_against_default(trials: Sequence[TrialRecord], verdict: Verdict | No
     Before, one dot each, of one run, on the validation images that the best was chosen on.
     """
     if verdict is not None and any(entry.single.mean is not None for entry in verdict.entries):
-        return _bars(verdict.entries)
+        # Without the recipes whose weights the winner averages: they are in the table.
+        return _bars(tuple(dict.fromkeys((verdict.entries[0], verdict.entries[-1]))))
     figure = traces.empty("Best found against default: one run each", x="", y=TOP1)
     pair = [("default", default_of(trials), ORANGE), ("best found", best_of(trials), GREEN)]
     for name, trial, color in pair:

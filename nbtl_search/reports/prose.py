@@ -21,9 +21,20 @@ def verdict_sentences(content: Content) -> tuple[str, str]:
             f"The final runs, which decide, are under way: {n_done} of {len(verdict.runs)} "
             f"known so far have ended, in the {stage} of two stages."
         )
-    if len(verdict.entries) == 1:
-        return _default_won(content, verdict, verdict.entries[0])
-    return _of_test(content, verdict)
+    found, sure = (
+        _default_won(content, verdict, verdict.entries[0])
+        if len(verdict.entries) == 1
+        else _of_test(content, verdict)
+    )
+    return found, f"{sure} {unmade_remark(verdict)}" if verdict.unmade else sure
+
+
+def unmade_remark(verdict: Verdict) -> str:
+    """Return a sentence on an average that had won and could not be made."""
+    return (
+        f"An average of {len(verdict.unmade)} recipes had won, and could not be made: its runs "
+        "were on machines with home folders of their own. The best of its recipes stands for it."
+    )
 
 
 def describe_recipe(dials: Dials, *, n_blocks: int) -> str:
@@ -139,8 +150,8 @@ def _default_won(content: Content, verdict: Verdict, entry: Entry) -> tuple[str,
     n_others = max(0, len(verdict.contenders) - 1)
     found = f"The default recipe is the best found{_on_test(content, entry)}."
     sure = (
-        f"None of the {n_others} candidates from {len(content.trials)} trials had a higher lower "
-        f"confidence bound over {verdict.n_confirm_seeds} seeds on the validation images"
+        f"None of the {n_others} candidates from {len(content.trials)} trials was better over "
+        f"{verdict.n_confirm_seeds} seeds on the validation images"
     )
     if tied:
         return found, f"{sure}; {len(tied)} of them cannot be told apart from it."

@@ -133,7 +133,7 @@ def cost(content: Content) -> Table:
 
 
 def final(content: Content) -> Table:
-    """Return the default and the winner on the test images."""
+    """Return the default, the winner and the recipes it is made of on the test images."""
     verdict = content.verdict
     entries = () if verdict is None else verdict.entries
     rows: list[Row] = []
@@ -144,6 +144,7 @@ def final(content: Content) -> Table:
             {
                 "recipe": entry.name,
                 "trial": entry.trial,
+                "averaged": _listed(entry.averaged),
                 "settings": describe_candidate(entry, n_blocks=content.facts.n_blocks),
                 "n_seeds": entry.single.n,
                 "single_mean": entry.single.mean,
@@ -178,6 +179,7 @@ def contenders(content: Content) -> Table:
             {
                 "recipe": one.name,
                 "trial": one.trial,
+                "averaged": _listed(one.averaged),
                 "settings": describe_candidate(one, n_blocks=content.facts.n_blocks),
                 "search_top1": one.search_top1,
                 "n_seeds": one.confirmed.n,
@@ -209,7 +211,8 @@ def runs(content: Content) -> Table:
             "run": run.number,
             "stage": run.stage,
             "trial": run.candidate,
-            "averaged": ", ".join(map(str, run.averaged)),
+            "averaged": _listed(run.averaged),
+            "trials": _listed(run.trials),
             "seed": run.seed,
             "state": run.state,
             "n_epochs": run.n_epochs,
@@ -227,7 +230,7 @@ def runs(content: Content) -> Table:
     columns = (
         count("run", "run"),
         text("stage", "stage"),
-        count("trial", "trial"),
+        text("trial", "trials"),
         count("seed", "seed"),
         text("state", "state"),
         number("validation top-1", "val_top1"),
@@ -319,6 +322,11 @@ def _ours(content: Content, label: str) -> Row:
     if found is None:
         return {"ours_mean": None, "ours_std": None}
     return {"ours_mean": found["single_mean"], "ours_std": found["single_std"]}
+
+
+def _listed(trials: Sequence[int]) -> str:
+    """Return the numbers of trials; '' where there are none, as of what is no average."""
+    return ", ".join(map(str, trials))
 
 
 def _gain(gain: Interval | None) -> Row:

@@ -229,10 +229,11 @@ class StudySpec(Value):
 def _default_first(known: Sequence[KnownRecipe], n_updates: int) -> list[KnownRecipe]:
     """Return the recipes with the one as default that is for runs of so many updates."""
     default, *others = known
-    fitting = [one for one in others if one.default_below > n_updates]
-    if not fitting:
-        return [default, *others]
-    chosen = min(fitting, key=lambda one: one.default_below)
+    chosen = min(
+        (one for one in others if one.default_below > n_updates),
+        key=lambda one: one.default_below,
+        default=default,
+    )
     former = default.replace(name=f"default-from-{chosen.default_below}-updates")
     # Nothing waits for the updates any more: asked again, a study has the default that it has.
     rest = [former if one is chosen else one.replace(default_below=0) for one in others]

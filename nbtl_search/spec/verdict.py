@@ -118,7 +118,7 @@ class Contender(Value):
     """Validation top-1 after the last epoch, over the seeds."""
     lower_bound: float | None
     """One-sided lower confidence bound of the mean, by which the winner is chosen; its standard
-    deviation is pooled over all contenders."""
+    deviation is pooled over the recipes that ran throughout. None for those that did not."""
     gain: Interval | None
     """Over the default, paired by seed; None for the default itself."""
     is_tied_with_winner: bool
@@ -168,6 +168,10 @@ class Verdict(Value):
     """The default first, then by what the search saw, then averages of their weights."""
     winner: int | None
     """Its trial's number, the first of an average; None until the confirm stage is over."""
+    unmade: tuple[Count, ...] = ()
+    """The trials of an average that had won, and of whose weights none could be made in the test
+    stage, as their runs were on machines with home folders of their own: the first recipe of the
+    average, the best of them alone, is the winner in its place."""
     entries: tuple[Entry, ...]
     """The default first and the winner last; only one where the default itself won."""
     gain: Interval | None

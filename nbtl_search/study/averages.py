@@ -25,12 +25,12 @@ def next_averages(dials: Mapping[int, Dials], means: Mapping[Candidate, float]) 
     best_first = sorted(dials, key=lambda trial: (-means[trial,], trial))
     groups: dict[Hashable, list[int]] = {}
     for trial in best_first:
-        groups.setdefault(_start_of(dials[trial]), []).append(trial)
+        groups.setdefault(start_of(dials[trial]), []).append(trial)
     chosen = (_next(group, means) for group in groups.values())
     return [average for average in chosen if average is not None]
 
 
-def _start_of(dials: Dials) -> Hashable:
+def start_of(dials: Dials) -> Hashable:
     """Return what two recipes must share for runs of one seed to start from the same weights."""
     return dials.reinit_layers, dials.head_start, dials.source_head
 

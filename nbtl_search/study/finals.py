@@ -87,7 +87,8 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
         if latest is not None:
             plan = Plan.parse(latest.plan)
             wanted = plan.replace(**changes)
-            ended = stages.has_ended(stages.stage_of(study, latest))
+            stands = stages.has_ended(stages.stage_of(study, latest))
+            ended = stands and not _averages_to_add(study, latest)
             if again is None or not ended:
                 _check_same(study, latest, wanted, plan)
                 return plan
@@ -111,15 +112,16 @@ def next_stage(study: Study) -> Study | None:
         latest = stages.latest_round(study)
         if latest is None:
             return None
-        if _is_to_go_on(study, latest):
+        while _is_to_go_on(study, latest):
             with locks.holding_name(study.storage.engine, study.name) as lock:
                 # Again, now that nobody else can do it: all idle workers come here at once.
                 latest = stages.latest_round(study)
                 if _is_to_go_on(study, latest):
                     _go_on(study, latest, lock=lock)
-        stage = stages.stage_of(study, stages.latest_round(study))
+            latest = stages.latest_round(study)
+        stage = stages.stage_of(study, latest)
     ledger = Ledger(study.storage.engine, stage.id)
-    return None if ledger.desired() == "stop" or stages.has_ended(stage) else stage
+    return None if ledger.desired() == "stop" or is_done(study, latest) else stage
 
 
 def candidates(study: Study, *, n: int) -> list[TrialRecord]:
@@ -154,14 +156,15 @@ def winner_of(study: Study, confirm_id: int, default: int) -> Candidate:
             values.setdefault(stages.trials_of(row), []).append(row.value)
         else:
             broken.add(stages.trials_of(row))
-    if not values.keys() - broken:
+    whole = {candidate: found for candidate, found in values.items() if candidate not in broken}
+    if not whole:
         message = (
             f"a winner must train to its end with every seed, and no candidate of study "
             f"{study.name!r} did; see why in the logs, then run: nbtl-search finalize {study.name} "
             "--again REASON"
         )
         raise StudyNotFoundError(message)
-    return seed_statistics.choose(values, default=(default,), broken=broken)
+    return seed_statistics.choose(whole, default=(default,))
 
 
 def open_stage(study: Study) -> Study | None:

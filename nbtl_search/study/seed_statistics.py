@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -34,8 +34,9 @@ def lower_bounds(
     """Return the one-sided lower confidence bound of each candidate's mean.
 
     The bound is mean - t_{confidence, f} * s / sqrt(n) (Student, 1908). The standard deviation s is
-    pooled over all candidates, with f degrees of freedom: that of a few runs alone may happen to be
-    next to nothing, and would then decide.
+    pooled over all recipes, with f degrees of freedom: that of a few runs alone may happen to be
+    next to nothing, and would then decide. Averages of weights are of the recipes' own runs and add
+    nothing to it.
 
     Args:
         groups: accuracies over the seeds, by candidate.
@@ -48,8 +49,9 @@ def lower_bounds(
         ValueError: the confidence is not between 0 and 1.
     """
     found = {one: summary(values) for one, values in groups.items()}
-    n_free = sum(each.n - 1 for each in found.values() if each.n)
-    squares = math.fsum((each.n - 1) * (each.std or 0.0) ** 2 for each in found.values() if each.n)
+    recipes = [each for one, each in found.items() if len(one) == 1 and each.n]
+    n_free = sum(each.n - 1 for each in recipes)
+    squares = math.fsum((each.n - 1) * (each.std or 0.0) ** 2 for each in recipes)
     quantile = _quantile(confidence, n_free=n_free, sides=1)
     pooled = math.sqrt(squares / n_free) if n_free else math.nan
     return {
@@ -91,7 +93,6 @@ def choose(
     groups: Mapping[Candidate, Sequence[float]],
     *,
     default: Candidate,
-    broken: Container[Candidate] = (),
     confidence: float = 0.9,
 ) -> Candidate:
     """Return the winning candidate: that with the highest lower confidence bound.
@@ -102,14 +103,13 @@ def choose(
     Args:
         groups: accuracies over the seeds, by candidate.
         default: the default recipe's.
-        broken: candidates that may not win, and still tell how much seeds differ.
         confidence: of the bound.
 
     Raises:
-        ValueError: no candidate that may win has a value.
+        ValueError: no candidate has a value.
     """
     bounds = lower_bounds(groups, confidence=confidence)
-    eligible = [one for one, values in groups.items() if values and one not in broken]
+    eligible = [one for one, values in groups.items() if values]
     if not eligible:
         message = f"a winner must have a value, got none from {sorted(groups)}; run them"
         raise ValueError(message)

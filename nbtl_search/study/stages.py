@@ -1,6 +1,7 @@
 """Stages of finalisations as the database has them: rounds, planned runs, and how they stand."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, select
@@ -10,6 +11,7 @@ from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.study import store
+from nbtl_search.study.averages import start_of
 from nbtl_search.study.seed_statistics import Candidate
 from nbtl_search.study.store import FINAL_MARK, Study
 
@@ -88,6 +90,7 @@ def runs_of(study: Study, stage_id: int) -> Sequence[Any]:
             plan.c.averaged,
             plan.c.recipe,
             trial.c.trial_id,
+            trial.c.number,
             trial.c.state,
             trial.c.value,
             trial.c.attempt,
@@ -114,20 +117,46 @@ def trials_of(row: Any) -> Candidate:
     return tuple(row.averaged or (row.candidate,))
 
 
-def members_of(stage: Study, number: int) -> tuple[int, ...]:
-    """Return the numbers of the runs whose weights this run of a stage averages; () if it trains.
+@dataclass(frozen=True, kw_only=True)
+class FinalTask:
+    """What a final run has to do with weights."""
+
+    members: tuple[int, ...] = ()
+    """The numbers of the runs whose weights it averages; () if it trains."""
+    is_kept: bool = False
+    """Whether its own weights are left in a folder."""
+
+
+def task_of(stage: Study, number: int) -> FinalTask:
+    """Return what a run of a stage has to do with weights.
 
     Raises:
         StorageError: the database refuses.
     """
     runs = runs_of(stage, stage.id)
-    mine = next(run for run in runs if run.slot == number + 1)
-    slots = {
-        run.candidate: run.slot
+    mine = next(run for run in runs if run.number == number)
+    same_seed = [
+        run
         for run in runs
-        if not run.averaged and run.recipe.train.seed == mine.recipe.train.seed
-    }
-    return tuple(slots[trial] - 1 for trial in mine.averaged or ())
+        if run.averaged is None and run.recipe.train.seed == mine.recipe.train.seed
+    ]
+    if mine.averaged is not None:
+        numbers = {run.candidate: run.number for run in same_seed}
+        members = tuple(numbers[trial] for trial in mine.averaged)
+        # Averages of the first stage are made of its runs, never of one another.
+        return FinalTask(members=members, is_kept=stage.stage == "test")
+    start = start_of(mine.recipe.dials)
+    n_alike = sum(start_of(run.recipe.dials) == start for run in same_seed)
+    return FinalTask(is_kept=stage.stage == "test" or (n_alike > 1 and _averages(stage)))
+
+
+def _averages(stage: Study) -> bool:
+    """Tell whether averages of weights are candidates of a confirm stage's round."""
+    query = select(schema.final.c.plan["averages"].as_boolean()).where(
+        schema.final.c.confirm_id == stage.id
+    )
+    with storage_errors(), stage.storage.engine.connect() as connection:
+        return connection.execute(query).scalar() is not False
 
 
 def name_of(trial: TrialRecord) -> str:

@@ -43,18 +43,24 @@ def verdict_of(study: Study) -> Verdict | None:
     trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
     confirm = _runs(study, row.confirm_id, "confirm")
     test = [] if row.test_id is None else _runs(study, row.test_id, "test")
+    is_done = finals.is_done(study, row)
     winner = None if row.winner is None else tuple(row.averaged or (row.winner,))
+    is_made = any(run.averaged and run.state == "complete" for run in test)
+    unmade: Candidate = ()
+    if winner is not None and len(winner) > 1 and is_done and not is_made:
+        unmade, winner = winner, winner[:1]
     contenders = _contenders(confirm, trials, winner=winner)
     entries = _entries(study, row.test_id, test, trials, winner=winner)
     stage: Literal["confirm", "test", "done"] = "confirm" if row.test_id is None else "test"
     return Verdict(
         round=row.round,
-        stage="done" if finals.is_done(study, row) else stage,
+        stage="done" if is_done else stage,
         study=stages.stage_name(study, stage, row.round),
         n_confirm_seeds=plan.n_confirm_seeds,
         n_test_seeds=plan.n_test_seeds,
         contenders=contenders,
         winner=row.winner,
+        unmade=unmade,
         entries=entries,
         gain=_gain(test, entries, "top1"),
         ten_crop_gain=_gain(test, entries, "ten_crop_top1"),
@@ -75,7 +81,7 @@ def _runs(study: Study, stage_id: int, stage: FinalStage) -> list[FinalRun]:
 def _run(row: Any, stage: FinalStage) -> FinalRun:
     is_scored = row.digest is not None
     return FinalRun(
-        number=row.slot - 1,
+        number=row.slot - 1 if row.number is None else row.number,
         stage=stage,
         candidate=row.candidate,
         averaged=tuple(row.averaged or ()),
@@ -95,8 +101,9 @@ def _contenders(
 ) -> tuple[Contender, ...]:
     order = list(dict.fromkeys(run.trials for run in runs))
     values = {candidate: _validated(runs, candidate) for candidate in order}
+    broken = {run.trials for run in runs if run.state in TERMINAL and run.state != "complete"}
     bounds = seed_statistics.lower_bounds(
-        {candidate: list(found.values()) for candidate, found in values.items()}
+        {one: list(found.values()) for one, found in values.items() if one not in broken}
     )
     default = order[0]
     return tuple(
@@ -104,7 +111,7 @@ def _contenders(
             **_named(candidate, trials),
             search_top1=None if len(candidate) > 1 else trials[candidate[0]].value or 0.0,
             confirmed=seed_statistics.summary(list(values[candidate].values())),
-            lower_bound=bounds[candidate],
+            lower_bound=bounds.get(candidate),
             gain=None
             if candidate == default
             else seed_statistics.paired_gain(values[candidate], values[default]),
@@ -155,7 +162,7 @@ def _entries(
     if stage_id is None or winner is None:
         return ()
     # The winner last, also where its averages are still to be made.
-    order = dict.fromkeys(run.trials for run in runs if run.trials != winner)
+    order = dict.fromkeys(run.trials for run in runs if run.trials != winner and not run.averaged)
     first = runs[0].trials
     chosen = [first] if winner == first else [*order, winner]
     return tuple(

@@ -63,9 +63,17 @@ def average_of(members: Sequence[Kept], recipe: Recipe, *, prepared: Prepared, h
         home: below it weights are cached.
 
     Raises:
-        WeightsError: they are not of one network.
+        WeightsError: they are not of one network, or of other runs.
         DataError: a member was trained on other images.
     """
+    strangers = [each for each in members if each.recipe.replace(dials=recipe.dials) != recipe]
+    if strangers:
+        message = (
+            f"weights that are averaged are of runs that differ in their dials only, got one with "
+            f"seed {strangers[0].recipe.train.seed} and not {recipe.train.seed}, or with other "
+            "settings; finalise the study again"
+        )
+        raise WeightsError(message)
     others = [each for each in members if each.data_digest != prepared.digest]
     if others:
         message = (

@@ -139,9 +139,8 @@ def leftovers(
         StorageError: the database refuses.
     """
     ended = {folder_name(study): _ended(study) for study in studies}
-    tested = [study for study in studies if study.stage == "test"]
     idle = [study.name for study in studies if not _workers(study)]
-    found = [*_of_ended(home, ended), *_of_confirmed(home, tested)]
+    found = [*_of_ended(home, ended), *_of_confirmed(home, studies)]
     if all_studies:
         found += _of_nobody(home, known=set(ended))
     for name in idle:
@@ -175,10 +174,18 @@ def _of_ended(home: Path, ended: dict[str, set[str]]) -> Iterator[Leftover]:
                 yield _leftover(folder, "checkpoints of a trial that ended")
 
 
-def _of_confirmed(home: Path, tested: Sequence[Study]) -> Iterator[Leftover]:
-    for stage in tested:
-        folder = finals_of(stages.confirm_stage_of(stage), home)
-        if folder.exists():
+def _of_confirmed(home: Path, studies: Sequence[Study]) -> Iterator[Leftover]:
+    names = {study.name for study in studies}
+    for stage in studies:
+        if stage.stage != "confirm":
+            continue
+        search, _, number = stage.name.partition(f"{FINAL_MARK}confirm-")
+        later = {
+            f"{search}{FINAL_MARK}test-{number}",
+            f"{search}{FINAL_MARK}confirm-{int(number) + 1}",
+        }
+        folder = finals_of(stage, home)
+        if later & names and folder.exists():
             yield _leftover(folder, "weights of a confirm stage that is over")
 
 

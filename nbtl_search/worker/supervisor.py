@@ -178,16 +178,13 @@ class Supervisor:
 
     def _final(self, lease: Lease) -> FinalFolders:
         """Return where a final run leaves its weights, and where those are that it averages."""
-        stage = self._study.stage
-        if stage is None:
+        if self._study.stage is None:
             return {}
         folder = finals_of(self._study, self._settings.home)
-        members = stages.members_of(self._study, lease.number)
-        # Averages of the first stage are made of its runs, never of one another.
-        is_kept = stage == "test" or not members
+        task = stages.task_of(self._study, lease.number)
         return {
-            "result_folder": folder / str(lease.number) if is_kept else None,
-            "members": [folder / str(number) for number in members],
+            "result_folder": folder / str(lease.number) if task.is_kept else None,
+            "members": [folder / str(number) for number in task.members],
         }
 
     def _reconcile(self) -> None:

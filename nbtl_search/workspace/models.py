@@ -104,7 +104,7 @@ def write(
     from nbtl_search.exports.card import ModelCardData
     from nbtl_search.exports.export import export as write_folder
 
-    # The entries are the default and the winner, or the default alone where it won.
+    # The default is first and the winner last; where the default won it is alone.
     chosen = verdict.entries[0] if which == "default" else verdict.entries[-1]
     data = ModelCardData(study=study, verdict=verdict, chosen=chosen)
     runs = data.runs if seed_ensemble else data.runs[:1]

@@ -1,12 +1,15 @@
 """Averages of weights in the two stages of a finalisation, as far as the database knows them."""
 
 import concurrent.futures
+import io
 import time
 
 import pytest
+from rich.console import Console
 
 from nbtl_search.ledger import database, ledger
-from nbtl_search.spec import Budget
+from nbtl_search.reports.terminal.finals import render
+from nbtl_search.spec import Budget, KnownRecipe
 from nbtl_search.spec.study import Row
 from nbtl_search.study import finals, stages, store, verdicts
 from nbtl_search.worker.retention import DAY_S, Retention, finals_of, leftovers
@@ -84,13 +87,39 @@ def test_averages_are_added_one_after_the_other(confirmed):
 
 def test_the_runs_that_are_averaged_are_those_of_its_seed(confirmed):
     stage = next_stage(confirmed)
-    by_number = {run.slot - 1: run for run in stages.runs_of(stage, stage.id)}
-    assert stages.members_of(stage, 0) == ()
+    run_all(stage, in_turn(70.0))
+    by_number = {run.number: run for run in stages.runs_of(stage, stage.id)}
+    assert sorted(by_number) == list(range(8))
     for number, run in by_number.items():
-        members = [by_number[member] for member in stages.members_of(stage, number)]
+        task = stages.task_of(stage, number)
+        members = [by_number[member] for member in task.members]
         assert [member.candidate for member in members] == list(run.averaged or ())
         assert {member.recipe.train.seed for member in members} <= {run.recipe.train.seed}
         assert all(member.averaged is None for member in members)
+        assert task.is_kept == (run.averaged is None), "the weights of what may be averaged"
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_weights_that_nobody_averages_are_not_kept(db, spec, averages):
+    study = searched(db, spec)
+    finals.begin(study, PLAN | {"averages": averages})
+    stage = next_stage(study)
+    run_one(stage, lambda _: 70.0)
+    assert stages.task_of(stage, 0).is_kept == averages
+
+
+def test_weights_of_a_recipe_that_starts_alone_are_not_kept(db, spec):
+    alone = KnownRecipe(name="alone", dials={"reinit_layers": 3})
+    known = (*spec.search.known, alone)
+    study = searched(db, spec.replace(search=spec.search.replace(known=known)))
+    finals.begin(study, PLAN | {"n_candidates": 5})
+    stage = next_stage(study)
+    run_all(stage, lambda _: 70.0)
+    kept = {
+        run.recipe.dials.reinit_layers: stages.task_of(stage, run.number).is_kept
+        for run in stages.runs_of(stage, stage.id)
+    }
+    assert kept == {1: True, 3: False}
 
 
 def test_an_average_that_won_is_made_anew_of_runs_on_new_seeds(confirmed):
@@ -137,6 +166,24 @@ def test_a_seed_whose_run_broke_has_no_average(confirmed):
     assert planned(next_stage(confirmed)) == [((5, 4), seed, None) for seed in (4, 5)]
 
 
+def test_where_the_average_cannot_be_made_its_best_recipe_stands_for_it(confirmed):
+    run_all(next_stage(confirmed), in_turn(73.0))
+    run_all(next_stage(confirmed), in_turn(60.0))
+    run_all(next_stage(confirmed), lambda _: 60.0)
+    while run_one(next_stage(confirmed), lambda _: 0.0, state="failed") is not None:
+        if finals.open_stage(confirmed) is None:
+            break
+    verdict = verdicts.verdict_of(confirmed)
+    assert verdict is not None
+    assert (verdict.stage, verdict.winner, verdict.unmade) == ("done", 5, (5, 4))
+    assert [entry.name for entry in verdict.entries] == ["default", "trial 4", "trial 5"]
+    assert [one.name for one in verdict.contenders if one.is_winner] == ["trial 5"]
+    assert verdict.gain.n == 3
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(render(verdict, name="cats"))
+    assert "An average of 2 recipes had won, and could not be made" in drawn.getvalue()
+
+
 def test_where_no_seed_has_all_its_runs_the_finalisation_ends_without(confirmed):
     run_all(next_stage(confirmed), in_turn(73.0))
     run_all(next_stage(confirmed), in_turn(60.0))
@@ -147,7 +194,13 @@ def test_where_no_seed_has_all_its_runs_the_finalisation_ends_without(confirmed)
     assert finals.next_stage(confirmed) is None
     verdict = verdicts.verdict_of(confirmed)
     assert verdict is not None
-    assert (verdict.stage, verdict.winning.single.n, verdict.gain) == ("done", 0, None)
+    assert (verdict.stage, verdict.unmade) == ("done", (5, 4))
+    assert (verdict.winning.name, verdict.winning.single.n, verdict.gain) == ("trial 5", 0, None)
+
+
+def test_a_round_that_waits_for_its_averages_is_not_left_for_another(confirmed):
+    assert finals.begin(confirmed, {}, again="a reason") == finals.Plan().replace(**PLAN)
+    assert len(stages.every_round(confirmed)) == 1
 
 
 def test_an_average_that_failed_neither_wins_nor_is_extended(confirmed):

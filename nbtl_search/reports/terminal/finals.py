@@ -6,7 +6,7 @@ from typing import Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from nbtl_search.reports.prose import mean_std
+from nbtl_search.reports.prose import mean_std, unmade_remark
 from nbtl_search.reports.table import Column, Row, Table, count, number, terminal, text_of
 from nbtl_search.spec.verdict import Contender, Interval, Verdict
 
@@ -102,8 +102,10 @@ def _remarks(verdict: Verdict, name: str) -> Iterator[str]:
             f"go on with: nbtl-search finalize {name}"
         )
         return
+    if verdict.unmade:
+        yield unmade_remark(verdict)
     if len(verdict.entries) == 1:
-        yield "The default recipe won: no candidate had a higher lower confidence bound."
+        yield "The default recipe won: validation favoured no other candidate."
     elif verdict.gain is not None:
         yield f"The winner against the default, on the test images: {_worth(verdict.gain)}."
     readings = " and ".join(f"{each.opened_at:%Y-%m-%d %H:%M %Z}" for each in verdict.readings)

@@ -174,11 +174,13 @@ def test_the_spread_is_that_of_an_analysis_of_variance(groups):
         assert bounds[trial,] == pytest.approx(np.mean(values) - error, abs=1e-6)
 
 
-def test_a_broken_candidate_cannot_win():
-    groups: dict[Candidate, list[float]] = {(0,): [70.0, 71.0], (3,): [90.0]}
-    assert seed_statistics.choose(groups, default=(0,), broken={(3,)}) == (0,)
-    with pytest.raises(ValueError, match="a winner must have a value"):
-        seed_statistics.choose(groups, default=(0,), broken=set(groups))
+def test_averages_add_nothing_to_the_spread():
+    recipes: dict[Candidate, list[float]] = {(0,): [70.0, 72.0], (3,): [73.0, 73.0]}
+    bounds = seed_statistics.lower_bounds({**recipes, (3, 0): [50.0, 90.0]})
+    alone = seed_statistics.lower_bounds(recipes)
+    assert {one: bounds[one] for one in recipes} == alone
+    margins = {one: np.mean(values) - (alone[one] or 0.0) for one, values in recipes.items()}
+    assert bounds[3, 0] == pytest.approx(70 - margins[3,])
 
 
 @pytest.mark.parametrize(
