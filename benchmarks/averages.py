@@ -71,7 +71,9 @@ def _key(line: Line) -> tuple[Any, ...]:
 
 def _candidates(ours: Path, folder: str) -> dict[int, dict[str, Line]]:
     """Return the lines of each seed's candidates by recipe, the default first."""
-    lines = [line for line in recordings.read([ours]) if line["folder"] == folder]
+    lines = [
+        line for line in recordings.read([ours]) if "recipe" in line and line["folder"] == folder
+    ]
     chosen = {}
     for seed in sorted({line["seed"] for line in lines}):
         mine = {line["recipe"]: line for line in lines if line["seed"] == seed}
@@ -130,9 +132,10 @@ def print_table(options: argparse.Namespace) -> None:
             cells = [_cell(candidates["default"]), f"{best['recipe']} {_cell(best)}"]
             cells += [_cell(average), ", ".join(average["recipes"])] if mine else ["", ""]
             print(f"| {folder} | {seed} | {' | '.join(cells)} |")
+    print()
     for name, values in zip(("validation", "test"), zip(*gains, strict=True), strict=True):
         print(
-            f"best average over its best member, {name}: {statistics.mean(values):+.2f} "
+            f"* best average over its best member, {name}: {statistics.mean(values):+.2f} "
             f"± {statistics.stdev(values):.2f} (n = {len(values)})"
         )
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(900)]
 N_TRIALS = 4
 N_EPOCHS = 6
 N_KILLS = 10 if LONG else 5
-# All four trials; two of them fit their classifier first, so that their weights can be averaged.
+# All four trials; three of them have two new layers, so that their weights can be averaged.
 PLAN = ("--candidates", 3, "--confirm-seeds", 2, "--test-seeds", 2)
 WORKERS = ("--workers", 2, "--quiet", *FAST)
 
@@ -74,8 +74,8 @@ def test_both_stages_run_to_their_end(calm, searched):
     assert verdict.stage == told["stage"] == "done"
     stages = [run.stage for run in verdict.runs]
     averages = [each for each in verdict.contenders if each.averaged]
-    assert len(averages) == 1
-    assert stages.count("confirm") == (4 + 1) * 2
+    assert len(averages) == 2
+    assert stages.count("confirm") == (4 + 2) * 2
     assert stages.count("test") == 2 * len(verdict.entries)
     assert {run.state for run in verdict.runs} == {"complete"}
     assert verdict.contenders[0].name == "default"
