@@ -211,6 +211,7 @@ def results_of(data: ModelCardData) -> dict[str, Any]:
         "n_test_images": data.n_test_images,
         "n_readings": len(verdict.readings),
         "n_candidates": len(verdict.contenders),
+        "unmade_average_of": list(verdict.unmade),
         "n_confirm_seeds": verdict.n_confirm_seeds,
         "tied_with_winner": data.tied_with_winner,
     }

@@ -21,6 +21,9 @@ def verdict_sentences(content: Content) -> tuple[str, str]:
             f"The final runs, which decide, are under way: {n_done} of {len(verdict.runs)} "
             f"known so far have ended, in the {stage} of two stages."
         )
+    if len(verdict.entries) == 1 and verdict.unmade:
+        entry = verdict.entries[0]
+        return f"The default recipe stands{_on_test(content, entry)}.", unmade_remark(verdict)
     found, sure = (
         _default_won(content, verdict, verdict.entries[0])
         if len(verdict.entries) == 1
@@ -32,8 +35,9 @@ def verdict_sentences(content: Content) -> tuple[str, str]:
 def unmade_remark(verdict: Verdict) -> str:
     """Return a sentence on an average that had won and could not be made."""
     return (
-        f"An average of {len(verdict.unmade)} recipes had won, and could not be made: its runs "
-        "were on machines with home folders of their own. The best of its recipes stands for it."
+        f"An average of {len(verdict.unmade)} recipes had the highest bound on the validation "
+        "images, and none could be made in the test stage (the logs say why): its first recipe "
+        "stands for it."
     )
 
 

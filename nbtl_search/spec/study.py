@@ -170,7 +170,7 @@ class StudySpec(Value):
             SpecError: the default is one that fits the classifier first, which cannot be.
         """
         n_updates = self.train.epochs * self.train.updates_per_epoch(facts.n_train)
-        default, *others = _default_first(self.search.known, n_updates)
+        default, *others = self.search.known
         if not facts.fits_head:
             if default.dials.get("head_start") == "logistic":
                 message = (
@@ -180,10 +180,11 @@ class StudySpec(Value):
                 )
                 raise SpecError(message)
             others = [one for one in others if one.dials.get("head_start") != "logistic"]
+        known = _default_first((default, *others), n_updates)
         return self.replace(
             facts=facts,
             augment=self.augment.for_updates(n_updates),
-            search=self.search.replace(known=(default, *others)),
+            search=self.search.replace(known=known),
         )
 
     def recipe(self, dials: Dials) -> Recipe:
@@ -226,7 +227,7 @@ class StudySpec(Value):
         ]
 
 
-def _default_first(known: Sequence[KnownRecipe], n_updates: int) -> list[KnownRecipe]:
+def _default_first(known: Sequence[KnownRecipe], n_updates: int) -> tuple[KnownRecipe, ...]:
     """Return the recipes with the one as default that is for runs of so many updates."""
     default, *others = known
     chosen = min(
@@ -237,7 +238,7 @@ def _default_first(known: Sequence[KnownRecipe], n_updates: int) -> list[KnownRe
     former = default.replace(name=f"default-from-{chosen.default_below}-updates")
     # Nothing waits for the updates any more: asked again, a study has the default that it has.
     rest = [former if one is chosen else one.replace(default_below=0) for one in others]
-    return [chosen.replace(name=default.name, default_below=0), *rest]
+    return (chosen.replace(name=default.name, default_below=0), *rest)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

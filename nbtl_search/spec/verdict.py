@@ -169,9 +169,9 @@ class Verdict(Value):
     winner: int | None
     """Its trial's number, the first of an average; None until the confirm stage is over."""
     unmade: tuple[Count, ...] = ()
-    """The trials of an average that had won, and of whose weights none could be made in the test
-    stage, as their runs were on machines with home folders of their own: the first recipe of the
-    average, the best of them alone, is the winner in its place."""
+    """The trials of an average that had won and could not be made with any seed of the test stage:
+    a run of theirs failed, or weights were on a machine with a home folder of its own. The first
+    recipe of the average is the winner in its place."""
     entries: tuple[Entry, ...]
     """The default first and the winner last; only one where the default itself won."""
     gain: Interval | None

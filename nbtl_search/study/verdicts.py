@@ -41,9 +41,9 @@ def verdict_of(study: Study) -> Verdict | None:
         return None
     row, plan = every[-1], Plan.parse(every[-1].plan)
     trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
+    is_done = finals.is_done(study, row)  # first: what has ended by then is in the rows below
     confirm = _runs(study, row.confirm_id, "confirm")
     test = [] if row.test_id is None else _runs(study, row.test_id, "test")
-    is_done = finals.is_done(study, row)
     winner = None if row.winner is None else tuple(row.averaged or (row.winner,))
     is_made = any(run.averaged and run.state == "complete" for run in test)
     unmade: Candidate = ()
@@ -229,7 +229,7 @@ def predictions(study: Study, stage_id: int, number: int) -> dict[str, NDArray[A
     query = (
         select(result.c.predictions)
         .join(trial, trial.c.trial_id == result.c.trial_id)
-        .where(trial.c.study_id == stage_id, trial.c.slot == number + 1)
+        .where(trial.c.study_id == stage_id, trial.c.number == number)
     )
     with storage_errors(), study.storage.engine.connect() as connection:
         content = connection.execute(query).scalar()

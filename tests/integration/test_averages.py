@@ -181,7 +181,7 @@ def test_where_the_average_cannot_be_made_its_best_recipe_stands_for_it(confirme
     assert verdict.gain.n == 3
     drawn = io.StringIO()
     Console(file=drawn, width=200).print(render(verdict, name="cats"))
-    assert "An average of 2 recipes had won, and could not be made" in drawn.getvalue()
+    assert "An average of 2 recipes had the highest bound" in drawn.getvalue()
 
 
 def test_where_no_seed_has_all_its_runs_the_finalisation_ends_without(confirmed):

@@ -104,7 +104,7 @@ def _remarks(verdict: Verdict, name: str) -> Iterator[str]:
         return
     if verdict.unmade:
         yield unmade_remark(verdict)
-    if len(verdict.entries) == 1:
+    if len(verdict.entries) == 1 and not verdict.unmade:
         yield "The default recipe won: validation favoured no other candidate."
     elif verdict.gain is not None:
         yield f"The winner against the default, on the test images: {_worth(verdict.gain)}."

@@ -81,3 +81,10 @@ def test_an_average_is_named_by_its_trials_and_was_not_searched(trials):
     assert "None" not in text
     assert "average of" in tested
     assert "a tie" not in tested
+
+
+def test_a_default_that_stands_for_an_average_has_not_won(trials):
+    verdict = make_verdict(trials, winner=0, tests=[DEFAULT_TESTS]).replace(unmade=(0, 7))
+    text = " ".join(drawn(verdict).split())
+    assert "none could be made in the test stage" in text
+    assert "The default recipe won" not in text

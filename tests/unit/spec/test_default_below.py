@@ -96,3 +96,10 @@ def test_a_folder_of_few_images_begins_with_one_new_layer():
     assert {str(known.dials) for known in few.search.known} == {
         str(known.dials) for known in many.search.known
     }
+
+
+def test_a_recipe_that_the_network_cannot_train_is_no_default():
+    asked, _ = spec_of(10)
+    spec = asked.with_facts(facts().replace(linear_head=False))
+    expected = {"default": 1, "other": 3, "default-from-60-updates": 2}
+    assert list(known_of(spec).items()) == list(expected.items())
