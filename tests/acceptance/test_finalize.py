@@ -208,8 +208,9 @@ def test_an_average_whose_weights_were_lost_is_no_candidate(searched, tiny):
     searched.ok("launch", "lost", *WORKERS)
     finalize = searched.start("finalize", "lost", *PLAN, *WORKERS)
     kept = searched.home / "finals"
-    wait_until(lambda: len(list(kept.glob("lost@confirm-1-*/[0123]/model.safetensors"))) == 4)
-    for folder in kept.glob("lost@confirm-1-*/[0123]"):  # the runs of one seed
+    # Of the four runs of the first seed the three that start alike.
+    wait_until(lambda: len(list(kept.glob("lost@confirm-1-*/[0123]/model.safetensors"))) == 3)
+    for folder in kept.glob("lost@confirm-1-*/[0123]"):
         shutil.rmtree(folder)
     assert finalize.wait(300) == 0, finalize.stderr.read()
     verdict = verdict_of(searched, "lost")
