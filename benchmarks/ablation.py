@@ -29,16 +29,7 @@ from nbtl_search.training.run import Run
 
 FOLDERS = ("dtd10", "clothing10", "sign_digits")
 EMA_DECAY = 0.97  # half of the weight lies on the last 23 of about 100 updates
-TWO_NEW = {
-    "reinit_layers": 2,
-    "lr_high": 0.01,
-    "n_low": 9,
-    "lr_low_ratio": 0.1,
-    "n_l2sp": 11,
-    "alpha": 1e-3,
-    "beta": 1e-3,
-}
-ONE_NEW = TWO_NEW | {"reinit_layers": 1}
+TWO_NEW, ONE_NEW = (against_fastai.known_forms()[name] for name in ("default", "one-new"))
 
 
 @dataclass(frozen=True, kw_only=True)

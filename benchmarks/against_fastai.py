@@ -58,7 +58,7 @@ def record_ours(options: argparse.Namespace) -> None:
     from nbtl_search.network.allocator import keep_freed_memory  # noqa: PLC0415
 
     keep_freed_memory()
-    known = _known()
+    known = known_forms()
     plans = [
         {"folder": folder, "recipe": name, "seed": seed, "form": json.dumps(known[name])}
         for seed in range(options.first_seed, options.seeds)
@@ -72,7 +72,7 @@ def record_ours(options: argparse.Namespace) -> None:
     recordings.record(plans, made, output=options.output, part=options.part)
 
 
-def _known() -> dict[str, dict[str, Any]]:
+def known_forms() -> dict[str, dict[str, Any]]:
     """Return the dials of the recipes in folder.toml, for MobileNetV2, in their order."""
     import forms  # noqa: PLC0415
 

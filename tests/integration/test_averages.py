@@ -11,10 +11,10 @@ from nbtl_search.ledger import database, ledger
 from nbtl_search.reports.terminal.finals import render
 from nbtl_search.spec import Budget, KnownRecipe
 from nbtl_search.spec.study import Row
-from nbtl_search.study import finals, stages, store, verdicts
+from nbtl_search.study import finals, stages, store
 from nbtl_search.worker.retention import DAY_S, Retention, finals_of, leftovers
 from nbtl_search.worker.settings import WorkerSettings
-from tests.integration.test_finals import run_all, run_one
+from tests.integration.test_finals import run_all, run_one, stage_of, verdict_of
 
 pytestmark = [pytest.mark.postgres]
 
@@ -37,15 +37,8 @@ def confirmed(db, spec):
     study = searched(db, spec)
     finals.begin(study, PLAN)
     order = iter([0, 5, 4] * 2)
-    run_all(next_stage(study), lambda recipe: ALONE[next(order)] + recipe.train.seed / 10)
+    run_all(stage_of(study), lambda recipe: ALONE[next(order)] + recipe.train.seed / 10)
     return study
-
-
-def next_stage(study):
-    """Return the stage that a worker of the study would go on with."""
-    stage = finals.next_stage(study)
-    assert stage is not None
-    return stage
 
 
 def planned(stage):
@@ -64,16 +57,15 @@ def in_turn(*values):
 
 
 def test_averages_are_added_one_after_the_other(confirmed):
-    stage = next_stage(confirmed)
+    stage = stage_of(confirmed)
     assert stage.stage == "confirm"
     assert planned(stage) == [((5, 4), 1, None), ((5, 4), 2, None)]
     run_all(stage, in_turn(73.0))
-    again = next_stage(confirmed)
+    again = stage_of(confirmed)
     assert planned(again)[2:] == [((5, 4, 0), 1, None), ((5, 4, 0), 2, None)]
     run_all(again, in_turn(60.0))
-    assert next_stage(confirmed).stage == "test"
-    verdict = verdicts.verdict_of(confirmed)
-    assert verdict is not None
+    assert stage_of(confirmed).stage == "test"
+    verdict = verdict_of(confirmed)
     assert [(one.name, one.search_top1) for one in verdict.contenders] == [
         ("default", 50.0),
         ("trial 5", 55.0),
@@ -86,7 +78,7 @@ def test_averages_are_added_one_after_the_other(confirmed):
 
 
 def test_the_runs_that_are_averaged_are_those_of_its_seed(confirmed):
-    stage = next_stage(confirmed)
+    stage = stage_of(confirmed)
     run_all(stage, in_turn(70.0))
     by_number = {run.number: run for run in stages.runs_of(stage, stage.id)}
     assert sorted(by_number) == list(range(8))
@@ -103,7 +95,7 @@ def test_the_runs_that_are_averaged_are_those_of_its_seed(confirmed):
 def test_weights_that_nobody_averages_are_not_kept(db, spec, averages):
     study = searched(db, spec)
     finals.begin(study, PLAN | {"averages": averages})
-    stage = next_stage(study)
+    stage = stage_of(study)
     run_one(stage, lambda _: 70.0)
     assert stages.task_of(stage, 0).is_kept == averages
 
@@ -113,7 +105,7 @@ def test_weights_of_a_recipe_that_starts_alone_are_not_kept(db, spec):
     known = (*spec.search.known, alone)
     study = searched(db, spec.replace(search=spec.search.replace(known=known)))
     finals.begin(study, PLAN | {"n_candidates": 5})
-    stage = next_stage(study)
+    stage = stage_of(study)
     run_all(stage, lambda _: 70.0)
     kept = {
         run.recipe.dials.reinit_layers: stages.task_of(stage, run.number).is_kept
@@ -123,9 +115,9 @@ def test_weights_of_a_recipe_that_starts_alone_are_not_kept(db, spec):
 
 
 def test_an_average_that_won_is_made_anew_of_runs_on_new_seeds(confirmed):
-    run_all(next_stage(confirmed), in_turn(73.0))
-    run_all(next_stage(confirmed), in_turn(60.0))
-    tested = next_stage(confirmed)
+    run_all(stage_of(confirmed), in_turn(73.0))
+    run_all(stage_of(confirmed), in_turn(60.0))
+    tested = stage_of(confirmed)
     order = iter([0, 5, 4] * 3)
     best = {0: 60.0, 5: 62.0, 4: 61.0}
     recipes = run_all(tested, lambda recipe: best[next(order)] + recipe.train.seed / 10)
@@ -133,17 +125,15 @@ def test_an_average_that_won_is_made_anew_of_runs_on_new_seeds(confirmed):
     # Every run has ended that was planned; still it is not over.
     waiting = finals.open_stage(confirmed)
     assert waiting is not None
-    half = verdicts.verdict_of(confirmed)
-    assert half is not None
+    half = verdict_of(confirmed)
     assert (half.stage, half.winning.averaged, half.gain) == ("test", (5, 4), None)
-    stage = next_stage(confirmed)
+    stage = stage_of(confirmed)
     assert planned(stage) == [((5, 4), seed, None) for seed in (3, 4, 5)]
     recipes = run_all(stage, lambda recipe: 64.0 + recipe.train.seed / 10)
     assert {recipe.data.train_on for recipe in recipes} == {"train+val"}
     assert finals.next_stage(confirmed) is None
     assert finals.open_stage(confirmed) is None
-    verdict = verdicts.verdict_of(confirmed)
-    assert verdict is not None
+    verdict = verdict_of(confirmed)
     assert verdict.stage == "done"
     assert [entry.name for entry in verdict.entries] == [
         "default",
@@ -157,24 +147,23 @@ def test_an_average_that_won_is_made_anew_of_runs_on_new_seeds(confirmed):
 
 
 def test_a_seed_whose_run_broke_has_no_average(confirmed):
-    run_all(next_stage(confirmed), in_turn(73.0))
-    run_all(next_stage(confirmed), in_turn(60.0))
-    tested = next_stage(confirmed)
+    run_all(stage_of(confirmed), in_turn(73.0))
+    run_all(stage_of(confirmed), in_turn(60.0))
+    tested = stage_of(confirmed)
     states = iter(["complete", "pruned"])
     while run_one(tested, lambda _: 60.0, state=next(states, "complete")) is not None:
         pass
-    assert planned(next_stage(confirmed)) == [((5, 4), seed, None) for seed in (4, 5)]
+    assert planned(stage_of(confirmed)) == [((5, 4), seed, None) for seed in (4, 5)]
 
 
 def test_where_the_average_cannot_be_made_its_best_recipe_stands_for_it(confirmed):
-    run_all(next_stage(confirmed), in_turn(73.0))
-    run_all(next_stage(confirmed), in_turn(60.0))
-    run_all(next_stage(confirmed), lambda _: 60.0)
-    while run_one(next_stage(confirmed), lambda _: 0.0, state="failed") is not None:
+    run_all(stage_of(confirmed), in_turn(73.0))
+    run_all(stage_of(confirmed), in_turn(60.0))
+    run_all(stage_of(confirmed), lambda _: 60.0)
+    while run_one(stage_of(confirmed), lambda _: 0.0, state="failed") is not None:
         if finals.open_stage(confirmed) is None:
             break
-    verdict = verdicts.verdict_of(confirmed)
-    assert verdict is not None
+    verdict = verdict_of(confirmed)
     assert (verdict.stage, verdict.winner, verdict.unmade) == ("done", 5, (5, 4))
     assert [entry.name for entry in verdict.entries] == ["default", "trial 4", "trial 5"]
     assert [one.name for one in verdict.contenders if one.is_winner] == ["trial 5"]
@@ -185,15 +174,14 @@ def test_where_the_average_cannot_be_made_its_best_recipe_stands_for_it(confirme
 
 
 def test_where_no_seed_has_all_its_runs_the_finalisation_ends_without(confirmed):
-    run_all(next_stage(confirmed), in_turn(73.0))
-    run_all(next_stage(confirmed), in_turn(60.0))
-    tested = next_stage(confirmed)
+    run_all(stage_of(confirmed), in_turn(73.0))
+    run_all(stage_of(confirmed), in_turn(60.0))
+    tested = stage_of(confirmed)
     states = iter(["complete", "pruned", "complete"] * 3)
     while run_one(tested, lambda _: 60.0, state=next(states, "complete")) is not None:
         pass
     assert finals.next_stage(confirmed) is None
-    verdict = verdicts.verdict_of(confirmed)
-    assert verdict is not None
+    verdict = verdict_of(confirmed)
     assert (verdict.stage, verdict.unmade) == ("done", (5, 4))
     assert (verdict.winning.name, verdict.winning.single.n, verdict.gain) == ("trial 5", 0, None)
 
@@ -204,14 +192,13 @@ def test_a_round_that_waits_for_its_averages_is_not_left_for_another(confirmed):
 
 
 def test_an_average_that_failed_neither_wins_nor_is_extended(confirmed):
-    stage = next_stage(confirmed)
+    stage = stage_of(confirmed)
     while run_one(stage, lambda _: 99.0, state="failed") is not None:
         pass
-    assert planned(next_stage(confirmed))[2:] == [((5, 0), 1, None), ((5, 0), 2, None)]
-    run_all(next_stage(confirmed), in_turn(10.0))
-    assert next_stage(confirmed).stage == "test"
-    verdict = verdicts.verdict_of(confirmed)
-    assert verdict is not None
+    assert planned(stage_of(confirmed))[2:] == [((5, 0), 1, None), ((5, 0), 2, None)]
+    run_all(stage_of(confirmed), in_turn(10.0))
+    assert stage_of(confirmed).stage == "test"
+    verdict = verdict_of(confirmed)
     assert [entry.name for entry in verdict.entries] == ["default", "trial 5"]
 
 
@@ -219,7 +206,7 @@ def test_an_average_that_failed_neither_wins_nor_is_extended(confirmed):
 def test_all_workers_add_the_same_averages_once(database_url):
     others = [database.connect(database_url, home=None) for _ in range(3)]
     with concurrent.futures.ThreadPoolExecutor(len(others)) as pool:
-        found = list(pool.map(lambda db: next_stage(store.open_study(db, "cats")), others))
+        found = list(pool.map(lambda db: stage_of(store.open_study(db, "cats")), others))
     assert len({stage.id for stage in found}) == 1
     assert len(planned(found[0])) == 2
     for db in others:
@@ -229,8 +216,8 @@ def test_all_workers_add_the_same_averages_once(database_url):
 def test_without_averages_the_test_stage_follows_at_once(db, spec):
     study = searched(db, spec)
     finals.begin(study, PLAN | {"averages": False})
-    run_all(next_stage(study), lambda _: 70.0)
-    assert next_stage(study).stage == "test"
+    run_all(stage_of(study), lambda _: 70.0)
+    assert stage_of(study).stage == "test"
 
 
 def test_a_round_that_was_stopped_between_its_runs_and_its_averages_goes_on(confirmed):
@@ -239,7 +226,7 @@ def test_a_round_that_was_stopped_between_its_runs_and_its_averages_goes_on(conf
     ledger.Ledger(confirmed.storage.engine, stage.id).want("stop")
     assert finals.next_stage(confirmed) is None
     ledger.Ledger(confirmed.storage.engine, stage.id).want("run")
-    assert len(planned(next_stage(confirmed))) == 2
+    assert len(planned(stage_of(confirmed))) == 2
 
 
 def weights_of(stage, home):
@@ -258,14 +245,14 @@ def found(stages_, home, *, all_studies):
 
 def test_weights_of_the_first_stage_go_when_the_second_has_begun(confirmed, tmp_path):
     settings = WorkerSettings(home=tmp_path)
-    first = next_stage(confirmed)
+    first = stage_of(confirmed)
     confirm = weights_of(first, tmp_path)
     Retention(study=first, settings=settings).sweep()
     assert confirm.exists(), "they are still to be averaged"
     assert found([confirmed, first], tmp_path, all_studies=True) == {}
     run_all(first, in_turn(60.0))
-    run_all(next_stage(confirmed), in_turn(60.0))
-    second = next_stage(confirmed)
+    run_all(stage_of(confirmed), in_turn(60.0))
+    second = stage_of(confirmed)
     assert second.stage == "test"
     test = weights_of(second, tmp_path)
     assert found([confirmed, first, second], tmp_path, all_studies=False) == {
@@ -277,7 +264,7 @@ def test_weights_of_the_first_stage_go_when_the_second_has_begun(confirmed, tmp_
 
 
 def test_weights_of_a_first_stage_that_was_deleted_are_found(confirmed, db, tmp_path):
-    first = next_stage(confirmed)
+    first = stage_of(confirmed)
     confirm = weights_of(first, tmp_path)
     store.delete(db, "cats")
     assert found([], tmp_path, all_studies=False) == {}, "of another database, perhaps"
