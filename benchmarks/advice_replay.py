@@ -191,7 +191,7 @@ def _search(table: Table, spec: StudySpec, training_seed: int) -> Outcome:
             study.tell(proposed, state=optuna.trial.TrialState.FAIL)  # samplers do not look at it
         row = min(
             (row for row in range(len(table.dials)) if row not in tried),
-            key=lambda row: _distance(table.space, wanted, table.dials[row]),
+            key=lambda row: distance(table.space, wanted, table.dials[row]),
         )
         _tell(study, table, row, training_seed)
         tried.append(row)
@@ -211,7 +211,7 @@ def _tell(study: optuna.Study, table: Table, row: int, training_seed: int) -> No
     study.tell(trial, table.top1[row][training_seed])
 
 
-def _distance(space: Space, a: Dials, b: Dials) -> float:
+def distance(space: Space, a: Dials, b: Dials) -> float:
     """Return how far two recipes lie apart: each searched dial from 0 to 1, as it is searched."""
     left, right = _places(space, a), _places(space, b)
     gaps = [

@@ -13,11 +13,10 @@ from sqlalchemy import delete, func, insert, select, text, update
 from nbtl_search import space
 from nbtl_search.ledger import schema
 from nbtl_search.spec import Dials, Epoch
-from nbtl_search.study import pruning, sampling, store
+from nbtl_search.study import sampling, store
 from nbtl_search.study.store import Study
 from tests.plausible_study import curve
 
-_N_UPDATES = 100  # in an epoch
 _FIXED = "fixed_params"  # Optuna's name of what a waiting trial is to be asked with
 
 
@@ -125,8 +124,7 @@ class Rows:
         self._rows[models.TrialValueModel.__table__].append(
             key | {"objective": 0, "value": value, "value_type": "FINITE"}
         )
-        search = self._study.spec.search
-        rungs = pruning.rungs(search.pruning, epochs=len(top1), n_updates=_N_UPDATES)
+        rungs = self._study.ladder.rungs
         self._rows[models.TrialIntermediateValueModel.__table__] += [
             key
             | {

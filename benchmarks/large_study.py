@@ -135,9 +135,12 @@ def _cold(home: Path) -> dict[str, list[float]]:
     with Workspace(home).open_study(LARGE) as study:
         engine = study.storage.engine
         # A lease that outlives the benchmark: the next run is to ask, not to take this one's over.
-        ledger, leases = Ledger(engine, study.id), Leases(engine, study.id, lease_s=86400)
+        ledger, leases = (
+            Ledger(engine, study.id),
+            Leases(engine, study.id, ladder=study.ladder, lease_s=86400),
+        )
         schema.check(engine)
-        lease = leases.take_over("benchmark") or leases.reserve(
+        lease = leases.take_over("benchmark") or leases.grant(
             "benchmark",
             lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids()),
         )

@@ -13,7 +13,18 @@ from typing import Any
 
 Line = dict[str, Any]
 RESULTS = frozenset(
-    {"n_train", "n_val", "updates", "val_top1", "dials", "error", "n_test", "test_top1"}
+    {
+        "n_train",
+        "n_val",
+        "updates",
+        "val_top1",
+        "dials",
+        "error",
+        "n_test",
+        "test_top1",
+        "spent",
+        "regret",
+    }
 )
 """What a line has beside its plan."""
 

@@ -9,7 +9,7 @@ from nbtl_search.ledger.leases import (
     Leases,
     TrialOutcome,
 )
-from nbtl_search.ledger.ledger import FinishedTrial, Ledger
+from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.spec import (
     Budget,
     DataSettings,
@@ -22,7 +22,7 @@ from nbtl_search.spec import (
     TrainSettings,
     best_epoch,
 )
-from nbtl_search.study import pruning, sampling
+from nbtl_search.study import sampling
 from nbtl_search.study.store import Study
 
 WORKER = "node1-4242-0"
@@ -68,14 +68,17 @@ def make_spec(*, n_trials: int = 24, n_epochs: int = 30, name: str = "dtd10") ->
 def fill(study: Study, *, n_trials: int, running: int = 0, failed: int = 0) -> None:
     """Run so many trials to their ends, and leave the last `running` of them in the middle."""
     ledger = Ledger(study.storage.engine, study.id)
-    leases = Leases(study.storage.engine, study.id)
-    for index in range(n_trials):
-        lease = leases.reserve(WORKER, lambda slot: _ask(study, ledger, slot))
-        assert lease is not None, "the budget is spent"
-        if index >= n_trials - running:
-            _train(study, leases, ledger, lease, until=study.spec.train.epochs // 3)
+    leases = Leases(study.storage.engine, study.id, ladder=study.ladder)
+    n_begun = 0
+    while n_begun < n_trials or n_begun == study.spec.budget.n_trials:
+        lease = leases.grant(WORKER, lambda slot: _ask(study, ledger, slot))
+        if lease is None:
+            break
+        n_begun += lease.attempt == 1
+        if lease.number >= n_trials - running:
+            _train(study, leases, lease, until=study.spec.train.epochs // 6)
             ledger.heartbeat(
-                f"{WORKER}{index}",
+                f"{WORKER}{lease.number}",
                 host="node1",
                 pid=4242,
                 device="cuda:0",
@@ -83,19 +86,27 @@ def fill(study: Study, *, n_trials: int, running: int = 0, failed: int = 0) -> N
                 trial_number=lease.number,
             )
             continue
-        outcome = _train(study, leases, ledger, lease, until=study.spec.train.epochs)
-        if index >= n_trials - running - failed:
+        done = _train(study, leases, lease, until=lease.until)
+        if lease.number >= n_trials - running - failed:
             outcome = TrialOutcome(state="pruned", cause="diverged", message="the loss is *inf*")
-        leases.finish(lease, outcome)
-        ended = FinishedTrial(
-            trial_id=lease.trial_id,
-            number=lease.number,
-            state=outcome.state,
-            value=outcome.value,
-            cause=outcome.cause,
-        )
+            leases.finish(lease, outcome)
+        elif lease.until < study.spec.train.epochs:
+            leases.pause(lease)
+        else:
+            best = best_epoch(done)
+            assert best is not None
+            leases.finish(
+                lease,
+                TrialOutcome(state="complete", value=best.val_top1, best_epoch=best.epoch),
+            )
+        _tell(study, ledger)
+    _tell(study, ledger)
+
+
+def _tell(study: Study, ledger: Ledger) -> None:
+    for ended in ledger.unnotified():
         sampling.tell(study, ended)
-        ledger.mark_notified(lease.trial_id)
+        ledger.mark_notified(ended.trial_id)
 
 
 def curve(dials: Dials, *, n_epochs: int, n_val: int, seed: int) -> list[Epoch]:
@@ -130,27 +141,12 @@ def _ask(study: Study, ledger: Ledger, slot: int) -> Asked:
     return sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
 
 
-def _train(
-    study: Study, leases: Leases, ledger: Ledger, lease: Lease, *, until: int
-) -> TrialOutcome:
-    """Record a trial's epochs up to `until`, or to the rung that stops it."""
-    spec = study.spec
-    recipe = lease.recipe
+def _train(study: Study, leases: Leases, lease: Lease, *, until: int) -> list[Epoch]:
+    """Record a trial's epochs up to `until`."""
+    n_epochs = study.spec.train.epochs
     epochs = curve(
-        recipe.dials, n_epochs=spec.train.epochs, n_val=study.facts.n_val, seed=lease.number
-    )
-    done: list[Epoch] = []
-    rungs = pruning.rungs(spec.search.pruning, epochs=spec.train.epochs, n_updates=37)
-    for stop in (*rungs, spec.train.epochs):
-        new = [epoch for epoch in epochs[:until] if len(done) < epoch.epoch <= stop]
-        done += new
-        leases.record(lease, new)
-        sampling.report(study, lease.trial_id, new, n_epochs=spec.train.epochs)
-        mine = max(epoch.val_top1 or 0.0 for epoch in done)
-        peers = ledger.best_at(stop).values()
-        rated = stop in rungs and not lease.protected and len(done) == stop
-        if rated and not pruning.goes_on(mine, peers, pruning=spec.search.pruning):
-            return TrialOutcome(state="pruned", value=mine, best_epoch=len(done))
-    best = best_epoch(done)
-    assert best is not None
-    return TrialOutcome(state="complete", value=best.val_top1, best_epoch=best.epoch)
+        lease.recipe.dials, n_epochs=n_epochs, n_val=study.facts.n_val, seed=lease.number
+    )[:until]
+    leases.record(lease, epochs)
+    sampling.report(study, lease.trial_id, epochs, n_epochs=n_epochs)
+    return epochs

@@ -115,11 +115,12 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
             bar.update(task, description="waiting for the database")
             return
         best = f"best {report.best['value']:.2f} %" if report.best else "no result yet"
-        progress = f"{report.running} running, {report.pruned} pruned, {best}"
+        at_rest = f"{report.paused} paused" if report.paused else f"{report.pruned} pruned"
+        progress = f"{report.running} running, {at_rest}, {best}"
         bar.update(
             task,
             total=report.n_trials,
-            completed=report.complete + report.pruned + report.failed,
+            completed=report.complete + report.pruned + report.failed + report.paused,
             description=progress if study.stage is None else _STAGES[study.stage],
         )
 

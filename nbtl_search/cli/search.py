@@ -93,12 +93,12 @@ def create_command(
 
 
 def _say_created(spec: "StudySpec", start: Sequence[str], *, asked: "StudySpec") -> None:
-    from nbtl_search.study.pruning import rungs
+    from nbtl_search.ledger.promotion import ladder_of
 
     facts = spec.facts
     assert facts is not None  # noqa: S101
     n_updates = spec.train.updates_per_epoch(facts.n_train)
-    stops = rungs(spec.search.pruning, epochs=spec.train.epochs, n_updates=n_updates)
+    stops = ladder_of(spec, n_updates=n_updates).rungs
     where = f"after epoch {' and '.join(map(str, stops))}" if stops else "never (too few updates)"
     click.echo(
         f"study {spec.name!r}: {spec.budget.n_trials} trials of {spec.train.epochs} epochs, "

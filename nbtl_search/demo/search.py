@@ -30,7 +30,7 @@ STUDY: Final = "demo"
 # From random weights a network wants other rates than in fine-tuning; the best of these counts.
 RANDOM_RATES: Final = (0.03, 0.1)
 # Of the final runs: few, since all has to fit into six minutes. A study of one's own has four each.
-CANDIDATES: Final = 2
+CANDIDATES: Final = 1
 CONFIRM_SEEDS: Final = 2
 TEST_SEEDS: Final = 3
 

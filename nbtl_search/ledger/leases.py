@@ -1,11 +1,14 @@
-"""Leases: who trains which trial, and when the trial of a dead worker is taken over.
+"""Leases: who trains which trial for how long, and when that of a dead worker is taken over.
 
-    reserve:             a free slot ──► running
+    grant:               a free slot, or paused ──► running
+    pause:               running ──► paused
     release, a failure:  running ──► waiting
     take_over:           waiting, or running with an expired lease ──► running, with a new token
     finish:              running ──► complete, pruned or failed
+    the study's end:     paused ──► pruned
 
-A trial is *leased*: its row names the worker, an expiry by the database's clock, and a fencing
+A trial is *granted* epochs, which count as spent from then on, whatever becomes of the worker, and
+it is *leased*: its row names the worker, an expiry by the database's clock, and a fencing
 token that grows with every attempt. Whoever holds the token may write; who lost it gets a
 `FencedError` and stops. Each change of state is one transaction, so that a worker may be killed
 between any two lines here. The terminal row is the truth; Optuna is notified afterwards.
@@ -20,7 +23,8 @@ from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
-from nbtl_search.ledger import ledger, locks, schema
+from nbtl_search.ledger import grants, ledger, locks, promotion, schema
+from nbtl_search.ledger.promotion import Ladder, Room
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.spec.verdict import FinalResult
@@ -58,6 +62,10 @@ class Lease:
     token: int
     attempt: int
     worker: str
+    until: int
+    """The last epoch that is granted."""
+    n_recorded: int
+    """Epochs that the ledger has of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +83,12 @@ class TrialOutcome:
 class Leases:
     """The leases of one study's trials."""
 
-    def __init__(self, engine: Engine, study_id: int, *, lease_s: float = 60.0) -> None:
+    def __init__(
+        self, engine: Engine, study_id: int, *, ladder: Ladder, lease_s: float = 60.0
+    ) -> None:
         self._engine = engine
         self._study_id = study_id
+        self._ladder = ladder
         self._lease = timedelta(seconds=lease_s)
 
     def take_over(self, worker: str) -> Lease | None:
@@ -139,48 +150,83 @@ class Leases:
             )
             return None
 
-    def reserve(self, worker: str, ask: Callable[[int], Asked]) -> Lease | None:
-        """Take one slot of the budget and the trial that `ask(slot)` proposes for it.
+    def grant(self, worker: str, ask: Callable[[int], Asked]) -> Lease | None:
+        """Grant epochs: to a paused trial, or to the one that `ask(slot)` proposes for a free slot.
 
-        Asks of one study come one after the other, and a worker that dies or hangs in between
+        Grants in one study come one after the other, and a worker that dies or hangs in between
         gives its slot back by the rollback. They queue at a lock of their own: at the row they
         would wait twice, for the row and for whoever changes it, each with a limit of its own.
 
         Returns:
-            None where the budget is spent or the study is not to run.
+            None where the budget is spent or the study is not to run. If nothing runs any more,
+            that ends the search, and whatever is paused ends with it.
         """
         with storage_errors(), self._engine.begin() as connection:
             locks.take_reservations(connection, self._study_id)
-            study = schema.study
-            slot = connection.execute(
-                update(study)
-                .where(*ledger.budget_is_open(self._study_id))
-                .values(started=study.c.started + 1)
-                .returning(study.c.started)
-            ).scalar()
-            if slot is None:
+            room = grants.room(connection, self._study_id)
+            standings = grants.standings(connection, self._study_id, self._ladder.rungs)
+            chosen = None
+            if room is not None:
+                chosen = promotion.choose(standings, room, self._ladder)
+            if room is None or chosen is None:
+                grants.end_search(connection, self._study_id, standings, room)
                 return None
-            # Optuna writes its trial over a connection of its own, and commits it before us. If we
-            # die from here on, our slot rolls back and that trial is an orphan, without a row of
-            # ours; the next asker adopts it. Under the lock nobody else can be about to claim it.
-            asked = ask(slot)
-            row = connection.execute(
-                insert(schema.trial)
-                .values(
-                    trial_id=asked.trial_id,
-                    study_id=self._study_id,
-                    number=asked.number,
-                    slot=slot,
-                    name=asked.name,
-                    protected=asked.protected,
-                    recipe=asked.recipe,
-                    state="running",
-                    worker=worker,
-                    lease_expires=ledger.NOW + self._lease,
-                )
-                .returning(schema.trial)
-            ).one()
-            return _open_attempt(connection, row)
+            if chosen == promotion.NEW:
+                return self._begin(connection, worker, ask, room)
+            return self._promote(connection, worker, chosen, room)
+
+    def _promote(self, connection: Connection, worker: str, trial_id: int, room: Room) -> Lease:
+        trial = schema.trial
+        granted = connection.execute(
+            select(trial.c.granted).where(trial.c.trial_id == trial_id)
+        ).scalar_one()
+        row = connection.execute(
+            update(trial)
+            .where(trial.c.trial_id == trial_id)
+            .values(
+                state="running",
+                worker=worker,
+                attempt=trial.c.attempt + 1,
+                token=schema.tokens.next_value(),
+                lease_expires=ledger.NOW + self._lease,
+                granted=granted + room.at_most(self._ladder.stop_after(granted) - granted),
+            )
+            .returning(trial)
+        ).one()
+        return _open_attempt(connection, row)
+
+    def _begin(
+        self, connection: Connection, worker: str, ask: Callable[[int], Asked], room: Room
+    ) -> Lease:
+        study = schema.study
+        slot = connection.execute(
+            update(study)
+            .where(study.c.study_id == self._study_id)
+            .values(started=study.c.started + 1)
+            .returning(study.c.started)
+        ).scalar_one()
+        # Optuna writes its trial over a connection of its own, and commits it before us. If we die
+        # from here on, our slot rolls back and that trial is an orphan, without a row of ours; the
+        # next asker adopts it. Under the lock nobody else can be about to claim it.
+        asked = ask(slot)
+        row = connection.execute(
+            insert(schema.trial)
+            .values(
+                trial_id=asked.trial_id,
+                study_id=self._study_id,
+                number=asked.number,
+                slot=slot,
+                name=asked.name,
+                protected=asked.protected,
+                recipe=asked.recipe,
+                state="running",
+                worker=worker,
+                lease_expires=ledger.NOW + self._lease,
+                granted=room.at_most(self._ladder.stop_after(0, protected=asked.protected)),
+            )
+            .returning(schema.trial)
+        ).one()
+        return _open_attempt(connection, row)
 
     def renew(self, lease: Lease) -> Desired:
         """Renew the lease; return what is wanted of the trial (of it or of its whole study).
@@ -205,8 +251,13 @@ class Leases:
         wanted: Desired = row.study_desired if row.desired == "run" else row.desired
         return wanted
 
-    def record(self, lease: Lease, epochs: Sequence[Epoch]) -> None:
+    def record(self, lease: Lease, epochs: Sequence[Epoch], *, n_repeated: int = 0) -> None:
         """Append epochs; those already there stay as they are.
+
+        Args:
+            lease: under which they were trained.
+            epochs: in order.
+            n_repeated: epochs of earlier attempts that have to be trained again, told once.
 
         Raises:
             FencedError: another worker holds the trial.
@@ -217,6 +268,13 @@ class Leases:
         ]
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
+            if n_repeated:
+                trial = schema.trial
+                connection.execute(
+                    update(trial)
+                    .where(trial.c.trial_id == lease.trial_id)
+                    .values(n_repeated=trial.c.n_repeated + n_repeated)
+                )
             if rows:
                 # A worker that lost the answer sends the same epochs again, and so does one that
                 # resumed. Those change nothing, and are no progress: if they forgave failures, a
@@ -254,6 +312,17 @@ class Leases:
                 connection.execute(insert(schema.final_result).values(row))
             self._end_trial(connection, lease, outcome)
 
+    def pause(self, lease: Lease) -> None:
+        """Set the trial aside at the end of what it was granted; it may be promoted later.
+
+        Raises:
+            FencedError: another worker holds the trial.
+        """
+        with storage_errors(), self._engine.begin() as connection:
+            _lock(connection, lease)
+            _set_aside(connection, lease, "paused")
+            _close_attempts(connection, lease.trial_id, "paused", "")
+
     def release(self, lease: Lease, *, cause: str, message: str = "") -> None:
         """Give the trial back for any worker to go on with; this is no failure of it.
 
@@ -262,7 +331,7 @@ class Leases:
         """
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
-            _set_waiting(connection, lease)
+            _set_aside(connection, lease, "waiting")
             _close_attempts(connection, lease.trial_id, cause, message)
 
     def fail_attempt(self, lease: Lease, *, cause: str, message: str) -> bool:
@@ -288,7 +357,7 @@ class Leases:
                     connection, lease, TrialOutcome(state="failed", cause=cause, message=message)
                 )
                 return False
-            _set_waiting(connection, lease)
+            _set_aside(connection, lease, "waiting")
             _close_attempts(connection, lease.trial_id, cause, message)
             return True
 
@@ -313,6 +382,8 @@ class Leases:
 
 def _open_attempt(connection: Connection, row: Any) -> Lease:
     """Note the attempt that begins with this row of a trial; return its lease."""
+    recorded = select(func.count()).where(schema.epoch.c.trial_id == row.trial_id)
+    n_recorded = connection.execute(recorded).scalar_one()
     connection.execute(
         insert(schema.attempt).values(
             trial_id=row.trial_id, attempt=row.attempt, token=row.token, worker=row.worker
@@ -327,6 +398,8 @@ def _open_attempt(connection: Connection, row: Any) -> Lease:
         token=row.token,
         attempt=row.attempt,
         worker=row.worker,
+        until=row.granted,
+        n_recorded=n_recorded,
     )
 
 
@@ -368,11 +441,11 @@ def _fenced(lease: Lease) -> str:
     )
 
 
-def _set_waiting(connection: Connection, lease: Lease) -> None:
+def _set_aside(connection: Connection, lease: Lease, state: Literal["waiting", "paused"]) -> None:
     connection.execute(
         update(schema.trial)
         .where(schema.trial.c.trial_id == lease.trial_id)
-        .values(state="waiting", lease_expires=None, worker=None)
+        .values(state=state, lease_expires=None, worker=None)
     )
 
 

@@ -58,19 +58,6 @@ class Ledger:
         with storage_errors(), self._engine.connect() as connection:
             return [Epoch.parse(dict(row)) for row in connection.execute(query).mappings()]
 
-    def best_at(self, epoch: int) -> dict[int, float]:
-        """Return, for each trial that has reached this epoch, its best accuracy until then."""
-        table = schema.epoch
-        query = (
-            select(table.c.trial_id, func.max(table.c.val_top1))
-            .select_from(table.join(schema.trial))
-            .where(schema.trial.c.study_id == self._study_id, table.c.epoch <= epoch)
-            .group_by(table.c.trial_id)
-            .having(func.max(table.c.epoch) == epoch)
-        )
-        with storage_errors(), self._engine.connect() as connection:
-            return {row[0]: row[1] for row in connection.execute(query)}
-
     def unnotified(self) -> list[FinishedTrial]:
         """Return the finished trials of whose end Optuna may not have been notified."""
         trial = schema.trial
@@ -100,9 +87,9 @@ class Ledger:
 
     def is_over(self) -> bool:
         """Tell whether no trial is open and the budget allows no new one."""
-        trial = schema.trial
+        trial, study = schema.trial, schema.study
         is_open = exists().where(trial.c.study_id == self._study_id, trial.c.state.not_in(TERMINAL))
-        has_slot = exists().where(*budget_is_open(self._study_id))
+        has_slot = exists().where(*has_budget(self._study_id), study.c.started < study.c.n_trials)
         query = select(or_(is_open, has_slot, ~wants_to_run(self._study_id)))
         with storage_errors(), self._engine.connect() as connection:
             return not connection.execute(query).scalar_one()
@@ -149,27 +136,37 @@ def wants_to_run(study_id: int) -> ColumnElement[bool]:
     return query.scalar_subquery() == "run"
 
 
-def budget_is_open(study_id: int) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions on the study's row under which a new trial may start."""
+def has_budget(study_id: int) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions on the study's row under which epochs may be granted."""
     study, trial, epoch = schema.study, schema.trial, schema.epoch
-    # Summed at each reservation and kept nowhere: a counter would be one more thing that a kill
-    # between two writes could make wrong.
-    of_study = epoch.join(trial)
-    n_epochs = select(func.count()).select_from(of_study).where(trial.c.study_id == study_id)
+    # Summed at each grant and kept nowhere: a counter would be one more thing that a kill between
+    # two writes could make wrong.
     seconds = (
         select(func.coalesce(func.sum(epoch.c.seconds), 0.0))
-        .select_from(of_study)
+        .select_from(epoch.join(trial))
         .where(trial.c.study_id == study_id)
     )
     elapsed_s = func.extract("epoch", NOW - study.c.created_at)
+    left = epochs_left(study_id)
     return (
         study.c.study_id == study_id,
         study.c.desired == "run",
-        study.c.started < study.c.n_trials,
-        or_(study.c.budget_epochs.is_(None), n_epochs.scalar_subquery() < study.c.budget_epochs),
+        ~study.c.closed,
+        or_(left.is_(None), left > 0),
         or_(study.c.budget_slot_s.is_(None), seconds.scalar_subquery() < study.c.budget_slot_s),
         or_(study.c.budget_wall_s.is_(None), elapsed_s < study.c.budget_wall_s),
     )
+
+
+def epochs_left(study_id: int) -> ColumnElement[Any]:
+    """Return how many epochs may still be granted, for the study's row; null without a limit."""
+    trial = schema.trial
+    spent = (
+        select(func.coalesce(func.sum(trial.c.granted + trial.c.n_repeated), 0))
+        .where(trial.c.study_id == study_id)
+        .scalar_subquery()
+    )
+    return schema.study.c.budget_epochs - spent
 
 
 def register(engine: Engine, study_id: int, spec: StudySpec) -> None:

@@ -66,6 +66,7 @@ class Totals:
     complete: int
     pruned: int
     running: int
+    paused: int
     waiting: int
     failed: int
     epochs_spent: int
@@ -228,8 +229,8 @@ def totals(engine: Engine, study_id: int, *, n_workers: int) -> Totals:
         by_state = {row[0]: row[1] for row in connection.execute(counts.group_by(trial.c.state))}
         epochs_spent, seconds_spent = connection.execute(spent).one()
         n_trials, desired = connection.execute(budget).one()
-    complete, pruned, failed, running = (
-        by_state.get(state, 0) for state in ("complete", "pruned", "failed", "running")
+    complete, pruned, failed, running, paused = (
+        by_state.get(state, 0) for state in ("complete", "pruned", "failed", "running", "paused")
     )
     return Totals(
         state=_state(desired, n_workers, is_over=Ledger(engine, study_id).is_over()),
@@ -237,7 +238,8 @@ def totals(engine: Engine, study_id: int, *, n_workers: int) -> Totals:
         complete=complete,
         pruned=pruned,
         running=running,
-        waiting=n_trials - complete - pruned - failed - running,
+        paused=paused,
+        waiting=n_trials - complete - pruned - failed - running - paused,
         failed=failed,
         epochs_spent=epochs_spent,
         seconds_spent=seconds_spent,

@@ -33,9 +33,9 @@ from nbtl_search.errors import UPGRADE_COMMAND, SchemaError
 from nbtl_search.ledger import locks
 from nbtl_search.spec import Recipe
 
-VERSION: Final = 5
+VERSION: Final = 6
 """2: diagnoses; 3: lost attempts, jobs, notifications; 4: recipes and plans as JSONB; 5: averages
-of weights."""
+of weights; 6: granted epochs."""
 
 # What a version changes in tables that exist; tables that are missing are made afterwards, as they
 # are now. A step must do with whatever an older version may lack: hence IF EXISTS. A column may be
@@ -63,6 +63,18 @@ _STEPS: Final = {
             "DO $$ BEGIN IF to_regclass('nbtl_final') IS NOT NULL THEN"
             """ UPDATE nbtl_final SET plan = plan || '{"averages": false}';"""
             " END IF; END $$"
+        ),
+    ),
+    6: (
+        "ALTER TABLE nbtl_study ADD COLUMN IF NOT EXISTS closed boolean NOT NULL DEFAULT false",
+        "ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS granted integer NOT NULL DEFAULT 0",
+        "ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS n_repeated integer NOT NULL DEFAULT 0",
+        # What has ended was granted what it has trained; what is open trains to its end, as it did.
+        (
+            "UPDATE nbtl_trial t SET granted = CASE"
+            " WHEN state IN ('complete', 'pruned', 'failed')"
+            " THEN (SELECT count(*) FROM nbtl_epoch e WHERE e.trial_id = t.trial_id)"
+            " ELSE (recipe #>> '{train,epochs}')::integer END"
         ),
     ),
 }
@@ -111,6 +123,8 @@ study = Table(
     Column("budget_wall_s", Float),
     Column("started", Integer, nullable=False, server_default="0"),
     Column("desired", Text, nullable=False, server_default="run"),
+    # What is left of the budget is of no use: too few epochs for another trial.
+    Column("closed", Boolean, nullable=False, server_default=false()),
     _time("created_at", now=True),
     CheckConstraint("started <= n_trials", name="nbtl_budget"),
     CheckConstraint("desired IN ('run', 'pause', 'stop')", name="nbtl_study_desired"),
@@ -132,6 +146,10 @@ trial = Table(
     Column("attempt", Integer, nullable=False, server_default="1"),
     Column("n_failures", Integer, nullable=False, server_default="0"),
     Column("n_lost", Integer, nullable=False, server_default="0"),
+    # Epochs that it may train, counted from its first; and those trained again as their
+    # checkpoint was lost. The budget counts both.
+    Column("granted", Integer, nullable=False, server_default="0"),
+    Column("n_repeated", Integer, nullable=False, server_default="0"),
     Column("worker", Text),
     _time("lease_expires"),
     Column("value", Float),

@@ -74,8 +74,9 @@ def time_left_s(
 ) -> float | None:
     """Estimate when the study ends, from what its epochs and trials have cost so far.
 
-    A trial is expected to take as many epochs as those that ended took on average; before any
-    ended, the whole schedule. A budget in epochs or slot-hours may end the study earlier.
+    A trial is expected to take as many epochs as those that ended or are paused took on average;
+    before there are any, the whole schedule. A budget in epochs or slot-hours may end the study
+    earlier.
 
     Returns:
         0 for a finished study; None where nothing runs, or nothing has been measured yet.
@@ -84,9 +85,9 @@ def time_left_s(
         return 0.0
     if totals.state != "running" or n_workers == 0 or totals.epochs_spent == 0:
         return None
-    ended = [trial.n_epochs for trial in trials if trial.state in ENDED]
-    usual = fmean(ended) if ended else float(n_epochs)
-    begun = [trial for trial in trials if trial.state not in ENDED]
+    at_rest = [trial.n_epochs for trial in trials if trial.state in (*ENDED, "paused")]
+    usual = fmean(at_rest) if at_rest else float(n_epochs)
+    begun = [trial for trial in trials if trial.state not in (*ENDED, "paused")]
     n_unborn = max(0, totals.waiting + totals.running - len(begun))
     open_epochs = sum(_left(trial.n_epochs, usual, n_epochs) for trial in begun)
     epoch_s = totals.seconds_spent / totals.epochs_spent

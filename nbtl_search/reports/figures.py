@@ -67,10 +67,12 @@ def history(trials: Sequence[TrialRecord]) -> go.Figure:
     shown = [trial for trial in trials if traces.value(trial) is not None]
     pruned = [trial for trial in shown if trial.state == "pruned"]
     complete = [trial for trial in shown if trial.state == "complete"]
-    running = [trial for trial in shown if trial.finished_at is None]
+    paused = [trial for trial in shown if trial.state == "paused"]
+    running = [trial for trial in shown if trial.state in {"running", "waiting"}]
     figure.add_traces(
         [
             traces.dots(pruned, name="pruned", color=FAINT, symbol="x-thin-open"),
+            traces.dots(paused, name="paused", color=FAINT, symbol="circle-open"),
             traces.dots(running, name="not ended", color=ORANGE, symbol="circle-open"),
             traces.dots(complete, name="complete", color=BLUE, symbol="circle"),
             _best_so_far(complete, last=max((trial.number for trial in trials), default=0)),

@@ -185,7 +185,7 @@ def _final_remark(verdict: Verdict) -> str:
 
 def _counts(content: Content) -> str:
     totals = content.totals
-    named = ("complete", "pruned", "failed", "running", "waiting")
+    named = ("complete", "pruned", "failed", "running", "paused", "waiting")
     counts = [f"{getattr(totals, key)} {key}" for key in named if getattr(totals, key)]
     return f"{', '.join(counts)} of {totals.n_trials}; the study is {totals.state}"
 
@@ -194,7 +194,8 @@ def _early_stopping(pruning: Pruning) -> str:
     if not pruning.rungs:
         return "none"
     rungs = " and ".join(f"{rung:.0%}" for rung in pruning.rungs)
-    return f"one in {pruning.reduction:g} goes on at {rungs} of the epochs (successive halving)"
+    share = f"one in {pruning.reduction:g}"
+    return f"trials pause at {rungs} of the epochs, {share} goes on (successive halving)"
 
 
 def _seeds(content: Content) -> str:

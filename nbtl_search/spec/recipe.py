@@ -297,7 +297,7 @@ SettingValue = bool | int | float | str
 
 
 class KnownRecipe(Value):
-    """A recipe worth trying before the sampler has learnt anything. It is never pruned."""
+    """A recipe worth trying before the sampler has learnt anything."""
 
     name: str = Field(description="a short name, shown beside the trial")
     reason: str = Field("", description="why it is here, with its source")

@@ -64,9 +64,13 @@ class Budget(Value):
     """When a study ends: at the first of these that is reached."""
 
     n_trials: AtLeastOne = Field(40, description="finished trials, pruned ones included")
-    epochs: int | None = Field(None, ge=1, description="no new trial after this many epochs")
-    gpu_h: Positive | None = Field(None, description="no new trial after this many slot-hours")
-    wall_clock_h: Positive | None = Field(None, description="no new trial after this many hours")
+    epochs: int | None = Field(None, ge=1, description="granted to all trials, never more")
+    gpu_h: Positive | None = Field(
+        None, description="nothing is granted after this many slot-hours"
+    )
+    wall_clock_h: Positive | None = Field(
+        None, description="nothing is granted after this many hours"
+    )
 
     def describe(self) -> str:
         """Return the limits that are set, such as '40 trials or 12 hours'."""
@@ -87,15 +91,15 @@ class Row(Value):
 
 
 class Pruning(Value):
-    """Asynchronous successive halving (stopping type), at fixed fractions of the schedule."""
+    """Asynchronous successive halving (promotion type), at fixed fractions of the schedule."""
 
     rungs: tuple[Fraction, ...] = Field(
-        (0.25, 0.5), description="fractions of the epochs; () = off"
+        (0.25,), description="fractions of the epochs at which trials pause; () = never"
     )
-    reduction: float = Field(3.0, gt=1, description="one in so many goes on at each rung")
+    reduction: float = Field(3.0, gt=1, description="one in so many goes on from each rung")
     min_epochs: Count = Field(3, description="no rung before this epoch")
-    min_updates: Count = Field(60, description="no rung before this many updates")
-    min_peers: int = Field(3, ge=1, description="nothing is stopped among fewer trials at a rung")
+    min_updates: Count = Field(20, description="no rung before this many updates")
+    min_peers: int = Field(3, ge=1, description="none goes on while fewer trials are at its rung")
 
 
 class SearchSettings(Value):

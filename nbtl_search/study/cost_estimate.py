@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from nbtl_search.errors import SpecError
+from nbtl_search.ledger.promotion import Ladder, ladder_of
 from nbtl_search.spec import StudySpec
 from nbtl_search.spec.machine import Speed
-from nbtl_search.study import pruning
 
 _CONTEXT_MB: Final = 700.0  # what a CUDA process takes beside its tensors (the runtime, kernels)
 _SAFE: Final = 0.9
@@ -15,7 +15,7 @@ _KEPT_CHECKPOINTS: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class CostEstimate:
-    """What a study costs. Ranges: all trials stopped at the first rung, none stopped at all."""
+    """What a study costs. Ranges: rungs promote no more than they want to, or every trial."""
 
     speed: Speed
     n_workers: int
@@ -36,12 +36,11 @@ def estimate_cost(spec: StudySpec, speed: Speed, *, n_workers: int) -> CostEstim
         SpecError: the budget does not bring one trial to its first rung.
     """
     n_epochs, n_trials = spec.train.epochs, spec.budget.n_trials
-    stops = pruning.rungs(spec.search.pruning, epochs=n_epochs, n_updates=speed.n_updates)
-    first = stops[0] if stops else n_epochs
+    ladder = ladder_of(spec, n_updates=speed.n_updates)
+    first = ladder.stop_after(0)
     _refuse_what_ends_before(spec, speed, first)
-    n_known = min(n_trials, len(spec.search.known))  # known recipes are never stopped
-    low = n_known * n_epochs + (n_trials - n_known) * first
-    epochs = tuple(_within(spec, count) for count in (low, n_trials * n_epochs))
+    least = _epochs_at_least(ladder, n_trials)
+    epochs = tuple(_within(spec, count) for count in (least, n_trials * n_epochs))
     slot_h = tuple(count * speed.epoch_s / 3600 for count in epochs)
     return CostEstimate(
         speed=speed,
@@ -52,7 +51,7 @@ def estimate_cost(spec: StudySpec, speed: Speed, *, n_workers: int) -> CostEstim
         slot_h=(slot_h[0], slot_h[1]),
         hours=(slot_h[0] / n_workers, slot_h[1] / n_workers),
         slots_per_gpu=slots_by_memory(speed),
-        checkpoints_gb=n_workers * _KEPT_CHECKPOINTS * speed.checkpoint_mb / 1024,
+        checkpoints_gb=_n_checkpoints(ladder, n_trials, n_workers) * speed.checkpoint_mb / 1024,
         warnings=tuple(_warnings(spec, speed)),
     )
 
@@ -60,6 +59,20 @@ def estimate_cost(spec: StudySpec, speed: Speed, *, n_workers: int) -> CostEstim
 def slots_by_memory(speed: Speed) -> int:
     """Return how many such trainings the memory of the device holds at once; at least one."""
     return max(1, int(_SAFE * speed.device_mb // (speed.peak_mb + _CONTEXT_MB)))
+
+
+def _epochs_at_least(ladder: Ladder, n_trials: int) -> int:
+    """Return the epochs of the default, and of others of which each rung promotes its share."""
+    n_epochs, n_reached, before = ladder.n_epochs, n_trials - 1, 0
+    for stop in (*ladder.rungs, ladder.n_epochs):
+        n_epochs += n_reached * (stop - before)
+        n_reached, before = int(n_reached / ladder.pruning.reduction), stop
+    return n_epochs
+
+
+def _n_checkpoints(ladder: Ladder, n_trials: int, n_workers: int) -> int:
+    """Return how many lie on the disk at once: two of each that trains, one of each that pauses."""
+    return n_workers * _KEPT_CHECKPOINTS + (n_trials if ladder.rungs else 0)
 
 
 def _within(spec: StudySpec, n_epochs: int) -> int:

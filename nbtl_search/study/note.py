@@ -59,7 +59,7 @@ def _searched(spec: StudySpec, facts: Facts) -> str:
 
 
 def _known(known: tuple[KnownRecipe, ...]) -> str:
-    return "\n".join(["**Tried first, never pruned:**", "", *_recipes(known)])
+    return "\n".join(["**Tried first:**", "", *_recipes(known)])
 
 
 def _advised(advice: Advised | None) -> str:
@@ -68,7 +68,7 @@ def _advised(advice: Advised | None) -> str:
     lines = [f"**Advice** (the weights look {advice.regime}):", ""]
     lines += [f"* {markdown(line)}" for line in advice.evidence]
     if advice.recipes:
-        lines += ["", "Tried next, never pruned:", "", *_recipes(advice.recipes)]
+        lines += ["", "Tried next:", "", *_recipes(advice.recipes)]
     if advice.prior:
         lines += ["", "Start-up points fall here more often; no other value is excluded:", ""]
         lines += [

@@ -8,7 +8,7 @@ import difflib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +20,8 @@ from nbtl_search import space
 from nbtl_search.errors import SpecError, StorageError, StudyExistsError, StudyNotFoundError
 from nbtl_search.ledger import ledger, locks, schema
 from nbtl_search.ledger.database import Storage
+from nbtl_search.ledger.promotion import Ladder, ladder_of
+from nbtl_search.ledger.records import DEFAULT
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import (
     Advised,
@@ -79,6 +81,13 @@ class Study:
         if opened is None or opened._study_id != self.id:  # noqa: SLF001  (another of its name)
             raise StorageError(_without_optuna(self.name))
         return opened
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """Where its trials pause; final runs do not."""
+        n_updates = self.spec.train.updates_per_epoch(self.facts.n_train)
+        ladder = ladder_of(self.spec, n_updates=n_updates)
+        return ladder if self.stage is None else replace(ladder, rungs=())
 
     @property
     def facts(self) -> Facts:
@@ -217,7 +226,8 @@ def _known_trials(known: Sequence[KnownRecipe], searched: space.Space) -> Iterat
         attributes = {
             NAME: recipe.name,
             REASON: recipe.reason,
-            PROTECTED: True,
+            # The default runs to its end, as everything is compared with it.
+            PROTECTED: recipe.name == DEFAULT,
             DIALS: dials.model_dump_json(),
         }
         yield _waiting(space.params_of(searched, dials), attributes)

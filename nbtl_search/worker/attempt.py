@@ -9,11 +9,10 @@ from typing import Any, Final, Literal, TypedDict, final
 
 from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger.leases import Lease, Leases, TrialOutcome
-from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, best_epoch
 from nbtl_search.spec.verdict import FinalResult
-from nbtl_search.study import pruning, sampling
+from nbtl_search.study import sampling
 from nbtl_search.study.store import Study
 from nbtl_search.worker import protocol
 from nbtl_search.worker.child import Child, ChildDiedError
@@ -22,7 +21,7 @@ from nbtl_search.worker.settings import Timing
 
 logger = logging.getLogger(__name__)
 
-HaltReason = Literal["pruned", "preempted", "cancelled", "fenced"]
+HaltReason = Literal["preempted", "cancelled", "fenced"]
 
 _POLL_S: Final = 0.25
 
@@ -33,9 +32,7 @@ class TrialContext:
 
     study: Study
     leases: Leases
-    ledger: Ledger
     child: Child
-    rungs: tuple[int, ...]
     timing: Timing
     stopping: Callable[[], bool]
     """Whether this worker is to go."""
@@ -81,6 +78,7 @@ class Attempt:
         self._recipe = lease.recipe
         self._history: list[Epoch] = []
         self._n_recorded = 0
+        self._n_repeated = 0
         self._halting: HaltReason | None = None
         self._halt_by = float("inf")
         self._heartbeat_at = 0.0
@@ -100,6 +98,7 @@ class Attempt:
         order = protocol.Train(
             recipe=self._recipe,
             checkpoints=str(self._checkpoints),
+            until=self._lease.until,
             members=tuple(map(str, self._members)),
             result_folder=None if self._result_folder is None else str(self._result_folder),
             reads_test=self._context.study.stage == "test",
@@ -139,22 +138,24 @@ class Attempt:
     def _handle(self, report: protocol.Report) -> None:
         match report:
             case protocol.Started(history=history):
-                # From the checkpoint. The worker before may have lost the database, or died between
-                # recording and comparing; so all of it is recorded and compared once more.
+                # From the checkpoint. The worker before may have lost the database before it could
+                # record, so all of it is recorded once more. What the checkpoint lacks is trained
+                # again.
                 self._history = list(history)
-                self._record_and_compare()
+                self._n_repeated = max(0, self._lease.n_recorded - len(history))
+                self._try_once(time.monotonic(), self._record)
             case protocol.Trained(epoch=epoch):
                 self._history.append(epoch)
                 self._context.metrics.epoch(seconds=epoch.seconds, n_images=epoch.n_images)
-                self._record_and_compare()
-                # The trainer waits for exactly one answer, and a halt was one.
-                if self._halting is None:
-                    self._context.child.send(protocol.Continue())
+                self._try_once(time.monotonic(), self._record)
             case protocol.Warned(message=message):
                 self._warn("%s", message)
             case protocol.Completed(rss_mb=rss_mb):
                 self.rss_mb = rss_mb
                 self._complete(report)
+            case protocol.Paused(rss_mb=rss_mb):
+                self.rss_mb = rss_mb
+                self._pause()
             case protocol.Halted(rss_mb=rss_mb):
                 self.rss_mb = rss_mb
                 self._halted()
@@ -173,39 +174,23 @@ class Attempt:
         if wanted != "run":
             self._halt("cancelled", save=True)
 
-    def _record_and_compare(self) -> None:
-        """Record what was trained; at a rung, stop the trial if it is weak."""
-        # Recorded before compared: the comparison reads this trial's own epoch from the ledger,
-        # and the others at this rung must see it even if this trial goes on.
-        self._try_once(time.monotonic(), self._record)
-        if not self._history or self._n_recorded < len(self._history) or self._lease.protected:
-            return  # also where the database is away: a trial is never stopped unseen
-        rung = self._history[-1].epoch
-        if rung in self._context.rungs:
-            self._try_once(time.monotonic(), lambda: self._compare(rung))
-
     def _record(self) -> None:
         unrecorded = self._history[self._n_recorded :]
         # The ledger first, since it checks the token: what a fenced attempt has trained must not
         # reach Optuna, whose tables know no token.
-        self._context.leases.record(self._lease, unrecorded)
+        leases, n_repeated = self._context.leases, self._n_repeated
+        leases.record(self._lease, unrecorded, n_repeated=n_repeated)
+        self._n_repeated = 0
         with storage_errors():
             sampling.report(
                 self._context.study,
                 self._lease.trial_id,
                 unrecorded,
                 n_epochs=self._recipe.train.epochs,
-                rungs=self._context.rungs,
+                rungs=self._context.study.ladder.rungs,
             )
         # Only now: lost in between, both are written again, which neither minds.
         self._n_recorded = len(self._history)
-
-    def _compare(self, rung: int) -> None:
-        values = self._context.ledger.best_at(rung)
-        mine = values[self._lease.trial_id]
-        settings = self._context.study.spec.search.pruning
-        if not pruning.goes_on(mine, values.values(), pruning=settings):
-            self._halt("pruned", save=False)
 
     def _try_once(self, now: float, action: Callable[[], None]) -> None:
         """Do it if the database answers; if not, leave it for later, and train on meanwhile."""
@@ -245,8 +230,7 @@ class Attempt:
     # -- ending -----------------------------------------------------------------------------
 
     def _halt(self, reason: HaltReason, *, save: bool) -> None:
-        # Once: the first reason decides what becomes of the trial. A trial that is weak stays
-        # pruned when SIGTERM comes before the trainer's answer; one that is fenced is never
+        # Once: the first reason decides what becomes of the trial. One that is fenced is never
         # released, since it belongs to another worker.
         if self._halting is not None:
             return
@@ -255,8 +239,6 @@ class Attempt:
 
     def _halted(self) -> None:
         match self._halting:
-            case "pruned":
-                self._finish("pruned")
             case "preempted" | "cancelled":
                 self._release(self._halting)
             case _:
@@ -310,6 +292,18 @@ class Attempt:
 
         self._try_until_done(end)
 
+    def _pause(self) -> None:
+        """Set the trial aside: what it was granted is trained."""
+        self._is_over = True
+        if self._halting == "fenced":
+            return
+
+        def pause() -> None:
+            self._record()
+            self._context.leases.pause(self._lease)
+
+        self._try_until_done(pause)
+
     def _release(self, cause: str, message: str = "") -> None:
         """Give the trial back for any worker to go on with, now instead of at the lease's end."""
         self._is_over = True
@@ -342,7 +336,7 @@ class Attempt:
         """Release a trial that was to be released; count any other death as the machine's."""
         logger.warning("%s", message, extra={"action": "died", "trial": self._lease.number})
         # Killed here because it would not halt in time, or by whoever sent us SIGTERM: no fault of
-        # the trial. A *weak* trial whose trainer died is tried again, and pruned at its start.
+        # the trial.
         if self._halting in {"preempted", "cancelled"}:
             self._release(self._halting)
         else:

@@ -1,8 +1,7 @@
 """Protocol of supervisor and trainer: frozen messages, as JSON over a socket pair.
 
-The supervisor sends orders, the trainer reports. After `Trained` the trainer waits for `Continue`
-or `Halt`; every other report needs no answer. JSON and not pickle: what arrives is validated
-instead of executed.
+The supervisor sends orders, the trainer reports, and no report needs an answer. JSON and not
+pickle: what arrives is validated instead of executed.
 """
 
 from multiprocessing.connection import Connection
@@ -31,18 +30,14 @@ class Train(Value):
     kind: Literal["train"] = "train"
     recipe: Recipe
     checkpoints: str
+    until: int
+    """The last epoch to train; a run whose schedule is longer pauses there."""
     members: tuple[str, ...] = ()
     """Folders of final runs whose weights are averaged: then nothing is trained."""
     result_folder: str | None = None
     """Where the weights are left; None for nowhere."""
     reads_test: bool = False
     """Whether the test images are read at the end, and the predictions left there too."""
-
-
-class Continue(Value):
-    """Train the next epoch."""
-
-    kind: Literal["continue"] = "continue"
 
 
 class Halt(Value):
@@ -90,7 +85,7 @@ class Warned(Value):
 
 
 class Trained(Value):
-    """An epoch is done and, where the disk takes it, saved; Continue or Halt must follow."""
+    """An epoch is done and, where the disk takes it, saved."""
 
     kind: Literal["trained"] = "trained"
     epoch: Epoch
@@ -105,6 +100,13 @@ class Completed(Value):
     """Of a run that read the test images."""
     val_top1: Percentage | None = None
     """Of an average, which has no epochs; None where the validation images are trained on."""
+
+
+class Paused(Value):
+    """The epochs that were ordered are done, and the schedule has more."""
+
+    kind: Literal["paused"] = "paused"
+    rss_mb: float
 
 
 class Halted(Value):
@@ -122,9 +124,9 @@ class Failed(Value):
     message: str
 
 
-Order = Annotated[Open | Train | Continue | Halt, Field(discriminator="kind")]
+Order = Annotated[Open | Train | Halt, Field(discriminator="kind")]
 Report = Annotated[
-    Ready | Refused | Started | Heartbeat | Warned | Trained | Completed | Halted | Failed,
+    Ready | Refused | Started | Heartbeat | Warned | Trained | Completed | Paused | Halted | Failed,
     Field(discriminator="kind"),
 ]
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)

@@ -1,11 +1,12 @@
 """Retention of checkpoints and logs: what stays on the disk, and whether a new trial has room.
 
-A trial that runs, waits or is paused keeps its checkpoints (the last two). One that ended keeps
-none, but for the last one of the best complete trials, as many as the worker's settings say. The
-weights of final runs are kept elsewhere: those of the test stage are never touched here, those of
-the confirm stage go when the test stage has begun, as no average is made of them any more. Workers
-apply this after each trial; `clean` finds what is left of studies and workers that are gone
-(`leftovers`).
+A trial that runs or waits keeps its checkpoints (the last two), one that is paused the last. One
+that ended keeps none, but for the last one of the best complete trials, as many as the worker's
+settings say. Where room is short, those of the least accurate paused trials go: promoted, they
+would train again from the start. The weights of final runs are kept elsewhere: those of the test
+stage are never touched here, those of the confirm stage go when the test stage has begun, as no
+average is made of them any more. Workers apply this after each trial; `clean` finds what is left of
+studies and workers that are gone (`leftovers`).
 """
 
 import logging
@@ -62,11 +63,12 @@ class Retention:
         # The ledger first, the disk second: a trial never begins again once it has ended, so what
         # is found ended cannot have a checkpoint that lives. The other way round it could.
         ended = records.finished(self.study.storage.engine, self.study.id)
+        paused = {str(trial.number) for trial in self._paused()}
         best = records.ranked(ended)[: self.settings.keep_best]
         kept = {str(trial.number) for trial in best}
         over = {str(trial.number) for trial in ended}
         for folder in self.folder.glob("[0-9]*"):
-            if folder.name in kept:
+            if folder.name in kept | paused:
                 for older in sorted(folder.glob("[0-9]*.ckpt"))[:-1]:
                     older.unlink(missing_ok=True)
             elif folder.name in over:
@@ -80,7 +82,19 @@ class Retention:
         if reason is not None:
             self.sweep()
             reason = self._shortage()
+        for trial in self._paused() if reason is not None else ():
+            folder = self.folder / str(trial.number)
+            if reason is not None and folder.exists():
+                logger.warning("no room: %s goes, of a paused trial", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                reason = self._shortage()
         return reason
+
+    def _paused(self) -> list[records.TrialRecord]:
+        """Return the paused trials, the least accurate first."""
+        trials = records.trials(self.study.storage.engine, self.study.id)
+        paused = [trial for trial in trials if trial.state == "paused"]
+        return sorted(paused, key=lambda trial: trial.last_top1 or 0.0)
 
     def _shortage(self) -> str | None:
         home, settings = self.settings.home, self.settings

@@ -15,7 +15,7 @@ from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.restart_policy import Restarts
 from nbtl_search.spec import Dials
-from nbtl_search.study import pruning, sampling, stages
+from nbtl_search.study import sampling, stages
 from nbtl_search.study.store import Study
 from nbtl_search.worker import protocol
 from nbtl_search.worker.attempt import Attempt, FinalFolders, TrialContext
@@ -55,7 +55,9 @@ class Supervisor:
         They have the specification and the facts of the search: data and weights stay open.
         """
         self._study = study
-        self._leases = Leases(study.storage.engine, study.id, lease_s=self._timing.lease_s)
+        self._leases = Leases(
+            study.storage.engine, study.id, ladder=study.ladder, lease_s=self._timing.lease_s
+        )
         self._ledger = Ledger(study.storage.engine, study.id)
         self._retention = Retention(study=study, settings=self._settings)
 
@@ -103,6 +105,7 @@ class Supervisor:
             self._train(lease)
             return True
         if desired == "run" and self._ledger.is_over():
+            self._reconcile()  # what was paused has ended with the search
             self._retention.sweep()
             return False
         if shortage is not None:
@@ -120,31 +123,24 @@ class Supervisor:
         def ask(slot: int) -> Asked:
             return sampling.ask(self._study, slot=slot, known_ids=self._ledger.trial_ids())
 
-        # A trial that was interrupted before a new one: its slot of the budget is spent, and the
-        # study cannot end without it.
+        # A trial that was interrupted before all others: its epochs are spent, and the study cannot
+        # end without it.
         lease = self._leases.take_over(self.name)
         if lease is not None:
             return lease
-        # Read before the reservation what the sampler will look at: on a large study that takes a
+        # Read before the grant what the sampler will look at: on a large study that takes a
         # newcomer seconds, and inside it all others would wait for them.
         with storage_errors():
             self._study.optuna.get_trials(deepcopy=False)
-        return self._leases.reserve(self.name, ask)
+        return self._leases.grant(self.name, ask)
 
     def _train(self, lease: Lease) -> None:
         assert self._child is not None  # noqa: S101
-        assert self._ready is not None  # noqa: S101
         logger.info("training", extra={"action": "train", "trial": lease.number})
         context = TrialContext(
             study=self._study,
             leases=self._leases,
-            ledger=self._ledger,
             child=self._child,
-            rungs=pruning.rungs(
-                self._study.spec.search.pruning,
-                epochs=self._study.spec.train.epochs,
-                n_updates=self._ready.n_updates,
-            ),
             timing=self._timing,
             stopping=lambda: self._stop.requested,
             show=self._show,

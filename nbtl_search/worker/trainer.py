@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Literal, final
@@ -104,7 +104,7 @@ class Trainer:
                     self._send(self._open(order))
                 case protocol.Train():
                     self._send(self._train(order))
-                case protocol.Continue() | protocol.Halt():
+                case protocol.Halt():
                     # Too late: sent while that run was ending. Left in the queue, it would halt the
                     # next one.
                     continue
@@ -125,7 +125,7 @@ class Trainer:
 
     def _train(
         self, order: protocol.Train
-    ) -> protocol.Completed | protocol.Halted | protocol.Failed:
+    ) -> protocol.Completed | protocol.Paused | protocol.Halted | protocol.Failed:
         assert self._prepared is not None, "Train comes after Open"  # noqa: S101
         cause: Literal["disk", "user_error", "infra"]
         try:
@@ -144,7 +144,7 @@ class Trainer:
             cause = "disk" if _is_of_full_disk(error) else "infra"
             return protocol.Failed(cause=cause, message=f"{type(error).__name__}: {error}")
 
-    def _trained(self, order: protocol.Train) -> protocol.Completed:
+    def _trained(self, order: protocol.Train) -> protocol.Completed | protocol.Paused:
         assert self._prepared is not None  # noqa: S101
         run = Run(order.recipe, prepared=self._prepared, home=self._home, measuring=self._measuring)
         directory = Path(order.checkpoints)
@@ -152,7 +152,10 @@ class Trainer:
         # some of which the ledger may lack.
         checkpoint.load_latest(directory, run)
         self._send(protocol.Started(history=run.history))
-        self._epochs(run, directory)
+        if len(run.history) < order.until:
+            self._epochs(run, directory, until=order.until)
+        if not run.finished:
+            return protocol.Paused(rss_mb=_rss_mb())
         return protocol.Completed(rss_mb=_rss_mb(), result=self._kept(order, run))
 
     def _averaged(self, order: protocol.Train) -> protocol.Completed:
@@ -198,38 +201,32 @@ class Trainer:
             self._send(protocol.Heartbeat(epoch=epoch, update=update))
             self._heartbeat_at = now
 
-    def _epochs(self, run: Run, directory: Path) -> None:
-        """Train to the end.
+    def _epochs(self, run: Run, directory: Path, *, until: int) -> None:
+        """Train to the end of this epoch.
 
         Raises:
             _HaltedError: ordered to halt; a checkpoint is written if that was ordered too.
         """
-        events: Iterator[object] = train(run)
         saved_at = time.monotonic()
-        for event in events:
+        for event in train(run):
             if isinstance(event, Step):
-                halt = self._inbox.halt()
-                if halt is None:
-                    self._heartbeat(epoch=event.epoch, update=event.update)
-                    if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-                        self._save(directory, run)
-                        saved_at = time.monotonic()
-                    continue
+                self._heartbeat(epoch=event.epoch, update=event.update)
             else:
                 # Saved before it is reported: killed in between, the trial has an epoch that the
                 # ledger will be sent again. The other way round it would train that epoch twice.
                 self._save(directory, run)
                 saved_at = time.monotonic()
-                self._send(protocol.Trained(epoch=run.history[-1]))
-                # Wait for the verdict of the rung. To train on meanwhile would win the milliseconds
-                # of a query, and all of it would be lost whenever the trial is stopped.
-                order = self._inbox.wait()
-                halt = order if isinstance(order, protocol.Halt) else None
-                if halt is None:
-                    continue
-            if halt.save:
+                self._send(protocol.Trained(epoch=event))
+                if event.epoch == until:
+                    return
+            halt = self._inbox.halt()
+            if halt is not None:
+                if halt.save:
+                    self._save(directory, run)
+                raise _HaltedError
+            if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 self._save(directory, run)
-            raise _HaltedError
+                saved_at = time.monotonic()
 
     def _save(self, directory: Path, run: Run) -> None:
         """Write a checkpoint; where the disk does not take it, train on: only a resume is lost."""

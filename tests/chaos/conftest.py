@@ -94,7 +94,7 @@ def plain(url):
     return url.render_as_string(hide_password=False)
 
 
-def make_study(url, *, n_trials, epochs, name="chaos"):
+def make_study(url, *, n_trials, epochs, budget_epochs=None, name="chaos"):
     """Store a study for the stub trainer; return it with its open storage."""
     opened = connect(plain(url), home=None, answer_s=10)
     spec = StudySpec(
@@ -103,13 +103,15 @@ def make_study(url, *, n_trials, epochs, name="chaos"):
         train=TrainSettings(epochs=epochs),
         search=SearchSettings(
             n_startup=3,
-            pruning=Pruning(min_epochs=1, min_updates=1, rungs=(0.34, 0.67), min_peers=2),
+            pruning=Pruning(
+                min_epochs=1, min_updates=1, rungs=(0.34, 0.67), min_peers=2, reduction=2
+            ),
             known=(
                 KnownRecipe(name="default", reason="the usual practice"),
                 KnownRecipe(name="paper", reason="table 6", dials={"n_l2sp": "14/22"}),
             ),
         ),
-        budget=Budget(n_trials=n_trials),
+        budget=Budget(n_trials=n_trials, epochs=budget_epochs),
         facts=Facts(
             n_blocks=22, n_classes=3, n_train=3200, n_val=12, n_test=12,
             data_digest="d" * 16, weights_digest="random",

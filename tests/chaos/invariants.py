@@ -1,16 +1,19 @@
 """What must hold of a study that ended, whatever was done to it. Each returns what is wrong."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import psutil
 from sqlalchemy import text
 
+from nbtl_search.ledger import grants as ledger_grants
 from nbtl_search.ledger.leases import MAX_FAILURES, MAX_LOST
+from nbtl_search.ledger.promotion import Room, choose
 from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import stub_trainer
 
-CAUSES = {"complete", "pruned", "preempted", "cancelled", "infra", "disk"}
+CAUSES = {"complete", "pruned", "paused", "preempted", "cancelled", "infra", "disk"}
 
 
 def rows(study, query):
@@ -42,12 +45,16 @@ def curves_of(study):
 
 
 def budget(study):
-    """Exactly as many trials as were asked for, each in one terminal state."""
-    wanted = study.spec.budget.n_trials
+    """As many trials as were asked for, or all of the epochs; each trial in one terminal state."""
+    limits = study.spec.budget
     trials = trials_of(study)
+    wanted = limits.n_trials if limits.epochs is None else len(trials)
     (row,) = rows(study, "SELECT started FROM nbtl_study WHERE study_id = :study")
-    if (len(trials), row["started"]) != (wanted, wanted):
+    if (len(trials), row["started"]) != (wanted, wanted) or wanted > limits.n_trials:
         yield f"{len(trials)} trials and {row['started']} slots of {wanted}"
+    n_granted = sum(trial["granted"] for trial in trials)
+    if limits.epochs is not None and n_granted > limits.epochs:
+        yield f"{n_granted} epochs were granted of {limits.epochs}"
     for trial in trials:
         if trial["state"] not in {"complete", "pruned", "failed"}:
             yield f"trial {trial['number']} is {trial['state']}"
@@ -111,6 +118,28 @@ def curves(study):
             yield f"trial {number} has the value {trial['value']}, its best epoch {best}"
 
 
+def grants(study):
+    """Every epoch that was granted is trained, and nothing is left that could be granted."""
+    found = curves_of(study)
+    for trial in trials_of(study):
+        n_epochs, is_whole = len(found[trial["number"]]), trial["state"] != "failed"
+        if n_epochs > trial["granted"] or (is_whole and n_epochs != trial["granted"]):
+            yield f"trial {trial['number']} has {n_epochs} of {trial['granted']} granted epochs"
+    with study.storage.engine.connect() as connection:
+        standings = [
+            replace(one, state="paused") if one.state == "pruned" else one
+            for one in ledger_grants.standings(connection, study.id, study.ladder.rungs)
+        ]
+        room = ledger_grants.room(connection, study.id)
+    limits, spent = study.spec.budget, sum(t["granted"] + t["n_repeated"] for t in trials_of(study))
+    if room is None:  # closed, or spent: what was left when it ended
+        left = None if limits.epochs is None else max(0, limits.epochs - spent)
+        room = Room(has_slot=len(standings) < limits.n_trials, epochs=left)
+    chosen = choose(standings, room, study.ladder)
+    if chosen is not None:
+        yield f"{chosen} could have been granted epochs ({room})"
+
+
 def notified(study):
     """Optuna has each trial once, ended as in the ledger, with the same value."""
     states = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
@@ -129,7 +158,7 @@ def notified(study):
             yield f"trial {trial['number']} has another value in Optuna"
 
 
-CHECKS = (budget, leases, attempts, failures, curves, notified)
+CHECKS = (budget, leases, attempts, failures, curves, grants, notified)
 
 
 def violations(study):

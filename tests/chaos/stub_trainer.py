@@ -99,14 +99,13 @@ class Trainer:
         recipe, folder = order["recipe"], Path(order["checkpoints"])
         chain, history = load(folder)
         self.send(kind="started", history=history)
-        while len(history) < recipe["train"]["epochs"]:
+        while len(history) < order["until"]:
             number = len(history) + 1
             self.go_wrong(number, folder)
             for _ in range(N_STEPS):
                 self.pause.wait(self.epoch_s / N_STEPS)
-                with contextlib.suppress(queue.Empty):
-                    if self.orders.get_nowait()["kind"] == "halt":
-                        return {"kind": "halted", "rss_mb": 50.0}
+                if self.is_to_halt():
+                    return {"kind": "halted", "rss_mb": 50.0}
             chain, epoch = advanced(recipe, chain, number)
             history.append(epoch)
             try:
@@ -114,9 +113,13 @@ class Trainer:
             except OSError as error:
                 self.send(kind="warned", message=f"no checkpoint: {error.strerror}")
             self.send(kind="trained", epoch=epoch)
-            if self.orders.get()["kind"] == "halt":
-                return {"kind": "halted", "rss_mb": 50.0}
-        return {"kind": "completed", "rss_mb": 50.0}
+        is_whole = len(history) == recipe["train"]["epochs"]
+        return {"kind": "completed" if is_whole else "paused", "rss_mb": 50.0}
+
+    def is_to_halt(self):
+        with contextlib.suppress(queue.Empty):
+            return self.orders.get_nowait()["kind"] == "halt"
+        return False
 
     def go_wrong(self, number, folder):
         """Commit the fault, where this is the epoch for it; only trial 0 kills its supervisor."""

@@ -13,6 +13,10 @@ from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import invariants, workers
 from tests.chaos.conftest import make_study, plain
 
+BETTER = """
+UPDATE nbtl_epoch SET val_top1 = 100
+WHERE trial_id = (SELECT min(trial_id) FROM nbtl_trial WHERE state = 'pruned')
+"""
 PLANTED = {
     "a trial too many slots": ("budget", "UPDATE nbtl_trial SET slot = 1"),
     "a trial that was never finished": (
@@ -33,6 +37,10 @@ PLANTED = {
     "an epoch that is missing": ("curves", "DELETE FROM nbtl_epoch WHERE epoch = 1"),
     "an epoch of another run": ("curves", "UPDATE nbtl_epoch SET val_top1 = 1 WHERE epoch = 1"),
     "a value that is not the best": ("curves", "UPDATE nbtl_trial SET value = value - 1"),
+    "an epoch beyond what was granted": (
+        "grants", "UPDATE nbtl_trial SET granted = granted - 1 WHERE number = 0",
+    ),
+    "a trial that should have been promoted": ("grants", BETTER),
     "another end in Optuna": ("notified", "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
     "another value in Optuna": ("notified", "UPDATE trial_values SET value = 1"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ the test's name.
 import contextlib
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import dataclass, field
@@ -19,13 +20,16 @@ import pytest
 from nbtl_search.errors import StorageError
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.postgres.server import start, status
+from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import invariants, stub_trainer, workers
 from tests.chaos.conftest import make_study, plain
 from tests.rounds import N_SCHEDULES
 
 FIRST_SEED = int(os.environ.get("NBTL_CHAOS_SEED", "0"))
 DEADLINE_S = 120.0
-KINDS = ("trainer", "supervisor", "both", "postmaster", "backend", "terminate", "freeze")
+KINDS = (
+    "trainer", "supervisor", "both", "postmaster", "backend", "terminate", "freeze", "checkpoints"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class Plan:
     chance: random.Random
     epochs: int
     n_trials: int
+    budget_epochs: int | None
     epoch_s: float
     events: tuple[tuple[float, str], ...]
 
@@ -42,11 +47,13 @@ class Plan:
 def plan_of(seed):
     chance = random.Random(seed)
     epochs, n_trials = chance.randint(4, 7), chance.randint(5, 8)
+    budget_epochs = chance.choice([None, chance.randint(epochs, epochs * n_trials)])
     epoch_s = chance.uniform(0.06, 0.2)
     times = sorted(chance.uniform(0.2, 3.0) for _ in range(chance.randint(3, 7)))
     events = tuple((at, chance.choice(KINDS)) for at in times)
     return Plan(
-        chance=chance, epochs=epochs, n_trials=n_trials, epoch_s=epoch_s, events=events
+        chance=chance, epochs=epochs, n_trials=n_trials, budget_epochs=budget_epochs,
+        epoch_s=epoch_s, events=events,
     )  # fmt: skip
 
 
@@ -82,6 +89,8 @@ class Siege:
             self.done.append(kind)
         if kind == "backend":
             victims += [(pid, signal.SIGKILL) for pid in self.backends()[:1]]
+        if kind == "checkpoints":
+            self.lose_checkpoints()
         for pid, number in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -89,6 +98,13 @@ class Siege:
         if kind in {"postmaster", "backend"}:
             time.sleep(self.chance.choice([0.0, 0.3, 1.5]))
             start(self.server.home)
+
+    def lose_checkpoints(self):
+        """Remove what one trial has on the disk: it may run, wait, or be paused."""
+        folders = sorted(checkpoints_of(self.study, self.job.home).glob("[0-9]*"))
+        if folders:
+            shutil.rmtree(self.chance.choice(folders), ignore_errors=True)
+            self.done.append("checkpoints")
 
     def backends(self):
         """Return the server's processes that serve our workers."""
@@ -154,7 +170,9 @@ def check(siege):
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + N_SCHEDULES))
 def test_no_schedule_of_kills_changes_a_result(server, database, home, seed, record_property):
     plan = plan_of(seed)
-    study = make_study(database, n_trials=plan.n_trials, epochs=plan.epochs)
+    study = make_study(
+        database, n_trials=plan.n_trials, epochs=plan.epochs, budget_epochs=plan.budget_epochs
+    )
     job = workers.Job(url=plain(database), study=study.name, home=home, epoch_s=plan.epoch_s)
     siege = Siege(server, study, job, plan.chance)
     started = time.monotonic()

@@ -8,6 +8,11 @@ from nbtl_search.ledger import schema
 from nbtl_search.study.finals import Plan
 
 _BACK = {
+    6: (
+        "ALTER TABLE nbtl_study DROP COLUMN closed",
+        "ALTER TABLE nbtl_trial DROP COLUMN granted",
+        "ALTER TABLE nbtl_trial DROP COLUMN n_repeated",
+    ),
     5: (
         "ALTER TABLE nbtl_final DROP COLUMN averaged",
         "ALTER TABLE nbtl_final_run DROP COLUMN averaged",
@@ -45,7 +50,8 @@ def as_version(engine: Engine, version: int) -> None:
             (
                 schema.final.c.plan,
                 [schema.final.c.parent_id == row.parent_id, schema.final.c.round == row.round],
-                Plan.parse(row.plan).model_dump_json(exclude={"averages"}),  # the fields of then
+                # The fields of then.
+                Plan.parse(row.plan).model_dump_json(exclude={"averages"} if version < 5 else None),
             )
             for row in connection.execute(select(schema.final))
         ]

@@ -37,14 +37,14 @@ def epoch(number, top1=50.0):
 
 def take(study, worker="w"):
     leases, ledger = _hands(study)
-    return leases.take_over(worker) or leases.reserve(
+    return leases.take_over(worker) or leases.grant(
         worker, lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
     )
 
 
 def _hands(study):
     engine = study.storage.engine
-    return Leases(engine, study.id), Ledger(engine, study.id)
+    return Leases(engine, study.id, ladder=study.ladder), Ledger(engine, study.id)
 
 
 def finish(study, lease):
@@ -78,7 +78,7 @@ def half_way(db, spec):
     for _ in range(3):
         finish(study, take(study))
     lease = take(study)
-    Leases(db.engine, study.id).record(lease, [epoch(1)])
+    Leases(db.engine, study.id, ladder=study.ladder).record(lease, [epoch(1)])
     return study, lease
 
 
@@ -119,7 +119,7 @@ def test_the_study_goes_on_to_exactly_its_budget(db, elsewhere, tmp_path):
 def test_workers_from_before_are_fenced_whatever_tokens_they_hold(db, half_way, tmp_path):
     study, old = half_way
     backup.backup(db, tmp_path / "a.backup")
-    leases = Leases(db.engine, study.id)
+    leases = Leases(db.engine, study.id, ladder=study.ladder)
     leases.release(old, cause="preempted")
     later = leases.take_over("later")  # a token that the backup has never seen
     backup.restore(db, tmp_path / "a.backup", replace=True)

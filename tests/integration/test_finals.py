@@ -43,10 +43,10 @@ def predicted():
 def run_one(study, value_of, *, state="complete"):
     """Take one slot of a study and end it as a worker would; return its recipe, or None."""
     leases, known = (
-        Leases(study.storage.engine, study.id),
+        Leases(study.storage.engine, study.id, ladder=study.ladder),
         ledger.Ledger(study.storage.engine, study.id),
     )
-    lease = leases.reserve(
+    lease = leases.grant(
         "w", lambda slot: sampling.ask(study, slot=slot, known_ids=known.trial_ids())
     )
     if lease is None:

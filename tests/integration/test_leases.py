@@ -42,7 +42,7 @@ def epoch(number, top1=50.0):
 
 
 def acquire(study, leases, ledger, worker="w"):
-    return leases.take_over(worker) or leases.reserve(
+    return leases.take_over(worker) or leases.grant(
         worker, lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
     )
 
@@ -65,7 +65,7 @@ def study(db, spec):
 
 @pytest.fixture
 def leases(study):
-    return Leases(study.storage.engine, study.id, lease_s=2.0)
+    return Leases(study.storage.engine, study.id, ladder=study.ladder, lease_s=2.0)
 
 
 @pytest.fixture
@@ -77,7 +77,10 @@ def work_through(url, name, index):
     """Be a worker without a trainer: end every trial at once, until there is none."""
     opened = database.connect(url, home=None)
     study = store.open_study(opened, name)
-    leases, ledger = Leases(opened.engine, study.id), Ledger(opened.engine, study.id)
+    leases, ledger = (
+        Leases(opened.engine, study.id, ladder=study.ladder),
+        Ledger(opened.engine, study.id),
+    )
     # As a worker does: Optuna is opened before a reservation, and a queue that took too long is
     # joined again. On a busy machine eight first imports inside the lock outlast its limit.
     study.optuna.get_trials(deepcopy=False)
@@ -154,7 +157,9 @@ def test_a_trial_is_resumed_by_whoever_comes_when_its_lease_expires(db, study, l
 def test_after_a_restart_of_the_database_owners_come_first(db, study, leases, ledger):
     lease = acquire(study, leases, ledger)
     expire_all(db)
-    longer_than_the_server_runs = Leases(db.engine, study.id, lease_s=10 * 365 * 86_400)
+    longer_than_the_server_runs = Leases(
+        db.engine, study.id, ladder=study.ladder, lease_s=10 * 365 * 86_400
+    )
     assert longer_than_the_server_runs.take_over("b") is None
     assert leases.take_over("b").trial_id == lease.trial_id
 
@@ -184,7 +189,7 @@ def test_an_asker_that_dies_gives_its_slot_back_and_its_trial_is_adopted(study, 
         raise Killed
 
     with pytest.raises(Killed):
-        leases.reserve("a", ask_and_die)
+        leases.grant("a", ask_and_die)
     assert ledger.trial_ids() == set()
     lease = acquire(study, leases, ledger, "b")
     assert lease.trial_id == asked[0].trial_id
@@ -274,7 +279,7 @@ def test_a_wish_reaches_the_worker_and_no_trial_starts(study, leases, ledger, wi
 )
 def test_every_kind_of_budget_ends_the_study(db, spec, budget):
     study = store.create(db, spec.replace(budget=spec.budget.replace(**budget)))
-    leases, ledger = Leases(db.engine, study.id), Ledger(db.engine, study.id)
+    leases, ledger = Leases(db.engine, study.id, ladder=study.ladder), Ledger(db.engine, study.id)
     if "wall_clock_h" not in budget:
         lease = acquire(study, leases, ledger)
         leases.record(lease, [epoch(1), epoch(2)])
@@ -336,7 +341,10 @@ def test_optuna_gets_every_epoch_of_a_short_trial(study, leases, ledger):
 
 def trained(study, n):
     """Train this many trials of a study; return its next proposal, with what was read for it."""
-    leases, ledger = Leases(study.storage.engine, study.id), Ledger(study.storage.engine, study.id)
+    leases, ledger = (
+        Leases(study.storage.engine, study.id, ladder=study.ladder),
+        Ledger(study.storage.engine, study.id),
+    )
     for number in range(n):
         lease = acquire(study, leases, ledger)
         leases.record(lease, [epoch(1, 50.0 + number % 3)])
@@ -380,7 +388,10 @@ def test_asks_are_seeded_by_study_and_slot(db, spec):
     def points(seed, name):
         search = spec.search.replace(seed=seed, n_startup=0)
         study = store.create(db, spec.replace(name=name, search=search))
-        leases, ledger = Leases(db.engine, study.id), Ledger(db.engine, study.id)
+        leases, ledger = (
+            Leases(db.engine, study.id, ladder=study.ladder),
+            Ledger(db.engine, study.id),
+        )
         return [acquire(study, leases, ledger).recipe for _ in range(5)]
 
     first = points(7, "one")

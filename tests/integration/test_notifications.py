@@ -78,9 +78,12 @@ def send_now(study, settings):
 
 def run(study, *, failing=0):
     """End all trials, the first ones as failed."""
-    leases, ledger = Leases(study.storage.engine, study.id), Ledger(study.storage.engine, study.id)
+    leases, ledger = (
+        Leases(study.storage.engine, study.id, ladder=study.ladder),
+        Ledger(study.storage.engine, study.id),
+    )
     for number in range(2):
-        lease = leases.reserve(
+        lease = leases.grant(
             "w", lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
         )
         epoch = Epoch(

@@ -22,11 +22,9 @@ pytestmark = pytest.mark.postgres
 def study(db, spec, tmp_path):
     """Trials 0 and 1 are complete (60, 61), 2 pruned, 3 runs, 4 waits; each has two checkpoints."""
     study = store.create(db, spec)
-    leases, ledger = Leases(db.engine, study.id), Ledger(db.engine, study.id)
+    leases, ledger = Leases(db.engine, study.id, ladder=study.ladder), Ledger(db.engine, study.id)
     held = [
-        leases.reserve(
-            "w", lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
-        )
+        leases.grant("w", lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids()))
         for _ in range(5)
     ]
     for number in (0, 1):

@@ -58,10 +58,10 @@ def test_every_shipped_recipe_comes_back_equal_from_its_column(db, spec):
 
 def finish(study, value):
     leases, known = (
-        Leases(study.storage.engine, study.id),
+        Leases(study.storage.engine, study.id, ladder=study.ladder),
         ledger.Ledger(study.storage.engine, study.id),
     )
-    lease = leases.reserve(
+    lease = leases.grant(
         "w", lambda slot: sampling.ask(study, slot=slot, known_ids=known.trial_ids())
     )
     assert lease is not None
@@ -112,7 +112,7 @@ def shape(engine):
     }
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_older_tables_are_upgraded_with_all_that_they_hold(db, finalised, version):
     before, made = content(finalised), shape(db.engine)
     as_version(db.engine, version)

@@ -49,7 +49,8 @@ def test_known_recipes_wait_first_then_an_even_design(db, spec):
     default, paper, *design = trials
     assert default.user_attrs["nbtl:name"] == "default"
     assert paper.user_attrs["nbtl:reason"] == "table 6"
-    assert paper.user_attrs["nbtl:protected"] is True
+    assert default.user_attrs["nbtl:protected"] is True
+    assert paper.user_attrs["nbtl:protected"] is False  # it pauses at a rung like any other
     assert json.loads(paper.user_attrs["nbtl:dials"])["n_l2sp"] == 14
     assert paper.system_attrs["fixed_params"] == space.params_of(
         built, space.known_dials(spec.search.known[1], space=built)

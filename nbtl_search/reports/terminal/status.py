@@ -37,7 +37,7 @@ MAX_TRIALS: Final = 30
 _MAX_WORKERS: Final = 8
 _N_BEST: Final = 10
 _BAR: Final = 60
-_COUNTS: Final = ("complete", "pruned", "failed", "running", "waiting")
+_COUNTS: Final = ("complete", "pruned", "failed", "running", "paused", "waiting")
 _LEGEND: Final = (
     "new: layers reinitialised; lr: of the blocks from `low` up; head, low: their rates x lr; "
     "L2-SP: blocks pulled to their old weights @ strength; L2: pull to zero elsewhere"
@@ -100,6 +100,8 @@ class StatusReport:
     complete: int
     pruned: int
     running: int
+    paused: int
+    """Trials at a rung, which may still be promoted."""
     waiting: int
     failed: int
     best: Best | None
@@ -218,7 +220,7 @@ def _header(report: StatusReport) -> list[RenderableType]:
         _state(report.state),
         f", {n_ended} of {report.n_trials} trials ended",
     )
-    n_done = round(_BAR * min(1.0, n_ended / report.n_trials))
+    n_done = round(_BAR * min(1.0, (n_ended + report.paused) / report.n_trials))
     bar = Text.assemble(("█" * n_done, "green"), ("░" * (_BAR - n_done), "dim"))
     counts = [f"{getattr(report, name)} {name}" for name in _COUNTS if getattr(report, name)]
     spent = f"{report.epochs_spent} epochs, {duration(report.seconds_spent)} of training"

@@ -21,6 +21,7 @@ def totals(**changes):
         "complete": 2,
         "pruned": 2,
         "running": 2,
+        "paused": 0,
         "waiting": 4,
         "failed": 0,
         "epochs_spent": 24,

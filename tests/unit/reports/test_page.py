@@ -38,6 +38,7 @@ def totals(trials):
         complete=sum(trial.state == "complete" for trial in trials),
         pruned=sum(trial.state == "pruned" for trial in trials),
         running=0,
+        paused=0,
         waiting=0,
         failed=0,
         epochs_spent=sum(trial.n_epochs for trial in trials),

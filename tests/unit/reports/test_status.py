@@ -31,6 +31,7 @@ def make_report():
             "complete": 2,
             "pruned": 1,
             "running": 2,
+            "paused": 0,
             "waiting": 35,
             "failed": 0,
             "best": None

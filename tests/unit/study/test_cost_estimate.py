@@ -21,13 +21,14 @@ def spec(**budget):
     )  # fmt: skip
 
 
-def test_the_range_is_from_all_stopped_to_none_stopped():
+def test_the_range_is_from_what_rungs_promote_to_all():
     found = estimate_cost(spec(), SPEED, n_workers=2)
     assert SPEED.epoch_s == 12.0
-    assert found.epochs == (30 + 9 * found.first_rung, 300)
+    assert found.first_rung == 8
+    assert found.epochs == (30 + 9 * 8 + 3 * 22, 300)
     assert found.slot_h[1] == pytest.approx(300 * 12 / 3600)
     assert found.hours[1] == pytest.approx(found.slot_h[1] / 2)
-    assert found.checkpoints_gb == pytest.approx(2.0)
+    assert found.checkpoints_gb == pytest.approx((2 * 2 + 10) / 2)  # of workers, and paused
 
 
 def test_a_budget_of_epochs_bounds_it():

@@ -1,0 +1,92 @@
+"""Grants of epochs rest on this: where every trial of a study stands, and what its budget has left.
+
+All of it is read, and the search is ended, under the lock of a study's grants: no trial is paused,
+promoted or begun by a decision that another has overtaken.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, func, select, update
+
+from nbtl_search.ledger import ledger, schema
+from nbtl_search.ledger.promotion import Room, Standing
+
+
+def room(connection: Connection, study_id: int) -> Room | None:
+    """Return what the budget still has; None where it is spent or the study is not to run."""
+    study = schema.study
+    has_slot = study.c.started < study.c.n_trials
+    query = select(has_slot.label("has_slot"), ledger.epochs_left(study_id).label("epochs"))
+    row = connection.execute(query.where(*ledger.has_budget(study_id))).one_or_none()
+    return None if row is None else Room(has_slot=row.has_slot, epochs=row.epochs)
+
+
+def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> list[Standing]:
+    """Return where every trial stands, by number."""
+    trial, epoch = schema.trial, schema.epoch
+    best_at = [
+        func.max(epoch.c.val_top1).filter(epoch.c.epoch <= rung).label(f"best_at_{rung}")
+        for rung in rungs
+    ]
+    query = (
+        select(
+            trial.c.trial_id,
+            trial.c.number,
+            trial.c.state,
+            trial.c.granted,
+            func.coalesce(func.max(epoch.c.epoch), 0).label("n_epochs"),
+            *best_at,
+        )
+        .select_from(trial.outerjoin(epoch))
+        .where(trial.c.study_id == study_id)
+        .group_by(trial.c.trial_id)
+        .order_by(trial.c.number)
+    )
+    return [
+        Standing(
+            trial_id=row.trial_id,
+            number=row.number,
+            state=row.state,
+            granted=row.granted,
+            best_at=tuple(
+                best if rung <= row.n_epochs else None
+                for rung, best in zip(rungs, row[5:], strict=True)
+            ),
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def end_search(
+    connection: Connection, study_id: int, standings: Sequence[Standing], room: Room | None
+) -> None:
+    """End what is paused, now that nothing is to be granted; not while a trial may still run.
+
+    A trial that runs or waits may be what promotes another, and lets nothing end. A study that is
+    not to run keeps what is paused.
+    """
+    study, trial, epoch = schema.study, schema.trial, schema.epoch
+    if any(one.state in {"running", "waiting"} for one in standings):
+        return
+    best = (
+        select(epoch.c.val_top1, epoch.c.epoch)
+        .where(epoch.c.trial_id == trial.c.trial_id)
+        .order_by(epoch.c.val_top1.desc().nulls_last(), epoch.c.epoch)
+        .limit(1)
+    )
+    connection.execute(
+        update(trial)
+        .where(
+            trial.c.study_id == study_id,
+            trial.c.state == "paused",
+            ledger.wants_to_run(study_id),
+        )
+        .values(
+            state="pruned",
+            value=best.with_only_columns(epoch.c.val_top1).scalar_subquery(),
+            best_epoch=best.with_only_columns(epoch.c.epoch).scalar_subquery(),
+            finished_at=ledger.NOW,
+        )
+    )
+    if room is not None and room.has_slot:
+        connection.execute(update(study).where(study.c.study_id == study_id).values(closed=True))
