@@ -25,7 +25,7 @@ N_SEEDS = 3
 N_TRIED = 8
 IMAGE_PX = 96
 BATCH = 32
-RATES = (2e-3, 5e-3)
+RATES = (1e-3, 2e-3, 5e-3)
 # Folder below --data, and epochs for about 100 updates. Shares are of a folder without a split.
 FOLDERS: dict[str, tuple[str, int]] = {
     "dtd10": ("dtd10/images", 16),

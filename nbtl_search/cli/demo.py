@@ -31,7 +31,7 @@ _INTERRUPTED = 130
 
 @click.command("demo")
 @click.option(
-    "--trials", type=click.IntRange(min=4), help="Trials in all; by default the study's 14."
+    "--trials", type=click.IntRange(min=4), help="Trials in all; by default the study's 12."
 )
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--fresh", is_flag=True, help="Delete the study of an earlier demo first.")
