@@ -12,12 +12,13 @@ from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from nbtl_search.data.prepared import Prepared
     from nbtl_search.ledger.records import TrialRecord
     from nbtl_search.reports.terminal.status import StatusReport
-    from nbtl_search.spec import Diagnosis, Progress, Recipe, StageProgress, StudySpec
+    from nbtl_search.spec import Budget, Diagnosis, Progress, Recipe, StageProgress, StudySpec
     from nbtl_search.study.store import Study, StudySummary
     from nbtl_search.workspace.studies import Wish
     from nbtl_search.workspace.workers import Queued
@@ -345,6 +346,40 @@ def steer(name: str, wish: Wish, *, home: Path | None = None, storage: str | Non
         StudyNotFoundError: no such study.
     """
     Workspace(home, storage).studies.steer(name, wish)
+
+
+def extend(
+    name: str,
+    *,
+    n_trials: int | None = None,
+    epochs: int | None = None,
+    gpu_h: float | None = None,
+    deadline: datetime | None = None,
+    home: Path | None = None,
+    storage: str | None = None,
+) -> Budget:
+    """Give a study another budget, whether it runs or is over; return it.
+
+    Args:
+        name: of the study.
+        n_trials: trials in all; None leaves a limit as it is.
+        epochs: epochs that all trials together are granted.
+        gpu_h: hours of all workers together.
+        deadline: when the search ends; without a time zone, local time.
+        home: see the module.
+        storage: see the module.
+
+    Raises:
+        StudyNotFoundError: no such study.
+        SpecError: no limit is given, one is below what was spent, or final runs are at work.
+    """
+    return Workspace(home, storage).studies.extend(
+        name,
+        n_trials=n_trials,
+        epochs=epochs,
+        gpu_h=gpu_h,
+        deadline=None if deadline is None else deadline.astimezone(),
+    )
 
 
 def delete(name: str, *, home: Path | None = None, storage: str | None = None) -> None:

@@ -1,6 +1,7 @@
 """Commands for a study: create it, steer it, look at it."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -109,6 +110,11 @@ def _say_created(spec: "StudySpec", start: Sequence[str], *, asked: "StudySpec")
         f"  training {_training(spec, n_updates * spec.train.epochs)}\n"
         f"  pruning  {where}"
     )
+    if spec.budget != asked.budget:
+        click.echo(
+            f"  budget   stays {spec.budget.describe()}, as the study is there already; to change "
+            f"it: nbtl-search extend {spec.name}"
+        )
     _say_default(spec, asked)
     kept = [known.dials for known in spec.search.known]  # a name may have become the default's
     left_out = [known.name for known in asked.search.known if known.dials not in kept]
@@ -241,6 +247,43 @@ def stop_command(*, workspace: Workspace, study: str) -> None:
     nbtl-search stop dtd
     """
     _steer(workspace, study, "stop", "stops with the next heartbeat of its workers")
+
+
+@click.command("extend")
+@click.argument("study")
+@click.option("--trials", type=click.IntRange(min=1), help="Trials in all.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of all trials, in all.")
+@click.option("--gpu-h", type=click.FloatRange(min=0, min_open=True), help="Hours of all workers.")
+@click.option("--deadline", type=click.DateTime(["%Y-%m-%dT%H:%M"]), help="Local time of the end.")
+@storage_option
+@json_option
+def extend_command(
+    *,
+    workspace: Workspace,
+    study: str,
+    trials: int | None,
+    epochs: int | None,
+    gpu_h: float | None,
+    deadline: datetime | None,
+    as_json: bool,
+) -> None:
+    """Give STUDY another budget: each limit in all, and those not given stay. Also after its end.
+
+    \b
+    nbtl-search extend dtd --trials 60
+    nbtl-search extend dtd --deadline 2027-01-31T08:00
+    """
+    budget = workspace.studies.extend(
+        study,
+        n_trials=trials,
+        epochs=epochs,
+        gpu_h=gpu_h,
+        deadline=None if deadline is None else deadline.astimezone(),
+    )
+    if as_json:
+        echo_json(budget.plain())
+        return
+    click.echo(f"study {study!r} ends at {budget.describe()}; workers that ended need a new launch")
 
 
 @click.command("delete")

@@ -4,6 +4,7 @@ With it the jobs of a cluster's queue that were submitted for the study. The dat
 decides (`clock_timestamp()`), never a worker's.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -14,9 +15,9 @@ from sqlalchemy import ColumnElement, Engine, Select, exists, func, insert, or_,
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
-from nbtl_search.ledger import schema
+from nbtl_search.ledger import locks, schema
 from nbtl_search.postgres.connection import storage_errors
-from nbtl_search.spec import Epoch, StudySpec
+from nbtl_search.spec import Budget, Epoch, StudySpec
 
 TERMINAL: Final = ("complete", "pruned", "failed")
 NOW: Final = func.clock_timestamp()
@@ -171,18 +172,53 @@ def epochs_left(study_id: int) -> ColumnElement[Any]:
 
 def register(engine: Engine, study_id: int, spec: StudySpec) -> None:
     """Insert the study's row: from here on the study exists."""
-    budget = spec.budget
     row = {
         "study_id": study_id,
         "name": spec.name,
         "fingerprint": spec.fingerprint(),
+        **_columns_of(spec.budget),
+    }
+    with storage_errors(), engine.begin() as connection:
+        connection.execute(insert(schema.study).values(row))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a study has taken of its budget, and since when its clock runs."""
+
+    n_trials: int
+    epochs: int
+    since: datetime
+
+
+def set_budget(engine: Engine, study_id: int, decide: Callable[[Spent], Budget]) -> Budget:
+    """Give the study another budget; where it had ended for want of one, it goes on.
+
+    Nothing is granted meanwhile, so that what `decide` is told stays true.
+    """
+    study, trial = schema.study, schema.trial
+    n_epochs = select(func.coalesce(func.sum(trial.c.granted + trial.c.n_repeated), 0))
+    with storage_errors(), engine.begin() as connection:
+        locks.take_reservations(connection, study_id)
+        query = select(study.c.started, study.c.created_at).where(study.c.study_id == study_id)
+        row = connection.execute(query).one()
+        epochs = connection.execute(n_epochs.where(trial.c.study_id == study_id)).scalar_one()
+        budget = decide(Spent(n_trials=row.started, epochs=epochs, since=row.created_at))
+        connection.execute(
+            update(study)
+            .where(study.c.study_id == study_id)
+            .values(closed=False, **_columns_of(budget))
+        )
+        return budget
+
+
+def _columns_of(budget: Budget) -> dict[str, Any]:
+    return {
         "n_trials": budget.n_trials,
         "budget_epochs": budget.epochs,
         "budget_slot_s": None if budget.gpu_h is None else budget.gpu_h * 3600,
         "budget_wall_s": None if budget.wall_clock_h is None else budget.wall_clock_h * 3600,
     }
-    with storage_errors(), engine.begin() as connection:
-        connection.execute(insert(schema.study).values(row))
 
 
 @dataclass(frozen=True, kw_only=True)

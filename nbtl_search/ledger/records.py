@@ -36,6 +36,7 @@ class TrialRecord:
     last_top1: float | None
     seconds: float
     n_attempts: int
+    """Those that a promotion began are no new attempts."""
     cause: str | None
     message: str | None
     worker: str | None
@@ -86,6 +87,16 @@ def trials(engine: Engine, study_id: int) -> list[TrialRecord]:
         .group_by(epoch.c.trial_id)
         .subquery()
     )
+    attempt = schema.attempt
+    n_promotions = (
+        select(func.count())
+        .where(
+            attempt.c.trial_id == trial.c.trial_id,
+            attempt.c.cause == "paused",
+            attempt.c.attempt < trial.c.attempt,
+        )
+        .scalar_subquery()
+    )
     columns = [column for column in trial.c if column is not trial.c.recipe]
     dials = type_coerce(trial.c.recipe, JSONB)["dials"]  # the rest of a recipe is the study's
     last = and_(epoch.c.trial_id == trial.c.trial_id, epoch.c.epoch == trained.c.last)
@@ -93,6 +104,7 @@ def trials(engine: Engine, study_id: int) -> list[TrialRecord]:
         select(
             *columns,
             dials.label("dials"),
+            n_promotions.label("n_promotions"),
             trained.c.n_epochs,
             trained.c.seconds,
             epoch.c.val_top1.label("last_top1"),
@@ -126,7 +138,7 @@ def _trial(row: Any) -> TrialRecord:
         n_epochs=row.n_epochs or 0,
         last_top1=row.last_top1,
         seconds=row.seconds or 0.0,
-        n_attempts=row.attempt,
+        n_attempts=row.attempt - row.n_promotions,
         cause=row.cause,
         message=row.message,
         worker=row.worker if row.state == "running" else None,

@@ -297,6 +297,7 @@ class Attempt:
         self._is_over = True
         if self._halting == "fenced":
             return
+        self._context.metrics.trials.labels(end="paused").inc()
 
         def pause() -> None:
             self._record()

@@ -5,6 +5,7 @@ The arguments of the methods are explained at the functions of `nbtl_search.api`
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -18,8 +19,8 @@ from nbtl_search.ledger.leases import Desired
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.records import TrialRecord, best_of
 from nbtl_search.reports.terminal.status import Queue, StatusReport, status_of
-from nbtl_search.spec import Advised, Diagnosis, Progress, Recipe, StudySpec
-from nbtl_search.study import diagnoses, finals, store, warm_start
+from nbtl_search.spec import Advised, Budget, Diagnosis, Progress, Recipe, StudySpec
+from nbtl_search.study import diagnoses, extension, finals, store, warm_start
 from nbtl_search.study.store import Study, StudySummary
 from nbtl_search.workspace.drafts import draft, with_starts, with_threads
 from nbtl_search.workspace.workspace import Workspace
@@ -144,6 +145,21 @@ class Studies:
         with self.workspace.open_study(name) as study:
             at_work = finals.open_stage(study) or study
             Ledger(study.storage.engine, at_work.id).want(_DESIRED[wish])
+
+    def extend(
+        self,
+        name: str,
+        *,
+        n_trials: int | None = None,
+        epochs: int | None = None,
+        gpu_h: float | None = None,
+        deadline: datetime | None = None,
+    ) -> Budget:
+        """Give a study another budget, whether it runs or is over."""
+        with self.workspace.open_study(name) as study:
+            return extension.extend(
+                study, n_trials=n_trials, epochs=epochs, gpu_h=gpu_h, deadline=deadline
+            )
 
     def delete(self, name: str) -> None:
         """Delete a study with all its trials."""

@@ -35,14 +35,15 @@ def test_a_loss_that_is_not_finite_ends_the_trial_as_pruned_and_infeasible(progr
 
 
 @pytest.mark.timeout(400)
-def test_weak_trials_are_stopped_and_known_ones_never(program, tiny):
+def test_weak_trials_pause_for_good_and_the_default_never(program, tiny):
     program.ok(*tiny, "--epochs", 6, "--trials", 14)
     program.ok("launch", "tiny", "--workers", 2, "--quiet", *FAST, timeout_s=300)
     trials, curves, _ = check_invariants(program, "tiny", n_trials=14)
     pruned = [trial for trial in trials if trial.state == "pruned"]
     assert pruned
-    assert not [trial for trial in pruned if trial.name]
-    assert {len(curves[trial.number]) for trial in pruned} <= {3}
+    assert trials[0].state == "complete"
+    assert {len(curves[trial.number]) for trial in pruned} == {3}
+    assert {trial.n_attempts for trial in trials} == {1}, "a promotion is no new attempt"
     printed = json.loads(program.ok("status", "tiny", "--json"))
     assert printed["complete"] + printed["pruned"] == printed["n_trials"] == 14
     assert printed["best"]["value"] == max(t.value for t in trials if t.state == "complete")

@@ -67,10 +67,9 @@ def test_the_counts_are_those_of_the_ledger(program, tiny):
     # The last look was up to one trial before the end.
     assert report["epochs_spent"] - 6 <= last["nbtl_epoch_seconds_count", ""]
     assert last["nbtl_epoch_seconds_count", ""] <= report["epochs_spent"]
-    ended = last.get(("nbtl_trials_total", "complete"), 0) + last.get(
-        ("nbtl_trials_total", "pruned"), 0
-    )
-    assert 2 <= ended <= 3
+    # Three trials begin here and end, or pause; one of them may be promoted.
+    ended = sum(last.get(("nbtl_trials_total", end), 0) for end in ("complete", "paused"))
+    assert 2 <= ended <= 4
 
 
 def test_a_loop_that_stands_still_is_not_healthy():

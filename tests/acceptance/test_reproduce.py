@@ -93,7 +93,7 @@ def test_the_recipes_are_asked_for_in_the_order_of_the_tables(shared_program):
     opened.close()
     assert [t.user_attrs["nbtl:name"] for t in trials] == [k.name for k in spec.search.known]
     assert [t.user_attrs["nbtl:reason"] for t in trials] == [k.reason for k in spec.search.known]
-    assert {t.user_attrs["nbtl:protected"] for t in trials} == {True}
+    assert spec.search.pruning.rungs == (), "no recipe of the paper ever pauses"
 
 
 def test_the_same_again_is_one_study_and_another_is_refused(home, shared_program):

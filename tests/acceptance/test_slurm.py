@@ -102,7 +102,7 @@ def test_a_study_survives_what_a_cluster_does_to_it(program, cluster, settings, 
 
     cancelled = interrupt(program, cluster, "scancel")
     interrupt(program, cluster, "scontrol", "requeue")
-    assert set(causes(program)) <= {None, "preempted", "complete", "pruned"}
+    assert set(causes(program)) <= {None, "preempted", "complete", "paused"}
     assert cluster.tasks()[cancelled][0] in {"COMPLETED", "CANCELLED", "COMPLETING"}
 
     lost = next(iter(cluster.running().values()))

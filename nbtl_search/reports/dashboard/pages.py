@@ -49,6 +49,8 @@ def trial_note(trial: TrialRecord, *, n_epochs: int) -> str:
     lines = [image, "", f"{trial.n_epochs} of {n_epochs} epochs, {trial.state}"]
     if trial.value is not None and trial.best_epoch is not None:
         lines[-1] += f"; best {trial.value:.2f} % at epoch {trial.best_epoch}"
+    if trial.state == "paused":
+        lines[-1] += ": it goes on if it is among the best"
     if trial.n_attempts > 1:
         lines[-1] += f"; {trial.n_attempts} attempts"
     if trial.cause or trial.message:
