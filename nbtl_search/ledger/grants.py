@@ -6,7 +6,7 @@ promoted or begun by a decision that another has overtaken.
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, and_, func, select, update
 
 from nbtl_search.ledger import ledger, schema
 from nbtl_search.ledger.promotion import Room, Standing
@@ -24,6 +24,8 @@ def room(connection: Connection, study_id: int) -> Room | None:
 def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> list[Standing]:
     """Return where every trial stands, by number."""
     trial, epoch = schema.trial, schema.epoch
+    # No epoch after the last rung is looked at: of long schedules that is most of them.
+    until_rung = and_(epoch.c.trial_id == trial.c.trial_id, epoch.c.epoch <= max(rungs, default=0))
     best_at = [
         func.max(epoch.c.val_top1).filter(epoch.c.epoch <= rung).label(f"best_at_{rung}")
         for rung in rungs
@@ -34,10 +36,10 @@ def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> li
             trial.c.number,
             trial.c.state,
             trial.c.granted,
-            func.coalesce(func.max(epoch.c.epoch), 0).label("n_epochs"),
+            func.coalesce(func.max(epoch.c.epoch), 0).label("reached"),
             *best_at,
         )
-        .select_from(trial.outerjoin(epoch))
+        .select_from(trial.outerjoin(epoch, until_rung))
         .where(trial.c.study_id == study_id)
         .group_by(trial.c.trial_id)
         .order_by(trial.c.number)
@@ -49,7 +51,7 @@ def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> li
             state=row.state,
             granted=row.granted,
             best_at=tuple(
-                best if rung <= row.n_epochs else None
+                best if rung <= row.reached else None
                 for rung, best in zip(rungs, row[5:], strict=True)
             ),
         )

@@ -127,6 +127,20 @@ def finished(engine: Engine, study_id: int) -> list[FinishedTrial]:
         return [FinishedTrial(**row) for row in connection.execute(query).mappings()]
 
 
+def paused(engine: Engine, study_id: int) -> list[int]:
+    """Return the numbers of the paused trials, the least accurate first."""
+    trial, epoch = schema.trial, schema.epoch
+    query = (
+        select(trial.c.number)
+        .select_from(trial.outerjoin(epoch))
+        .where(trial.c.study_id == study_id, trial.c.state == "paused")
+        .group_by(trial.c.trial_id)
+        .order_by(func.max(epoch.c.val_top1).nulls_first(), trial.c.number.desc())
+    )
+    with storage_errors(), engine.connect() as connection:
+        return list(connection.execute(query).scalars())
+
+
 def _trial(row: Any) -> TrialRecord:
     return TrialRecord(
         trial_id=row.trial_id,

@@ -63,7 +63,7 @@ class Retention:
         # The ledger first, the disk second: a trial never begins again once it has ended, so what
         # is found ended cannot have a checkpoint that lives. The other way round it could.
         ended = records.finished(self.study.storage.engine, self.study.id)
-        paused = {str(trial.number) for trial in self._paused()}
+        paused = {str(number) for number in self._paused()}
         best = records.ranked(ended)[: self.settings.keep_best]
         kept = {str(trial.number) for trial in best}
         over = {str(trial.number) for trial in ended}
@@ -82,19 +82,16 @@ class Retention:
         if reason is not None:
             self.sweep()
             reason = self._shortage()
-        for trial in self._paused() if reason is not None else ():
-            folder = self.folder / str(trial.number)
+        for number in self._paused() if reason is not None else ():
+            folder = self.folder / str(number)
             if reason is not None and folder.exists():
                 logger.warning("no room: %s goes, of a paused trial", folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 reason = self._shortage()
         return reason
 
-    def _paused(self) -> list[records.TrialRecord]:
-        """Return the paused trials, the least accurate first."""
-        trials = records.trials(self.study.storage.engine, self.study.id)
-        paused = [trial for trial in trials if trial.state == "paused"]
-        return sorted(paused, key=lambda trial: trial.last_top1 or 0.0)
+    def _paused(self) -> list[int]:
+        return records.paused(self.study.storage.engine, self.study.id)
 
     def _shortage(self) -> str | None:
         home, settings = self.settings.home, self.settings

@@ -14,6 +14,7 @@ from nbtl_search.worker import retention
 from nbtl_search.worker.retention import Retention, checkpoints_of
 from nbtl_search.worker.settings import WorkerSettings
 from nbtl_search.workspace.workspace import Workspace
+from tests.integration.test_grants import epoch
 
 pytestmark = pytest.mark.postgres
 
@@ -38,15 +39,50 @@ def study(db, spec, tmp_path):
     for number in range(5):
         folder = checkpoints_of(study, tmp_path) / str(number)
         folder.mkdir(parents=True)
-        for epoch in (1, 2):
-            (folder / f"{epoch:06d}-00000000.ckpt").write_bytes(b"x" * 1000)
+        for number_of_epoch in (1, 2):
+            (folder / f"{number_of_epoch:06d}-00000000.ckpt").write_bytes(b"x" * 1000)
     return study
+
+
+def pause(study, top1):
+    """Let a further trial pause with this accuracy, with two checkpoints; return its number."""
+    leases = Leases(study.storage.engine, study.id, ladder=study.ladder)
+    ledger = Ledger(study.storage.engine, study.id)
+    lease = leases.grant(
+        "w", lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
+    )
+    assert lease is not None
+    leases.record(lease, [epoch(1, top1)])
+    leases.pause(lease)
+    return lease.number
 
 
 def left(study, home):
     return {
         folder.name: len(list(folder.iterdir())) for folder in checkpoints_of(study, home).iterdir()
     }
+
+
+def test_of_a_paused_trial_the_last_stays(study, tmp_path):
+    number = pause(study, 50.0)
+    folder = checkpoints_of(study, tmp_path) / str(number)
+    folder.mkdir()
+    for name in ("000001-00000000.ckpt", "000002-00000000.ckpt"):
+        (folder / name).write_bytes(b"x")
+    Retention(study=study, settings=WorkerSettings(home=tmp_path)).sweep()
+    assert [path.name for path in folder.iterdir()] == ["000002-00000000.ckpt"]
+
+
+def test_where_room_is_short_the_least_accurate_paused_trials_give_way(study, tmp_path):
+    paused = {top1: str(pause(study, top1)) for top1 in (50.0, 40.0, 60.0)}
+    for number in paused.values():
+        folder = checkpoints_of(study, tmp_path) / number
+        folder.mkdir()
+        (folder / "000001-00000000.ckpt").write_bytes(b"x" * 1000)
+    # Those that live have 4,000 bytes, and one that is paused has room beside them.
+    settings = WorkerSettings(home=tmp_path, free_gb=0, quota_gb=5100 / 1e9, keep_best=0)
+    assert Retention(study=study, settings=settings).shortage() is None
+    assert left(study, tmp_path) == {"3": 2, "4": 2, paused[60.0]: 1}
 
 
 @pytest.mark.parametrize(
