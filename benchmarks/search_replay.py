@@ -229,7 +229,8 @@ class Now(Ours):
 
     def take(self) -> Job | None:
         """Do what a worker is granted."""
-        room = Room(has_slot=bool(self.untried()), epochs=10**6)
+        # Without another recipe: as if the epochs left were too few for a new trial.
+        room = Room(has_slot=True, epochs=None if self.untried() else 1)
         chosen = choose(self._standings(), room, self.ladder)
         row = self.propose() if chosen == NEW else chosen
         if row is None:
@@ -252,6 +253,7 @@ class Now(Ours):
                 number=number,
                 state="running" if self.done.get(row, 0) < granted
                 else "complete" if granted == self.task.n_epochs else "paused",
+                protected=False,
                 granted=granted,
                 best_at=tuple(
                     self.task.best_until(row, rung) if self.done.get(row, 0) >= rung else None

@@ -115,8 +115,12 @@ def search_progress(*, quiet: bool) -> Iterator["Callable[[Study], None] | None"
             bar.update(task, description="waiting for the database")
             return
         best = f"best {report.best['value']:.2f} %" if report.best else "no result yet"
-        at_rest = f"{report.paused} paused" if report.paused else f"{report.pruned} pruned"
-        progress = f"{report.running} running, {at_rest}, {best}"
+        counts = ", ".join(
+            f"{getattr(report, state)} {state}"
+            for state in ("running", "paused", "pruned")
+            if getattr(report, state) or state == "running"
+        )
+        progress = f"{counts}, {best}"
         bar.update(
             task,
             total=report.n_trials,

@@ -183,7 +183,7 @@ def introduction(spec: StudySpec) -> RenderableType:
         f"({facts.n_blocks} blocks and a classifier) was pre-trained on other textures and ships "
         f"with this program.\n{spec.budget.n_trials} trials of {spec.train.epochs} epochs: the "
         "usual practice first, then known recipes, then a spread over the search space, then "
-        "what the sampler makes of it. Weak trials are stopped early."
+        "what the sampler makes of it. Trials pause half-way, and the best of them go on."
     )
 
 

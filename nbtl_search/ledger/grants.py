@@ -35,6 +35,7 @@ def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> li
             trial.c.trial_id,
             trial.c.number,
             trial.c.state,
+            trial.c.protected,
             trial.c.granted,
             func.coalesce(func.max(epoch.c.epoch), 0).label("reached"),
             *best_at,
@@ -49,10 +50,11 @@ def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> li
             trial_id=row.trial_id,
             number=row.number,
             state=row.state,
+            protected=row.protected,
             granted=row.granted,
             best_at=tuple(
                 best if rung <= row.reached else None
-                for rung, best in zip(rungs, row[5:], strict=True)
+                for rung, best in zip(rungs, row[6:], strict=True)
             ),
         )
         for row in connection.execute(query)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, final
 
-from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, case, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
@@ -162,24 +162,37 @@ class Leases:
             that ends the search, and whatever is paused ends with it.
         """
         with storage_errors(), self._engine.begin() as connection:
-            locks.take_reservations(connection, self._study_id)
-            room = grants.room(connection, self._study_id)
-            standings = grants.standings(connection, self._study_id, self._ladder.rungs)
-            chosen = None
-            if room is not None:
-                chosen = promotion.choose(standings, room, self._ladder)
-            if room is None or chosen is None:
-                grants.end_search(connection, self._study_id, standings, room)
-                return None
-            if chosen == promotion.NEW:
-                return self._begin(connection, worker, ask, room)
-            return self._promote(connection, worker, chosen, room)
+            match self._choose(connection):
+                case None:
+                    return None
+                case (promotion.NEW, room):
+                    return self._begin(connection, worker, ask, room)
+                case (trial_id, room):
+                    return self._promote(connection, worker, trial_id, room)
+
+    def end_if_spent(self) -> None:
+        """End the search if nothing is to be granted any more, and grant nothing otherwise."""
+        with storage_errors(), self._engine.begin() as connection:
+            self._choose(connection)
+
+    def _choose(self, connection: Connection) -> tuple[int, Room] | None:
+        """Return what is to be granted next; where that is nothing, end the search if it can be."""
+        locks.take_reservations(connection, self._study_id)
+        room = grants.room(connection, self._study_id)
+        standings = grants.standings(connection, self._study_id, self._ladder.rungs)
+        if room is not None:
+            chosen = promotion.choose(standings, room, self._ladder)
+            if chosen is not None:
+                return chosen, room
+        grants.end_search(connection, self._study_id, standings, room)
+        return None
 
     def _promote(self, connection: Connection, worker: str, trial_id: int, room: Room) -> Lease:
         trial = schema.trial
-        granted = connection.execute(
-            select(trial.c.granted).where(trial.c.trial_id == trial_id)
-        ).scalar_one()
+        before = connection.execute(
+            select(trial.c.granted, trial.c.protected).where(trial.c.trial_id == trial_id)
+        ).one()
+        stop = self._ladder.stop_after(before.granted, protected=before.protected)
         row = connection.execute(
             update(trial)
             .where(trial.c.trial_id == trial_id)
@@ -189,7 +202,7 @@ class Leases:
                 attempt=trial.c.attempt + 1,
                 token=schema.tokens.next_value(),
                 lease_expires=ledger.NOW + self._lease,
-                granted=granted + room.at_most(self._ladder.stop_after(granted) - granted),
+                granted=before.granted + room.at_most(stop - before.granted),
             )
             .returning(trial)
         ).one()
@@ -257,7 +270,7 @@ class Leases:
         Args:
             lease: under which they were trained.
             epochs: in order.
-            n_repeated: epochs of earlier attempts that have to be trained again, told once.
+            n_repeated: how many in all this attempt has trained that an attempt before had, too.
 
         Raises:
             FencedError: another worker holds the trial.
@@ -269,11 +282,11 @@ class Leases:
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
             if n_repeated:
-                trial = schema.trial
+                attempt = schema.attempt
                 connection.execute(
-                    update(trial)
-                    .where(trial.c.trial_id == lease.trial_id)
-                    .values(n_repeated=trial.c.n_repeated + n_repeated)
+                    update(attempt)
+                    .where(attempt.c.trial_id == lease.trial_id, attempt.c.attempt == lease.attempt)
+                    .values(n_repeated=n_repeated)
                 )
             if rows:
                 # A worker that lost the answer sends the same epochs again, and so does one that
@@ -367,6 +380,8 @@ class Leases:
             .where(schema.trial.c.trial_id == lease.trial_id)
             .values(
                 state=outcome.state,
+                # What a recipe that cannot be trained did not need, others may have.
+                granted=_n_recorded(lease.trial_id).scalar_subquery(),
                 value=outcome.value,
                 best_epoch=outcome.best_epoch,
                 cause=outcome.cause,
@@ -382,8 +397,7 @@ class Leases:
 
 def _open_attempt(connection: Connection, row: Any) -> Lease:
     """Note the attempt that begins with this row of a trial; return its lease."""
-    recorded = select(func.count()).where(schema.epoch.c.trial_id == row.trial_id)
-    n_recorded = connection.execute(recorded).scalar_one()
+    n_recorded = connection.execute(_n_recorded(row.trial_id)).scalar_one()
     connection.execute(
         insert(schema.attempt).values(
             trial_id=row.trial_id, attempt=row.attempt, token=row.token, worker=row.worker
@@ -401,6 +415,10 @@ def _open_attempt(connection: Connection, row: Any) -> Lease:
         until=row.granted,
         n_recorded=n_recorded,
     )
+
+
+def _n_recorded(trial_id: int) -> Select[Any]:
+    return select(func.count()).where(schema.epoch.c.trial_id == trial_id)
 
 
 def _close_attempts(connection: Connection, trial_id: int, cause: str, message: str) -> None:

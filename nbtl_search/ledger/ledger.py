@@ -139,14 +139,9 @@ def wants_to_run(study_id: int) -> ColumnElement[bool]:
 
 def has_budget(study_id: int) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions on the study's row under which epochs may be granted."""
-    study, trial, epoch = schema.study, schema.trial, schema.epoch
+    study = schema.study
     # Summed at each grant and kept nowhere: a counter would be one more thing that a kill between
     # two writes could make wrong.
-    seconds = (
-        select(func.coalesce(func.sum(epoch.c.seconds), 0.0))
-        .select_from(epoch.join(trial))
-        .where(trial.c.study_id == study_id)
-    )
     elapsed_s = func.extract("epoch", NOW - study.c.created_at)
     left = epochs_left(study_id)
     return (
@@ -154,20 +149,38 @@ def has_budget(study_id: int) -> tuple[ColumnElement[bool], ...]:
         study.c.desired == "run",
         ~study.c.closed,
         or_(left.is_(None), left > 0),
-        or_(study.c.budget_slot_s.is_(None), seconds.scalar_subquery() < study.c.budget_slot_s),
+        or_(study.c.budget_slot_s.is_(None), slot_s_spent(study_id) < study.c.budget_slot_s),
         or_(study.c.budget_wall_s.is_(None), elapsed_s < study.c.budget_wall_s),
+    )
+
+
+def slot_s_spent(study_id: int) -> ColumnElement[float]:
+    """Return how many seconds the epochs of all trials took."""
+    trial, epoch = schema.trial, schema.epoch
+    return (
+        select(func.coalesce(func.sum(epoch.c.seconds), 0.0))
+        .select_from(epoch.join(trial))
+        .where(trial.c.study_id == study_id)
+        .scalar_subquery()
     )
 
 
 def epochs_left(study_id: int) -> ColumnElement[Any]:
     """Return how many epochs may still be granted, for the study's row; null without a limit."""
-    trial = schema.trial
-    spent = (
-        select(func.coalesce(func.sum(trial.c.granted + trial.c.n_repeated), 0))
-        .where(trial.c.study_id == study_id)
-        .scalar_subquery()
+    return schema.study.c.budget_epochs - epochs_spent(study_id)
+
+
+def epochs_spent(study_id: int) -> ColumnElement[int]:
+    """Return how many epochs were granted, or had to be trained again."""
+    trial, attempt = schema.trial, schema.attempt
+    of_study = trial.c.study_id == study_id
+    granted = select(func.coalesce(func.sum(trial.c.granted), 0)).where(of_study)
+    repeated = (
+        select(func.coalesce(func.sum(attempt.c.n_repeated), 0))
+        .select_from(attempt.join(trial))
+        .where(of_study)
     )
-    return schema.study.c.budget_epochs - spent
+    return granted.scalar_subquery() + repeated.scalar_subquery()
 
 
 def register(engine: Engine, study_id: int, spec: StudySpec) -> None:
@@ -184,11 +197,14 @@ def register(engine: Engine, study_id: int, spec: StudySpec) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a study has taken of its budget, and since when its clock runs."""
+    """What a study has taken of its budget, since when its clock runs, and what it says now."""
 
+    budget: Budget
     n_trials: int
     epochs: int
+    slot_s: float
     since: datetime
+    now: datetime
 
 
 def set_budget(engine: Engine, study_id: int, decide: Callable[[Spent], Budget]) -> Budget:
@@ -196,14 +212,30 @@ def set_budget(engine: Engine, study_id: int, decide: Callable[[Spent], Budget])
 
     Nothing is granted meanwhile, so that what `decide` is told stays true.
     """
-    study, trial = schema.study, schema.trial
-    n_epochs = select(func.coalesce(func.sum(trial.c.granted + trial.c.n_repeated), 0))
+    study = schema.study
+    query = select(
+        study,
+        epochs_spent(study_id).label("epochs"),
+        slot_s_spent(study_id).label("slot_s"),
+        NOW.label("now"),
+    )
     with storage_errors(), engine.begin() as connection:
         locks.take_reservations(connection, study_id)
-        query = select(study.c.started, study.c.created_at).where(study.c.study_id == study_id)
-        row = connection.execute(query).one()
-        epochs = connection.execute(n_epochs.where(trial.c.study_id == study_id)).scalar_one()
-        budget = decide(Spent(n_trials=row.started, epochs=epochs, since=row.created_at))
+        row = connection.execute(query.where(study.c.study_id == study_id)).one()
+        spent = Spent(
+            budget=Budget(
+                n_trials=row.n_trials,
+                epochs=row.budget_epochs,
+                gpu_h=None if row.budget_slot_s is None else row.budget_slot_s / 3600,
+                wall_clock_h=None if row.budget_wall_s is None else row.budget_wall_s / 3600,
+            ),
+            n_trials=row.started,
+            epochs=row.epochs,
+            slot_s=row.slot_s,
+            since=row.created_at,
+            now=row.now,
+        )
+        budget = decide(spent)
         connection.execute(
             update(study)
             .where(study.c.study_id == study_id)

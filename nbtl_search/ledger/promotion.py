@@ -43,6 +43,8 @@ class Standing:
     trial_id: int
     number: int
     state: str
+    protected: bool
+    """It never pauses, and so takes nothing of what a rung promotes."""
     granted: int
     """Epochs that it was given to train."""
     best_at: tuple[float | None, ...]
@@ -79,20 +81,30 @@ def ladder_of(spec: StudySpec, *, n_updates: int) -> Ladder:
 def choose(standings: Sequence[Standing], room: Room, ladder: Ladder) -> int | None:
     """Return what a free worker trains next, or None where nothing is left that should be.
 
-    Promotions come first, those from the highest rung before others. Where the budget counts
-    epochs and has too few of them for a new trial, the best of those that are paused get them.
+    Promotions come first, those from the highest rung before others. Where the epochs that are
+    left are too few for another trial, the best of those that are paused get them. And a search
+    that is about to end with none but protected trials trains the best of the others to the end.
     """
     if room.epochs == 0:
         return None
-    promoted = _promotable(standings, ladder)
+    cut_short = (one for one in standings if one.protected and one.state == "paused")
+    promoted = next(cut_short, None) or _promotable(standings, ladder)
     if promoted is not None:
         return promoted.trial_id
     if room.has_slot and _is_enough(room, ladder, is_first=not standings):
         return NEW
     paused = [one for one in standings if one.state == "paused"]
-    if room.epochs is None or not paused:
-        return None
-    return min(paused, key=_promise).trial_id
+    if paused and (room.has_slot or not _has_result(standings, ladder)):
+        return min(paused, key=_promise).trial_id
+    return None
+
+
+def _has_result(standings: Sequence[Standing], ladder: Ladder) -> bool:
+    """Tell whether a trial beside the protected ones runs, may run, or is whole."""
+    others = [one for one in standings if not one.protected]
+    return any(
+        one.state in {"running", "waiting"} or one.granted == ladder.n_epochs for one in others
+    )
 
 
 def _is_enough(room: Room, ladder: Ladder, *, is_first: bool) -> bool:
@@ -103,7 +115,7 @@ def _is_enough(room: Room, ladder: Ladder, *, is_first: bool) -> bool:
 def _promotable(standings: Sequence[Standing], ladder: Ladder) -> Standing | None:
     """Return the best paused trial that the highest possible rung promotes."""
     for index, rung in reversed(list(enumerate(ladder.rungs))):
-        reached = [one for one in standings if one.best_at[index] is not None]
+        reached = [one for one in standings if one.best_at[index] is not None and not one.protected]
         if len(reached) < ladder.pruning.min_peers:
             continue
         # 33 / 1.1 is 30 to whoever wrote 1.1, and just below it in floating point.

@@ -68,7 +68,7 @@ _STEPS: Final = {
     6: (
         "ALTER TABLE nbtl_study ADD COLUMN IF NOT EXISTS closed boolean NOT NULL DEFAULT false",
         "ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS granted integer NOT NULL DEFAULT 0",
-        "ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS n_repeated integer NOT NULL DEFAULT 0",
+        "ALTER TABLE nbtl_attempt ADD COLUMN IF NOT EXISTS n_repeated integer NOT NULL DEFAULT 0",
         # What has ended was granted what it has trained; what is open trains to its end, as it did.
         (
             "UPDATE nbtl_trial t SET granted = CASE"
@@ -146,10 +146,8 @@ trial = Table(
     Column("attempt", Integer, nullable=False, server_default="1"),
     Column("n_failures", Integer, nullable=False, server_default="0"),
     Column("n_lost", Integer, nullable=False, server_default="0"),
-    # Epochs that it may train, counted from its first; and those trained again as their
-    # checkpoint was lost. The budget counts both.
+    # Epochs that it may train, counted from its first; of one that ended, those it has trained.
     Column("granted", Integer, nullable=False, server_default="0"),
-    Column("n_repeated", Integer, nullable=False, server_default="0"),
     Column("worker", Text),
     _time("lease_expires"),
     Column("value", Float),
@@ -177,6 +175,8 @@ attempt = Table(
     Column("attempt", Integer, primary_key=True),
     Column("token", BigInteger, nullable=False),
     Column("worker", Text, nullable=False),
+    # Epochs that were trained before, and whose checkpoint was lost. The budget counts them.
+    Column("n_repeated", Integer, nullable=False, server_default="0"),
     _time("started_at", now=True),
     _time("ended_at"),
     Column("cause", Text),

@@ -110,6 +110,11 @@ def _warnings(spec: StudySpec, speed: Speed) -> list[str]:
         for key, limit_s in _limits(spec).items()
         if limit_s < spec.train.epochs * speed.epoch_s
     ]
+    if spec.budget.epochs is not None and spec.budget.epochs < spec.train.epochs:
+        found.append(
+            f"budget.epochs ends before the default, with which all is compared: it has "
+            f"{spec.train.epochs}"
+        )
     if speed.micro_batch < speed.batch_size:
         found.append(
             f"the memory holds {speed.micro_batch} of {speed.batch_size} images at once; batches "

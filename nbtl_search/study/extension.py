@@ -40,11 +40,8 @@ def extend(
             "an extension needs a limit, got none; give --trials, --epochs, --gpu-h, --deadline"
         )
         raise SpecError(message)
-    if finals.open_stage(study) is not None:
-        message = (
-            f"a search is extended before or after its final runs, and those of study "
-            f"{study.name!r} are at work; finish them first: nbtl-search finalize {study.name}"
-        )
+    if study.stage is not None:
+        message = f"a search is extended, got the final runs {study.name!r}; name its study"
         raise SpecError(message)
 
     def decide(spent: Spent) -> Budget:
@@ -53,13 +50,21 @@ def extend(
             changes["wall_clock_h"] = _hours(deadline, spent)
         _refuse_less("trials", n_trials, spent.n_trials)
         _refuse_less("epochs", epochs, spent.epochs)
+        _refuse_less("gpu-h", gpu_h, round(spent.slot_s / 3600, 3))
         given = {key: value for key, value in changes.items() if value is not None}
-        return study.spec.budget.replace(**given)
+        return spent.budget.replace(**given)
 
     # The row first: it is what workers go by. The specification says it to people; killed in
     # between, the same command again makes it say so.
     storage = study.storage
     with storage_errors(), locks.holding_name(storage.engine, study.name) as lock:
+        # Under the lock that a finalisation begins under, too.
+        if finals.open_stage(study) is not None:
+            message = (
+                f"a search is extended before or after its final runs, and those of study "
+                f"{study.name!r} are at work; finish them first: nbtl-search finalize {study.name}"
+            )
+            raise SpecError(message)
         budget = ledger.set_budget(storage.engine, study.id, decide)
         locks.make_sure(lock)
         spec = study.spec.replace(budget=budget)
@@ -68,17 +73,13 @@ def extend(
 
 
 def _hours(deadline: datetime, spent: Spent) -> float:
-    hours = (deadline - spent.since).total_seconds() / 3600
-    if hours <= 0:
-        message = (
-            f"--deadline must be after the study was made ({spent.since:%F %R %Z}), got "
-            f"{deadline:%F %R %Z}"
-        )
+    if deadline <= spent.now:
+        message = f"--deadline must be in the future, got {deadline:%F %R %Z}"
         raise SpecError(message)
-    return hours
+    return (deadline - spent.since).total_seconds() / 3600
 
 
-def _refuse_less(what: str, wanted: int | None, spent: int) -> None:
+def _refuse_less(what: str, wanted: float | None, spent: float) -> None:
     if wanted is not None and wanted < spent:
         message = f"--{what} must be at least what was spent, {spent}, got {wanted}"
         raise SpecError(message)

@@ -51,7 +51,7 @@ def sampler(spec: StudySpec, *, slot: int) -> optuna.samplers.BaseSampler:
 def ask(study: Study, *, slot: int, known_ids: set[int]) -> Asked:
     """Propose a trial: one whose asker died before it was entered in the ledger, else a new one.
 
-    Call it inside `Leases.reserve`, which lets only one at a time in.
+    Call it inside `Leases.grant`, which lets only one at a time in.
     """
     with study.storage.optuna.one_reading():
         return _ask(study, slot, known_ids)

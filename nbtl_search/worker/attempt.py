@@ -139,13 +139,13 @@ class Attempt:
         match report:
             case protocol.Started(history=history):
                 # From the checkpoint. The worker before may have lost the database before it could
-                # record, so all of it is recorded once more. What the checkpoint lacks is trained
-                # again.
+                # record, so all of it is recorded once more.
                 self._history = list(history)
-                self._n_repeated = max(0, self._lease.n_recorded - len(history))
                 self._try_once(time.monotonic(), self._record)
             case protocol.Trained(epoch=epoch):
                 self._history.append(epoch)
+                # Its checkpoint was lost, or lies on another machine.
+                self._n_repeated += epoch.epoch <= self._lease.n_recorded
                 self._context.metrics.epoch(seconds=epoch.seconds, n_images=epoch.n_images)
                 self._try_once(time.monotonic(), self._record)
             case protocol.Warned(message=message):
@@ -178,9 +178,7 @@ class Attempt:
         unrecorded = self._history[self._n_recorded :]
         # The ledger first, since it checks the token: what a fenced attempt has trained must not
         # reach Optuna, whose tables know no token.
-        leases, n_repeated = self._context.leases, self._n_repeated
-        leases.record(self._lease, unrecorded, n_repeated=n_repeated)
-        self._n_repeated = 0
+        self._context.leases.record(self._lease, unrecorded, n_repeated=self._n_repeated)
         with storage_errors():
             sampling.report(
                 self._context.study,

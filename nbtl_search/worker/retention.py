@@ -84,7 +84,8 @@ class Retention:
             reason = self._shortage()
         for number in self._paused() if reason is not None else ():
             folder = self.folder / str(number)
-            if reason is not None and folder.exists():
+            # Looked at again: it may be promoted by now, and train.
+            if reason is not None and folder.exists() and number in self._paused():
                 logger.warning("no room: %s goes, of a paused trial", folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 reason = self._shortage()

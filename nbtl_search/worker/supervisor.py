@@ -104,6 +104,8 @@ class Supervisor:
         if lease is not None:
             self._train(lease)
             return True
+        if shortage is not None:
+            self._leases.end_if_spent()
         if desired == "run" and self._ledger.is_over():
             self._reconcile()  # what was paused has ended with the search
             self._retention.sweep()

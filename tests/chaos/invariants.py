@@ -122,8 +122,8 @@ def grants(study):
     """Every epoch that was granted is trained, and nothing is left that could be granted."""
     found = curves_of(study)
     for trial in trials_of(study):
-        n_epochs, is_whole = len(found[trial["number"]]), trial["state"] != "failed"
-        if n_epochs > trial["granted"] or (is_whole and n_epochs != trial["granted"]):
+        n_epochs = len(found[trial["number"]])
+        if n_epochs != trial["granted"]:
             yield f"trial {trial['number']} has {n_epochs} of {trial['granted']} granted epochs"
     with study.storage.engine.connect() as connection:
         standings = [
@@ -131,8 +131,11 @@ def grants(study):
             for one in ledger_grants.standings(connection, study.id, study.ladder.rungs)
         ]
         room = ledger_grants.room(connection, study.id)
-    limits, spent = study.spec.budget, sum(t["granted"] + t["n_repeated"] for t in trials_of(study))
+    limits = study.spec.budget
     if room is None:  # closed, or spent: what was left when it ended
+        spent = sum(t["granted"] for t in trials_of(study)) + sum(
+            attempt["n_repeated"] for attempt in attempts_of(study)
+        )
         left = None if limits.epochs is None else max(0, limits.epochs - spent)
         room = Room(has_slot=len(standings) < limits.n_trials, epochs=left)
     chosen = choose(standings, room, study.ladder)

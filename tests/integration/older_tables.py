@@ -11,7 +11,7 @@ _BACK = {
     6: (
         "ALTER TABLE nbtl_study DROP COLUMN closed",
         "ALTER TABLE nbtl_trial DROP COLUMN granted",
-        "ALTER TABLE nbtl_trial DROP COLUMN n_repeated",
+        "ALTER TABLE nbtl_attempt DROP COLUMN n_repeated",
     ),
     5: (
         "ALTER TABLE nbtl_final DROP COLUMN averaged",

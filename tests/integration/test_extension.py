@@ -13,7 +13,7 @@ from nbtl_search.study import finals, store
 from nbtl_search.study.extension import extend
 from tests.integration.test_grants import RUNG, WHOLE, Worker, spent, states
 
-PLAN = {"n_candidates": 1, "n_confirm_seeds": 1, "n_test_seeds": 1, "averages": False}
+PLAN = {"n_candidates": 1, "n_confirm_seeds": 2, "n_test_seeds": 2, "averages": False}
 
 
 @pytest.fixture
@@ -67,9 +67,11 @@ def test_epochs_that_were_of_no_use_are_with_more_of_them(over):
     assert is_over(study)
 
 
-def test_limits_that_are_not_given_stay(over):
+def test_limits_that_are_not_given_stay_as_they_are_now(over):
     study = over(n_trials=2, epochs=40, gpu_h=3.0)
     assert extend(study, epochs=50) == Budget(n_trials=2, epochs=50, gpu_h=3.0)
+    # The same object, opened before: what it says of the budget is old by now.
+    assert extend(study, n_trials=6) == Budget(n_trials=6, epochs=50, gpu_h=3.0)
 
 
 def test_a_deadline_counts_from_when_the_study_was_made(over):
@@ -85,9 +87,9 @@ def test_a_deadline_counts_from_when_the_study_was_made(over):
     [
         ({}, "needs a limit"),
         ({"n_trials": 1}, "--trials must be at least what was spent, 2, got 1"),
-        ({"epochs": 10}, "--epochs must be at least what was spent, 11, got 10"),
-        ({"deadline": datetime(2020, 1, 1, tzinfo=UTC)}, "after the study was made"),
-        ({"gpu_h": -1.0}, "gpu_h"),
+        ({"epochs": 10}, "--epochs must be at least what was spent, 16, got 10"),
+        ({"deadline": datetime(2020, 1, 1, tzinfo=UTC)}, "in the future"),
+        ({"gpu_h": 1e-9}, "--gpu-h must be at least what was spent"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(over, limits, says):
@@ -99,10 +101,14 @@ def test_what_cannot_be_is_refused_and_changes_nothing(over, limits, says):
 
 
 def test_a_search_whose_final_runs_are_at_work_is_not_extended(over):
-    study = over(n_trials=2)
+    study = over(n_trials=4)
     finals.begin(study, PLAN)
-    with pytest.raises(SpecError, match=r"final runs.*are at work"):
-        extend(study, n_trials=5)
+    stage = finals.next_stage(study)
+    assert stage is not None
+    for refused in (study, stage):
+        with pytest.raises(SpecError, match="final runs"):
+            extend(refused, n_trials=50)
+    assert opened(study).spec == study.spec
 
 
 def test_an_extended_study_is_the_same_study(over):

@@ -19,10 +19,14 @@ ACCURACIES = st.lists(st.floats(0, 100), min_size=1, max_size=60)
 def paused(*values, first=0, granted=3):
     """Return trials that are paused at the only rung with these accuracies."""
     return [
-        Standing(trial_id=100 + number, number=number, state="paused", granted=granted,
+        standing(trial_id=100 + number, number=number, state="paused", granted=granted,
                  best_at=(value,))
         for number, value in enumerate(values, start=first)
     ]  # fmt: skip
+
+
+def standing(*, protected=False, **known):
+    return Standing(protected=protected, **known)
 
 
 def study(*, epochs, pruning):
@@ -36,7 +40,7 @@ def study(*, epochs, pruning):
 
 def complete(*values):
     return [
-        Standing(trial_id=200 + number, number=90 + number, state="complete", granted=8,
+        standing(trial_id=200 + number, number=90 + number, state="complete", granted=8,
                  best_at=(value,))
         for number, value in enumerate(values)
     ]  # fmt: skip
@@ -98,7 +102,7 @@ def test_of_equal_trials_the_earliest_is_promoted():
 
 def test_the_highest_rung_promotes_first():
     standings = [
-        Standing(trial_id=n, number=n, state="paused", granted=4 if n < 3 else 2,
+        standing(trial_id=n, number=n, state="paused", granted=4 if n < 3 else 2,
                  best_at=(90.0 - n, 91.0 - n) if n < 3 else (99.0, None))
         for n in range(9)
     ]  # fmt: skip
@@ -115,11 +119,11 @@ def test_one_in_so_many_goes_on(values, tenths):
         promoted.append(chosen)
         standings = [
             one if one.trial_id != chosen
-            else Standing(trial_id=chosen, number=one.number, state="complete", granted=8,
+            else standing(trial_id=chosen, number=one.number, state="complete", granted=8,
                           best_at=one.best_at)
             for one in standings
         ]  # fmt: skip
-    assert len(promoted) == 10 * len(values) // tenths
+    assert len(promoted) == max(1, 10 * len(values) // tenths)  # one at least has to be whole
     best = sorted(values, reverse=True)[: len(promoted)]
     assert [values[one - 100] for one in promoted] == best
 
@@ -144,13 +148,37 @@ def test_the_first_trial_begins_with_however_few_epochs():
     assert choose([], Room(has_slot=True, epochs=1), LADDER) == NEW
 
 
-def test_while_epochs_are_left_nobody_stays_paused():
-    assert choose(paused(50.0, 60.0), Room(has_slot=False, epochs=40), LADDER) == 101
+def test_with_all_trials_begun_epochs_that_are_left_promote_nobody_else():
+    standings = [*paused(50.0, 60.0), *complete(70.0)]
+    assert choose(standings, Room(has_slot=False, epochs=40), LADDER) is None
+
+
+def test_a_protected_trial_takes_no_share_of_what_a_rung_promotes():
+    default = standing(
+        trial_id=1, number=0, state="complete", protected=True, granted=8, best_at=(99.0,)
+    )
+    assert choose([default, *paused(50.0, 60.0, 55.0, first=1)], SPENT, LADDER) == 102
+
+
+def test_a_search_does_not_end_with_protected_trials_alone():
+    default = standing(
+        trial_id=1, number=0, state="complete", protected=True, granted=8, best_at=(99.0,)
+    )
+    assert choose([default, *paused(50.0, first=1)], SPENT, LADDER) == 101
+    assert choose([default, *paused(50.0, first=1)], FULL, LADDER) == NEW
+    assert choose([default, *paused(50.0, first=1), *complete(40.0)], SPENT, LADDER) is None
+
+
+def test_a_protected_trial_that_was_cut_short_goes_on_first():
+    default = standing(
+        trial_id=1, number=0, state="paused", protected=True, granted=4, best_at=(10.0,)
+    )
+    assert choose([default, *paused(50.0, 60.0, 55.0, first=1)], FULL, LADDER) == 1
 
 
 def test_who_runs_or_has_failed_counts_at_the_rung_and_is_not_chosen():
     standings = [
-        Standing(trial_id=n, number=n, state=state, granted=8, best_at=(90.0,))
+        standing(trial_id=n, number=n, state=state, granted=8, best_at=(90.0,))
         for n, state in enumerate(("running", "failed", "waiting"))
     ]
     assert choose([*standings, *paused(50.0, first=3)], SPENT, LADDER) is None
