@@ -50,7 +50,7 @@ def extend(
             changes["wall_clock_h"] = _hours(deadline, spent)
         _refuse_less("trials", n_trials, spent.n_trials)
         _refuse_less("epochs", epochs, spent.epochs)
-        _refuse_less("gpu-h", gpu_h, round(spent.slot_s / 3600, 3))
+        _refuse_less("gpu-h", gpu_h, spent.slot_s / 3600)
         given = {key: value for key, value in changes.items() if value is not None}
         return spent.budget.replace(**given)
 
@@ -81,5 +81,5 @@ def _hours(deadline: datetime, spent: Spent) -> float:
 
 def _refuse_less(what: str, wanted: float | None, spent: float) -> None:
     if wanted is not None and wanted < spent:
-        message = f"--{what} must be at least what was spent, {spent}, got {wanted}"
+        message = f"--{what} must be at least what was spent, {spent:.6g}, got {wanted}"
         raise SpecError(message)
