@@ -76,7 +76,7 @@ def fill(study: Study, *, n_trials: int, running: int = 0, failed: int = 0) -> N
             break
         n_begun += lease.attempt == 1
         if lease.number >= n_trials - running:
-            _train(study, leases, lease, until=study.spec.train.epochs // 6)
+            _train(study, leases, lease, until=min(lease.until, study.spec.train.epochs // 3))
             ledger.heartbeat(
                 f"{WORKER}{lease.number}",
                 host="node1",
