@@ -325,7 +325,10 @@ def replayed(engine: Engine, n_workers: int) -> dict[str, Any]:
         if found is None and until == task.n_epochs and task.final(row) >= goal:
             found = spent
     rest = {budget: ceiling - _recommended(engine) for budget in BUDGETS if budget not in regrets}
-    return {"spent": found or spent, "regret": {str(b): round((regrets | rest)[b], 3) for b in BUDGETS}}
+    return {
+        "spent": found or spent,
+        "regret": {str(b): round((regrets | rest)[b], 3) for b in BUDGETS},
+    }
 
 
 def _recommended(engine: Engine) -> float:

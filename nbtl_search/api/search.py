@@ -378,7 +378,7 @@ def extend(
         n_trials=n_trials,
         epochs=epochs,
         gpu_h=gpu_h,
-        deadline=None if deadline is None else deadline.astimezone(),
+        deadline=deadline,
     )
 
 

@@ -278,7 +278,7 @@ def extend_command(
         n_trials=trials,
         epochs=epochs,
         gpu_h=gpu_h,
-        deadline=None if deadline is None else deadline.astimezone(),
+        deadline=deadline,
     )
     if as_json:
         echo_json(budget.plain())

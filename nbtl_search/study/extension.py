@@ -29,7 +29,7 @@ def extend(
         n_trials: trials in all.
         epochs: epochs in all.
         gpu_h: hours of all workers together.
-        deadline: when the search ends, with its time zone.
+        deadline: when the search ends; without a time zone, local time.
 
     Raises:
         SpecError: no limit is given, one is below what was spent, or final runs are at work.
@@ -47,7 +47,7 @@ def extend(
     def decide(spent: Spent) -> Budget:
         changes: dict[str, Any] = {"n_trials": n_trials, "epochs": epochs, "gpu_h": gpu_h}
         if deadline is not None:
-            changes["wall_clock_h"] = _hours(deadline, spent)
+            changes["wall_clock_h"] = _hours(deadline.astimezone(), spent)
         _refuse_less("trials", n_trials, spent.n_trials)
         _refuse_less("epochs", epochs, spent.epochs)
         _refuse_less("gpu-h", gpu_h, spent.slot_s / 3600)

@@ -34,6 +34,23 @@ def test_a_loss_that_is_not_finite_ends_the_trial_as_pruned_and_infeasible(progr
     assert report["best"] is None
 
 
+@pytest.mark.timeout(300)
+def test_a_study_that_is_over_goes_on_when_it_is_extended(program, tiny):
+    program.ok(*tiny, "--epochs", 4, "--trials", 2)
+    program.ok("launch", "tiny", "--workers", 1, "--quiet", *FAST)
+    again = program.ok(*tiny, "--epochs", 4, "--trials", 3)
+    assert "stays 2 trials" in again
+    assert "nbtl-search extend tiny" in again
+    assert program.status("tiny")["n_trials"] == 2
+    assert "3 trials" in program.ok("extend", "tiny", "--trials", 3)
+    program.ok("launch", "tiny", "--workers", 1, "--quiet", *FAST)
+    check_invariants(program, "tiny", n_trials=3)
+    refused = program.run("extend", "tiny", "--trials", 1)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith("at least what was spent, 3, got 1")
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.timeout(400)
 def test_weak_trials_pause_for_good_and_the_default_never(program, tiny):
     program.ok(*tiny, "--epochs", 6, "--trials", 14)

@@ -31,6 +31,7 @@ STANDS_FOR = {
     "doctor": Machine.doctor,
     "draft": drafts.draft,
     "export": Models.export,
+    "extend": Studies.extend,
     "finalize": Results.finalize,
     "follow": Logs.follow,
     "launch": Workers.launch,
