@@ -151,8 +151,10 @@ def test_one_of_the_family_trains_an_update_of_every_dial(family, tmp_path):
     recipe = _recipe(name, image_px)
     network.model.train()
     optimiser = optimiser_of(recipe, network.layers)
-    logits = network.model(torch.randn(2, 3, image_px, image_px))
-    soft_cross_entropy(logits, torch.full((2, N_CLASSES), 1 / N_CLASSES)).backward()
+    # The oneDNN of torch 2.15 spoils the heap in its backward pass on CPUs without AVX-512.
+    with torch.backends.mkldnn.flags(enabled=family != "fastvit"):
+        logits = network.model(torch.randn(2, 3, image_px, image_px))
+        soft_cross_entropy(logits, torch.full((2, N_CLASSES), 1 / N_CLASSES)).backward()
     penalty_of(recipe, network).add_gradient_()
     optimiser.step()
 
