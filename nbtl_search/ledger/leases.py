@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
 from nbtl_search.ledger import grants, ledger, locks, promotion, schema
-from nbtl_search.ledger.promotion import Ladder, Room
+from nbtl_search.ledger.promotion import Ladder, Room, Standing
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.spec.verdict import FinalResult
@@ -128,13 +128,8 @@ class Leases:
                 update(trial)
                 .where(trial.c.trial_id == free)
                 .values(
-                    state="running",
-                    worker=worker,
-                    attempt=trial.c.attempt + 1,
                     n_lost=trial.c.n_lost + case((trial.c.state == "running", 1), else_=0),
-                    # From here on the worker before is fenced, whatever it still sends.
-                    token=schema.tokens.next_value(),
-                    lease_expires=ledger.NOW + self._lease,
+                    **self._handed_to(worker),
                 )
                 .returning(trial)
             ).one_or_none()
@@ -165,48 +160,55 @@ class Leases:
             match self._choose(connection):
                 case None:
                     return None
-                case (promotion.NEW, room):
+                case (None, room):
                     return self._begin(connection, worker, ask, room)
-                case (trial_id, room):
-                    return self._promote(connection, worker, trial_id, room)
+                case (paused, room):
+                    return self._promote(connection, worker, paused, room)
 
     def end_if_spent(self) -> None:
         """End the search if nothing is to be granted any more, and grant nothing otherwise."""
         with storage_errors(), self._engine.begin() as connection:
             self._choose(connection)
 
-    def _choose(self, connection: Connection) -> tuple[int, Room] | None:
-        """Return what is to be granted next; where that is nothing, end the search if it can be."""
+    def _choose(self, connection: Connection) -> tuple[Standing | None, Room] | None:
+        """Return the paused trial that goes on, or None for a new one, and what may be granted.
+
+        Where nothing is to be granted, end the search if it can be.
+        """
         locks.take_reservations(connection, self._study_id)
         room = grants.room(connection, self._study_id)
         standings = grants.standings(connection, self._study_id, self._ladder.rungs)
         if room is not None:
             chosen = promotion.choose(standings, room, self._ladder)
             if chosen is not None:
-                return chosen, room
+                return next((one for one in standings if one.trial_id == chosen), None), room
         grants.end_search(connection, self._study_id, standings, room)
         return None
 
-    def _promote(self, connection: Connection, worker: str, trial_id: int, room: Room) -> Lease:
+    def _promote(self, connection: Connection, worker: str, paused: Standing, room: Room) -> Lease:
         trial = schema.trial
-        before = connection.execute(
-            select(trial.c.granted, trial.c.protected).where(trial.c.trial_id == trial_id)
-        ).one()
-        stop = self._ladder.stop_after(before.granted, protected=before.protected)
+        stop = self._ladder.stop_after(paused.granted, protected=paused.protected)
         row = connection.execute(
             update(trial)
-            .where(trial.c.trial_id == trial_id)
+            .where(trial.c.trial_id == paused.trial_id)
             .values(
-                state="running",
-                worker=worker,
-                attempt=trial.c.attempt + 1,
-                token=schema.tokens.next_value(),
-                lease_expires=ledger.NOW + self._lease,
-                granted=before.granted + room.at_most(stop - before.granted),
+                granted=paused.granted + room.at_most(stop - paused.granted),
+                **self._handed_to(worker),
             )
             .returning(trial)
         ).one()
         return _open_attempt(connection, row)
+
+    def _handed_to(self, worker: str) -> dict[str, Any]:
+        """Return what changes in the row of a trial with which another attempt begins."""
+        return {
+            "state": "running",
+            "worker": worker,
+            "attempt": schema.trial.c.attempt + 1,
+            # From here on the worker before is fenced, whatever it still sends.
+            "token": schema.tokens.next_value(),
+            "lease_expires": ledger.NOW + self._lease,
+        }
 
     def _begin(
         self, connection: Connection, worker: str, ask: Callable[[int], Asked], room: Room

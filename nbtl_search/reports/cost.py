@@ -10,6 +10,7 @@ from nbtl_search.reports.comparison import ENDED
 from nbtl_search.spec import Budget
 from nbtl_search.spec.verdict import Verdict
 
+_AT_REST: Final = (*ENDED, "paused")
 _STATES: Final = {
     "complete": "search: complete",
     "pruned": "search: stopped early",
@@ -85,9 +86,9 @@ def time_left_s(
         return 0.0
     if totals.state != "running" or n_workers == 0 or totals.epochs_spent == 0:
         return None
-    at_rest = [trial.n_epochs for trial in trials if trial.state in (*ENDED, "paused")]
+    at_rest = [trial.n_epochs for trial in trials if trial.state in _AT_REST]
     usual = fmean(at_rest) if at_rest else float(n_epochs)
-    begun = [trial for trial in trials if trial.state not in (*ENDED, "paused")]
+    begun = [trial for trial in trials if trial.state not in _AT_REST]
     n_unborn = max(0, totals.waiting + totals.running - len(begun))
     open_epochs = sum(_left(trial.n_epochs, usual, n_epochs) for trial in begun)
     epoch_s = totals.seconds_spent / totals.epochs_spent

@@ -194,8 +194,10 @@ def _early_stopping(pruning: Pruning) -> str:
     if not pruning.rungs:
         return "none"
     rungs = " and ".join(f"{rung:.0%}" for rung in pruning.rungs)
-    share = f"one in {pruning.reduction:g}"
-    return f"trials pause at {rungs} of the epochs, {share} goes on (successive halving)"
+    return (
+        f"trials pause at {rungs} of the epochs, one in {pruning.reduction:g} goes on "
+        "(successive halving)"
+    )
 
 
 def _seeds(content: Content) -> str:

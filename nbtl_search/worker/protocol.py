@@ -52,7 +52,6 @@ class Ready(Value):
 
     kind: Literal["ready"] = "ready"
     device: str
-    n_updates: int
 
 
 class Refused(Value):

@@ -121,7 +121,7 @@ class Trainer:
             _check(order, run)
         except NbtlError as error:
             return protocol.Refused(message=str(error))
-        return protocol.Ready(device=str(run.placement.device), n_updates=run.n_updates)
+        return protocol.Ready(device=str(run.placement.device))
 
     def _train(
         self, order: protocol.Train

@@ -91,7 +91,7 @@ class Trainer:
             if order["kind"] == "open":
                 if self.fault == "dies-at-once":
                     os._exit(3)
-                self.send(kind="ready", device="cpu", n_updates=100)
+                self.send(kind="ready", device="cpu")
             elif order["kind"] == "train":
                 self.send(**self.train(order))
 
