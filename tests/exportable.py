@@ -13,6 +13,7 @@ from nbtl_search.spec import Dials, Recipe
 from nbtl_search.spec.verdict import (
     Contender,
     Entry,
+    Estimate,
     FinalRun,
     FinalWeights,
     Interval,
@@ -136,6 +137,6 @@ def _entry(trial: int, name: str) -> Entry:
 def _contender(entry: Entry) -> Contender:
     return Contender(
         trial=entry.trial, name=entry.name, dials=entry.dials, search_top1=70.0,
-        confirmed=entry.single, lower_bound=60.0, gain=None, is_tied_with_winner=True,
-        is_winner=entry.trial == 7,
+        confirmed=entry.single, value=Estimate(n=5, mean=61.0, low=60.0, high=62.0), gain=None,
+        is_tied_with_winner=True, is_winner=entry.trial == 7,
     )  # fmt: skip

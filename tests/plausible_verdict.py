@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
+from nbtl_search.evidence import noise
+from nbtl_search.evidence.values import values_of
 from nbtl_search.ledger.records import TrialRecord, default_of
 from nbtl_search.spec.verdict import (
     Contender,
     Entry,
     FinalRun,
     FinalWeights,
+    Interval,
     TestScore,
     TestSetReading,
     Verdict,
 )
-from nbtl_search.study import seed_statistics
 
 N_TEST = 400
 
@@ -46,8 +48,8 @@ def make_verdict(
             trial=trial.number,
             name=trial.name or f"trial {trial.number}",
             dials=trial.dials,
-            single=seed_statistics.summary(list(tops.values())),
-            ten_crop=seed_statistics.summary([top + 0.5 for top in tops.values()]),
+            single=noise.summary(tops.values()),
+            ten_crop=noise.summary([top + 0.5 for top in tops.values()]),
             ensemble_top1=max(tops.values()) + 1.25,
         )
         for trial, tops in zip(chosen, values, strict=True)
@@ -63,8 +65,8 @@ def make_verdict(
         contenders=tuple(_contender(trial, default, winner) for trial in others),
         winner=None if stage == "confirm" else winner,
         entries=() if stage == "confirm" else entries,
-        gain=seed_statistics.paired_gain(values[1], values[0]) if two else None,
-        ten_crop_gain=seed_statistics.paired_gain(values[1], values[0]) if two else None,
+        gain=_gain(values[1], values[0]) if two else None,
+        ten_crop_gain=_gain(values[1], values[0]) if two else None,
         ensemble_gain=tops[1] - tops[0] if two else None,
         runs=(*_confirm_runs(others), *_test_runs(entries, values)),
         readings=tuple(
@@ -74,6 +76,11 @@ def make_verdict(
             for index, reason in enumerate(reasons, start=1)
         ),
     )
+
+
+def _gain(ours: dict[int, float], theirs: dict[int, float]) -> Interval | None:
+    of_seeds = noise.seed_noise([list(ours.values()), list(theirs.values())], n_images=400)
+    return noise.gain(ours, theirs, noise=of_seeds)
 
 
 def _confirmed(trial: TrialRecord) -> dict[int, float]:
@@ -90,9 +97,9 @@ def _contender(trial: TrialRecord, default: TrialRecord, winner: int) -> Contend
         name=trial.name or f"trial {trial.number}",
         dials=trial.dials,
         search_top1=trial.value or 50.0,
-        confirmed=seed_statistics.summary(list(ours.values())),
-        lower_bound=seed_statistics.lower_bounds({(0,): list(ours.values())})[(0,)],
-        gain=None if trial == default else seed_statistics.paired_gain(ours, _confirmed(default)),
+        confirmed=noise.summary(ours.values()),
+        value=values_of({0: list(ours.values())}, n_images=400).estimate(0),
+        gain=None if trial == default else _gain(ours, _confirmed(default)),
         is_tied_with_winner=trial.number != winner and trial != default,
         is_winner=trial.number == winner,
     )

@@ -33,9 +33,9 @@ from nbtl_search.errors import UPGRADE_COMMAND, SchemaError
 from nbtl_search.ledger import locks
 from nbtl_search.spec import Recipe
 
-VERSION: Final = 6
+VERSION: Final = 7
 """2: diagnoses; 3: lost attempts, jobs, notifications; 4: recipes and plans as JSONB; 5: averages
-of weights; 6: granted epochs."""
+of weights; 6: granted epochs; 7: repeats."""
 
 # What a version changes in tables that exist; tables that are missing are made afterwards, as they
 # are now. A step must do with whatever an older version may lack: hence IF EXISTS. A column may be
@@ -77,6 +77,7 @@ _STEPS: Final = {
             " ELSE (recipe #>> '{train,epochs}')::integer END"
         ),
     ),
+    7: ("ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS repeat_of integer",),
 }
 
 metadata = MetaData()
@@ -140,6 +141,8 @@ trial = Table(
     Column("name", Text, nullable=False),
     Column("protected", Boolean, nullable=False),
     Column("recipe", StoredRecipe, nullable=False),
+    # The number of the trial whose recipe it trains with another seed.
+    Column("repeat_of", Integer),
     Column("state", Text, nullable=False),
     Column("desired", Text, nullable=False, server_default="run"),
     Column("token", BigInteger, nullable=False, server_default=tokens.next_value()),

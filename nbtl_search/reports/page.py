@@ -166,7 +166,7 @@ def _key_numbers(content: Content) -> Iterator[tuple[str, str]]:
 
 def _bounds(verdict: Verdict) -> str:
     gain = verdict.gain
-    if gain is None or gain.low is None or gain.high is None:
+    if gain is None:
         return "points"
     return f"points, {gain.confidence:.0%} interval {gain.low:+.2f} to {gain.high:+.2f}"
 

@@ -155,7 +155,7 @@ def _default_won(content: Content, verdict: Verdict, entry: Entry) -> tuple[str,
     found = f"The default recipe is the best found{_on_test(content, entry)}."
     sure = (
         f"None of the {n_others} candidates from {len(content.trials)} trials was better over "
-        f"{verdict.n_confirm_seeds} seeds on the validation images"
+        f"up to {verdict.n_confirm_seeds} seeds on the validation images"
     )
     if tied:
         return found, f"{sure}; {len(tied)} of them cannot be told apart from it."
@@ -205,13 +205,15 @@ def _on_test(content: Content, entry: Entry) -> str:
 
 
 def _interval(gain: Interval) -> str:
-    if gain.low is None or gain.high is None:
-        return "has no interval, as one pair of runs is all there is"
     return (
-        f"its {gain.confidence:.0%} interval, paired by seed over {gain.n} pairs, is "
+        f"its {gain.confidence:.0%} interval over {gain.n} {_seeds(gain.n)} is "
         f"{gain.low:+.2f} to {gain.high:+.2f}"
     )
 
 
 def _value(top1: float) -> str:
     return f"{top1:.2f} %"
+
+
+def _seeds(n: int) -> str:
+    return "seed" if n == 1 else "seeds"

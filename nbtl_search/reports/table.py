@@ -6,7 +6,7 @@ One value for a terminal, for Markdown and for the page, whose template reads `a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from rich.table import Table as TerminalTable
 from rich.text import Text
@@ -99,15 +99,12 @@ def spread(title: str, key: str) -> Column:
     return Column(title=title, show=show)
 
 
-def interval(title: str) -> Column:
-    """Return a column of gains with their intervals."""
+def interval(title: str, key: str, *, sign: Literal["", "+"] = "") -> Column:
+    """Return a column of means with their intervals."""
 
     def show(row: Row) -> str:
-        gain, low, high = row["gain"], row["gain_low"], row["gain_high"]
-        if gain is None:
-            return NONE
-        bounds = "" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})"
-        return f"{gain:+.2f}{bounds}"
+        mean, low, high = row[key], row[f"{key}_low"], row[f"{key}_high"]
+        return NONE if mean is None else f"{mean:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
 
     return Column(title=title, show=show)
 

@@ -19,7 +19,7 @@ from nbtl_search.reports.table import (
     text,
 )
 from nbtl_search.spec import TITLES, Dials
-from nbtl_search.spec.verdict import Interval
+from nbtl_search.spec.verdict import Estimate, Interval
 
 
 def all_tables(content: Content) -> tuple[Table, ...]:
@@ -152,7 +152,7 @@ def final(content: Content) -> Table:
                 "ten_crop_mean": entry.ten_crop.mean,
                 "ten_crop_std": entry.ten_crop.std,
                 "ensemble": entry.ensemble_top1,
-                **_gain(gain),
+                **_interval("gain", gain),
                 "is_winner": is_winner,
             }
         )
@@ -162,7 +162,7 @@ def final(content: Content) -> Table:
         spread("test top-1, single crop", "single"),
         spread("ten crops", "ten_crop"),
         number("ensemble, ten crops", "ensemble"),
-        interval("gain (95 % interval)"),
+        interval("gain (95 % interval)", "gain", sign="+"),
         remark("settings", "settings"),
     )
     title = "Test images: top-1 in percent, mean ± standard deviation over seeds"
@@ -185,8 +185,8 @@ def contenders(content: Content) -> Table:
                 "n_seeds": one.confirmed.n,
                 "confirmed_mean": one.confirmed.mean,
                 "confirmed_std": one.confirmed.std,
-                "lower_bound": one.lower_bound,
-                **_gain(one.gain),
+                **_interval("value", one.value),
+                **_interval("gain", one.gain),
                 "mark": "winner" if one.is_winner else "tie with the winner" if is_tied else "",
             }
         )
@@ -195,8 +195,8 @@ def contenders(content: Content) -> Table:
         number("in the search", "search_top1"),
         count("runs", "n_seeds"),
         spread("confirmed", "confirmed"),
-        number("lower bound", "lower_bound"),
-        interval("gain (95 % interval)"),
+        interval("value (95 % interval)", "value"),
+        interval("gain (95 % interval)", "gain", sign="+"),
         text("", "mark"),
         remark("settings", "settings"),
     )
@@ -329,7 +329,7 @@ def _listed(trials: Sequence[int]) -> str:
     return ", ".join(map(str, trials))
 
 
-def _gain(gain: Interval | None) -> Row:
-    if gain is None:
-        return {"gain": None, "gain_low": None, "gain_high": None}
-    return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
+def _interval(key: str, found: Interval | Estimate | None) -> Row:
+    if found is None:
+        return dict.fromkeys((key, f"{key}_low", f"{key}_high"))
+    return {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high}

@@ -13,6 +13,8 @@ from nbtl_search.spec.recipe import AtLeastOne, Count, Dials, NonNegative, Perce
 from nbtl_search.spec.values import Value
 
 FinalStage = Literal["confirm", "test"]
+Candidate = tuple[int, ...]
+"""The number of a trial, or those of several whose weights are averaged."""
 
 # `finalize --json` has printed dials as this text from its first version; scripts may read it.
 _DialsAsText = Annotated[Dials, PlainSerializer(str)]
@@ -29,18 +31,29 @@ class Summary(Value):
 
 
 class Interval(Value):
-    """A confidence interval of a mean difference; without bounds where one pair is all there is."""
+    """A confidence interval of a mean difference."""
 
     n: AtLeastOne
     mean: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     confidence: float = 0.95
 
     @property
     def is_tie(self) -> bool:
-        """Tell whether zero lies inside, or whether nothing can be told."""
-        return self.low is None or self.high is None or self.low <= 0.0 <= self.high
+        """Tell whether zero lies inside."""
+        return self.low <= 0.0 <= self.high
+
+
+class Estimate(Value):
+    """What a recipe gives on average over seeds, in percent: a shrunken mean and its interval."""
+
+    n: AtLeastOne
+    """Runs that it rests on."""
+    mean: float
+    low: float
+    high: float
+    confidence: float = 0.95
 
 
 class TestScore(Value):
@@ -116,11 +129,11 @@ class Contender(Value):
     """What the search saw: the best epoch of one run; None for an average, which it did not try."""
     confirmed: Summary
     """Validation top-1 after the last epoch, over the seeds."""
-    lower_bound: float | None
-    """One-sided lower confidence bound of the mean, by which the winner is chosen; its standard
-    deviation is pooled over the recipes that ran throughout. None for those that did not."""
+    value: Estimate | None
+    """What it is worth by these runs and the search's, by which the winner is chosen; None for one
+    that could not be trained with every seed."""
     gain: Interval | None
-    """Over the default, paired by seed; None for the default itself."""
+    """Over the default with the same seeds; None for the default itself."""
     is_tied_with_winner: bool
     is_winner: bool = False
 
@@ -175,7 +188,7 @@ class Verdict(Value):
     entries: tuple[Entry, ...]
     """The default first and the winner last; only one where the default itself won."""
     gain: Interval | None
-    """Single crop, winner minus default, paired by seed."""
+    """Single crop, winner minus default, over the seeds that both have."""
     ten_crop_gain: Interval | None
     ensemble_gain: float | None
     runs: tuple[FinalRun, ...]

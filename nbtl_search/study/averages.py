@@ -12,7 +12,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 
 from nbtl_search.spec import Dials
-from nbtl_search.study.seed_statistics import Candidate
+from nbtl_search.spec.verdict import Candidate
 
 
 def next_averages(dials: Mapping[int, Dials], means: Mapping[Candidate, float]) -> list[Candidate]:

@@ -2,10 +2,13 @@
 
 Two stages, each a study of its own whose trials any worker trains, kills and resumes like others:
 
-* *confirm*: the best trials of the search and the default recipe, each over new seeds, trained on
-  train and judged on validation after the last epoch. One run chose them, so each has luck to lose.
+* *confirm*: the best recipes of the search and the default, each over new seeds, trained on train
+  and judged on validation after the last epoch. The search chose them, so each has luck to lose.
+  Seeds are spent one at a time: who can hardly be the best any more gets none, and when one
+  candidate is left that is the end.
 * *test*: the winner and the default over further seeds, trained on train and validation. Only
-  here the test images are opened, and that is recorded before it happens.
+  here the test images are opened, and that is recorded before it happens. The number of seeds is
+  fixed before: stopping where the test images look good would make the interval a lie.
 
 When the runs of a stage have ended, averages of their weights are added to it (`averages`): in the
 first stage as further candidates, in the second where such a candidate has won.
@@ -15,7 +18,7 @@ In the ledger a finalisation is a row (`nbtl_final`), and its rounds are numbere
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,11 +31,17 @@ from nbtl_search.ledger.ledger import NOW, Ledger
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Recipe, Value
-from nbtl_search.study import averages, seed_statistics, stages
-from nbtl_search.study.seed_statistics import Candidate
+from nbtl_search.spec.verdict import Candidate
+from nbtl_search.study import averages, judgement, stages
+from nbtl_search.study.judgement import Judgement
 from nbtl_search.study.store import Study, clear_half_made, make_optuna_study
 
-_SEEDS_OF_A_ROUND: Final = 1000  # more than two stages of 100: no two rounds share a seed
+_SEEDS_OF_A_ROUND: Final = 1000
+"""More than two stages of 100 have: no two rounds share a seed."""
+
+_N_FIRST_SEEDS: Final = 2
+"""Runs that every candidate of the first stage has, and by which averages are chosen."""
+
 Enter = Callable[[Connection, int], None]
 
 
@@ -40,7 +49,9 @@ class Plan(Value):
     """How many candidates and seeds a finalisation has."""
 
     n_candidates: int = Field(3, ge=1, le=100, description="best trials of the search")
-    n_confirm_seeds: int = Field(4, ge=2, le=100, description="runs of each in the first stage")
+    n_confirm_seeds: int = Field(
+        4, ge=2, le=100, description="runs of each in the first stage, at most"
+    )
     n_test_seeds: int = Field(4, ge=2, le=100, description="runs of winner and default at the end")
     averages: bool = Field(
         True,
@@ -88,7 +99,7 @@ def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None)
             plan = Plan.parse(latest.plan)
             wanted = plan.replace(**changes)
             stands = stages.has_ended(stages.stage_of(study, latest))
-            ended = stands and not _averages_to_add(study, latest)
+            ended = stands and not _runs_to_add(study, latest)
             if again is None or not ended:
                 _check_same(study, latest, wanted, plan)
                 return plan
@@ -132,7 +143,8 @@ def candidates(study: Study, *, n: int) -> list[TrialRecord]:
     """
     trials = records.trials(study.storage.engine, study.id)
     default = records.default_of(trials)
-    best = [trial for trial in records.ranked(trials) if trial != default][:n]
+    found = records.recommended(trials, n_images=study.facts.n_val)
+    best = [trial for trial, _ in found if trial != default][:n]
     if default is None or not best:
         what = "the default recipe" if default is None else "another recipe than the default"
         message = (
@@ -144,27 +156,36 @@ def candidates(study: Study, *, n: int) -> list[TrialRecord]:
 
 
 def winner_of(study: Study, confirm_id: int, default: int) -> Candidate:
-    """Return the candidate with the highest lower confidence bound, of those that ran throughout.
+    """Return the most valuable candidate, of those that could be trained with every seed.
 
     Raises:
-        StudyNotFoundError: not one candidate could be trained with every seed.
+        StudyNotFoundError: not one candidate could.
     """
-    values: dict[Candidate, list[float]] = {}
-    broken: set[Candidate] = set()
-    for row in stages.runs_of(study, confirm_id):
-        if row.state == "complete":
-            values.setdefault(stages.trials_of(row), []).append(row.value)
-        else:
-            broken.add(stages.trials_of(row))
-    whole = {candidate: found for candidate, found in values.items() if candidate not in broken}
-    if not whole:
+    trials = records.trials(study.storage.engine, study.id)
+    winner = _judgement(study, stages.runs_of(study, confirm_id), trials, default=default).winner
+    if winner is None:
         message = (
             f"a winner must train to its end with every seed, and no candidate of study "
             f"{study.name!r} did; see why in the logs, then run: nbtl-search finalize {study.name} "
             "--again REASON"
         )
         raise StudyNotFoundError(message)
-    return seed_statistics.choose(whole, default=(default,))
+    return winner
+
+
+def _judgement(
+    study: Study, rows: Sequence[Any], trials: Iterable[TrialRecord], *, default: int
+) -> Judgement:
+    runs = [
+        judgement.Run(
+            candidate=stages.trials_of(row),
+            seed=row.recipe.train.seed,
+            state=row.state,
+            value=row.value,
+        )
+        for row in rows
+    ]
+    return judgement.judge(runs, trials, default=default, n_images=study.facts.n_val)
 
 
 def open_stage(study: Study) -> Study | None:
@@ -178,7 +199,7 @@ def open_stage(study: Study) -> Study | None:
 def is_done(study: Study, row: Any) -> bool:
     """Tell whether every run of a finalisation has ended."""
     is_tested = row.test_id is not None and stages.has_ended(stages.stage_of(study, row))
-    return is_tested and not _averages_to_add(study, row)
+    return is_tested and not _runs_to_add(study, row)
 
 
 def _check(study: Study) -> None:
@@ -216,7 +237,7 @@ def _check_same(study: Study, latest: Any, wanted: Plan, plan: Plan) -> None:
 
 def _open_confirm(study: Study, plan: Plan, number: int, reason: str, *, lock: Connection) -> None:
     chosen = candidates(study, n=plan.n_candidates)
-    runs = list(_runs(study, chosen, _seeds(study, number, 0, plan.n_confirm_seeds)))
+    runs = list(_runs(study, chosen, _seeds(study, number, 0, _N_FIRST_SEEDS)))
     row = {
         "parent_id": study.id,
         "round": number,
@@ -234,38 +255,64 @@ def _is_to_go_on(study: Study, latest: Any) -> bool:
     """Tell whether all planned runs have ended, and more is to be planned."""
     if not stages.has_ended(stages.stage_of(study, latest)):
         return False
-    return latest.test_id is None or bool(_averages_to_add(study, latest))
+    return latest.test_id is None or bool(_runs_to_add(study, latest))
 
 
 def _go_on(study: Study, latest: Any, *, lock: Connection) -> None:
-    runs = _averages_to_add(study, latest)
+    runs = _runs_to_add(study, latest)
     if runs:
         _add(stages.stage_of(study, latest), runs, lock=lock)
     else:
         _open_test(study, latest, lock=lock)
 
 
-def _averages_to_add(study: Study, row: Any) -> list[_Run]:
-    """Return the averages of weights that come next in a stage whose runs have all ended."""
-    if not Plan.parse(row.plan).averages or (row.test_id is not None and row.averaged is None):
-        return []
-    runs = stages.runs_of(study, row.confirm_id if row.test_id is None else row.test_id)
-    if row.test_id is None:
-        wanted = _next_averages(runs)
-    else:
-        wanted = [] if any(run.averaged for run in runs) else [tuple(row.averaged)]
+def _runs_to_add(study: Study, row: Any) -> list[_Run]:
+    """Return the runs that come next in a stage whose runs have all ended."""
+    plan = Plan.parse(row.plan)
+    rows = stages.runs_of(study, row.confirm_id if row.test_id is None else row.test_id)
     trials = {trial.number: trial for trial in records.trials(study.storage.engine, study.id)}
-    trained = {(run.candidate, run.recipe.train.seed): run for run in runs if not run.averaged}
+    seeds = list(dict.fromkeys(each.recipe.train.seed for each in rows))
+    if row.test_id is not None:
+        return [] if row.averaged is None else _averaged(rows, trials, seeds, [row.averaged])
+    first = [each for each in rows if each.recipe.train.seed in seeds[:_N_FIRST_SEEDS]]
+    chosen = _next_averages(first) if plan.averages else []
+    added = _averaged(first, trials, seeds[:_N_FIRST_SEEDS], chosen)
+    if added:
+        return added
+    still_in = _judgement(study, rows, trials.values(), default=rows[0].candidate).still_in()
+    # The averages that are still in follow their recipes, seed by seed.
+    added = _averaged(rows, trials, seeds, [one for one in still_in if len(one) > 1])
+    if added or len(still_in) < 2 or len(seeds) == plan.n_confirm_seeds:
+        return added
+    members = dict.fromkeys(number for one in still_in for number in one)
+    seed = range(seeds[-1] + 1, seeds[-1] + 2)
+    return list(_runs(study, [trials[number] for number in members], seed))
+
+
+def _averaged(
+    rows: Sequence[Any],
+    trials: Mapping[int, TrialRecord],
+    seeds: Sequence[int],
+    wanted: Sequence[Sequence[int]],
+) -> list[_Run]:
+    """Return averages that are wanted with these seeds and can be made, and are not planned yet."""
+    trained = {(run.candidate, run.recipe.train.seed): run for run in rows if not run.averaged}
+    planned = {(stages.trials_of(run), run.recipe.train.seed) for run in rows}
     return [
         _Run(
             candidate=trials[average[0]],
             averaged=tuple(trials[number] for number in average),
             recipe=trained[average[0], seed].recipe,
         )
-        for seed in dict.fromkeys(seed for _, seed in trained)
+        for seed in seeds
         for average in wanted
-        if all(trained[number, seed].state == "complete" for number in average)
+        if (tuple(average), seed) not in planned
+        and all(_is_whole(trained.get((number, seed))) for number in average)
     ]
+
+
+def _is_whole(run: Any) -> bool:
+    return run is not None and run.state == "complete"
 
 
 def _next_averages(runs: Sequence[Any]) -> list[Candidate]:

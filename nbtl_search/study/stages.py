@@ -10,9 +10,9 @@ from nbtl_search.ledger import schema
 from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
+from nbtl_search.spec.verdict import Candidate
 from nbtl_search.study import store
 from nbtl_search.study.averages import start_of
-from nbtl_search.study.seed_statistics import Candidate
 from nbtl_search.study.store import FINAL_MARK, Study
 
 

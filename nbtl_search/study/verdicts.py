@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from nbtl_search.errors import StudyNotFoundError
+from nbtl_search.evidence import noise
 from nbtl_search.ledger import records, schema
 from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec.verdict import (
+    Candidate,
     Contender,
     Entry,
     FinalRun,
@@ -24,9 +26,9 @@ from nbtl_search.spec.verdict import (
     TestSetReading,
     Verdict,
 )
-from nbtl_search.study import finals, seed_statistics, stages
+from nbtl_search.study import finals, judgement, stages
+from nbtl_search.study.ensemble import ensemble_top1
 from nbtl_search.study.finals import Plan
-from nbtl_search.study.seed_statistics import Candidate
 from nbtl_search.study.store import Study
 
 
@@ -49,7 +51,7 @@ def verdict_of(study: Study) -> Verdict | None:
     unmade: Candidate = ()
     if winner is not None and len(winner) > 1 and is_done and not is_made:
         unmade, winner = winner, winner[:1]
-    contenders = _contenders(confirm, trials, winner=winner)
+    contenders = _contenders(study, confirm, trials, winner=winner)
     entries = _entries(study, row.test_id, test, trials, winner=winner)
     stage: Literal["confirm", "test", "done"] = "confirm" if row.test_id is None else "test"
     return Verdict(
@@ -62,8 +64,8 @@ def verdict_of(study: Study) -> Verdict | None:
         winner=row.winner,
         unmade=unmade,
         entries=entries,
-        gain=_gain(test, entries, "top1"),
-        ten_crop_gain=_gain(test, entries, "ten_crop_top1"),
+        gain=_gain(study, test, entries, "top1"),
+        ten_crop_gain=_gain(study, test, entries, "ten_crop_top1"),
         ensemble_gain=_ensemble_gain(entries),
         runs=(*confirm, *test),
         readings=tuple(
@@ -97,25 +99,34 @@ def _run(row: Any, stage: FinalStage) -> FinalRun:
 
 
 def _contenders(
-    runs: Sequence[FinalRun], trials: dict[int, TrialRecord], *, winner: Candidate | None
+    study: Study,
+    runs: Sequence[FinalRun],
+    trials: dict[int, TrialRecord],
+    *,
+    winner: Candidate | None,
 ) -> tuple[Contender, ...]:
     order = list(dict.fromkeys(run.trials for run in runs))
     values = {candidate: _validated(runs, candidate) for candidate in order}
-    broken = {run.trials for run in runs if run.state in TERMINAL and run.state != "complete"}
-    bounds = seed_statistics.lower_bounds(
-        {one: list(found.values()) for one, found in values.items() if one not in broken}
-    )
     default = order[0]
+    planned = [
+        judgement.Run(candidate=run.trials, seed=run.seed, state=run.state, value=run.val_top1)
+        for run in runs
+    ]
+    judged = judgement.judge(
+        planned, trials.values(), default=default[0], n_images=study.facts.n_val
+    )
     return tuple(
         Contender(
             **_named(candidate, trials),
             search_top1=None if len(candidate) > 1 else trials[candidate[0]].value or 0.0,
-            confirmed=seed_statistics.summary(list(values[candidate].values())),
-            lower_bound=bounds.get(candidate),
+            confirmed=noise.summary(values[candidate].values()),
+            value=judged.values.estimate(candidate) if candidate in judged.eligible else None,
             gain=None
             if candidate == default
-            else seed_statistics.paired_gain(values[candidate], values[default]),
-            is_tied_with_winner=_is_tie(values, candidate, winner),
+            else noise.gain(values[candidate], values[default], noise=judged.values.noise),
+            is_tied_with_winner=winner is not None
+            and candidate != winner
+            and judged.is_tie(candidate, winner),
             is_winner=candidate == winner,
         )
         for candidate in order
@@ -142,15 +153,6 @@ def _validated(runs: Sequence[FinalRun], candidate: Candidate) -> dict[int, floa
     }
 
 
-def _is_tie(
-    values: dict[Candidate, dict[int, float]], candidate: Candidate, winner: Candidate | None
-) -> bool:
-    if winner is None or candidate == winner:
-        return False
-    difference = seed_statistics.paired_gain(values[winner], values[candidate])
-    return difference is None or difference.is_tie
-
-
 def _entries(
     study: Study,
     stage_id: int | None,
@@ -168,10 +170,8 @@ def _entries(
     return tuple(
         Entry(
             **_named(candidate, trials),
-            single=seed_statistics.summary(list(_tested(runs, candidate, "top1").values())),
-            ten_crop=seed_statistics.summary(
-                list(_tested(runs, candidate, "ten_crop_top1").values())
-            ),
+            single=noise.summary(_tested(runs, candidate, "top1").values()),
+            ten_crop=noise.summary(_tested(runs, candidate, "ten_crop_top1").values()),
             ensemble_top1=_ensemble(study, stage_id, runs, candidate),
         )
         for candidate in chosen
@@ -187,11 +187,19 @@ def _tested(runs: Sequence[FinalRun], candidate: Candidate, score: str) -> dict[
     }
 
 
-def _gain(runs: Sequence[FinalRun], entries: Sequence[Entry], score: str) -> Interval | None:
+def _gain(
+    study: Study, runs: Sequence[FinalRun], entries: Sequence[Entry], score: str
+) -> Interval | None:
     if len(entries) < 2:
         return None
+    # An average is made of its recipes' runs, and tells nothing more of how far runs lie apart.
+    alone = [entry.trials for entry in entries if len(entry.trials) == 1]
+    of_seeds = noise.seed_noise(
+        [list(_tested(runs, trials, score).values()) for trials in alone],
+        n_images=study.facts.n_test,
+    )
     default, winner = (_tested(runs, entry.trials, score) for entry in (entries[0], entries[-1]))
-    return seed_statistics.paired_gain(winner, default)
+    return noise.gain(winner, default, noise=of_seeds)
 
 
 def _ensemble_gain(entries: Sequence[Entry]) -> float | None:
@@ -210,9 +218,7 @@ def _ensemble(
     found = [predictions(study, stage_id, run.number) for run in mine if run.test is not None]
     if not found:
         return None
-    return seed_statistics.ensemble_top1(
-        [each["probabilities"] for each in found], found[0]["labels"]
-    )
+    return ensemble_top1([each["probabilities"] for each in found], found[0]["labels"])
 
 
 def predictions(study: Study, stage_id: int, number: int) -> dict[str, NDArray[Any]]:

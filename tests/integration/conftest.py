@@ -128,7 +128,7 @@ def spec():
             n_blocks=22,
             n_classes=3,
             n_train=30,
-            n_val=12,
+            n_val=400,
             n_test=12,
             data_digest="d" * 16,
             weights_digest="random",

@@ -135,6 +135,57 @@ def test_the_winner_and_the_default_go_on_to_the_test_images(searched):
     assert finals.next_stage(searched) is None
 
 
+SEEDS = PLAN | {"n_confirm_seeds": 5}
+
+
+def test_seeds_are_spent_one_at_a_time_until_the_winner_is_clear(searched):
+    finals.begin(searched, SEEDS)
+    first = stage_of(searched)
+    trained = run_all(first, lambda recipe: {0: 45.0, 5: 57.0, 4: 44.0}[number_of(first, recipe)])
+    assert [recipe.train.seed for recipe in trained] == [1, 1, 1, 2, 2, 2]
+    assert stage_of(searched).stage == "test", "two seeds are enough where nobody comes near"
+    verdict = verdict_of(searched)
+    assert [each.confirmed.n for each in verdict.contenders] == [2, 2, 2]
+    assert verdict.contenders[1].is_winner
+    assert not any(each.is_tied_with_winner for each in verdict.contenders)
+
+
+def test_who_can_hardly_win_any_more_gets_no_more_seeds(searched):
+    finals.begin(searched, SEEDS)
+    seeds: dict[int, list[int]] = {0: [], 5: [], 4: []}
+    while (stage := stage_of(searched)).stage == "confirm":
+
+        def value_of(recipe, stage=stage):
+            number = number_of(stage, recipe)
+            seeds[number].append(recipe.train.seed)
+            return {0: 71.0, 5: 72.0, 4: 40.0}[number] + recipe.train.seed % 2
+
+        run_all(stage, value_of)
+    assert seeds == {0: [1, 2, 3, 4, 5], 5: [1, 2, 3, 4, 5], 4: [1, 2]}
+    default, other, last = verdict_of(searched).contenders
+    assert other.is_winner
+    assert default.is_tied_with_winner
+    assert not last.is_tied_with_winner
+    assert other.gain.low < other.gain.mean == 1.0 < other.gain.high
+    assert other.value.n == 6, "with the run of the search"
+
+
+def test_a_gain_of_less_than_one_image_goes_to_the_default(searched):
+    finals.begin(searched, PLAN)
+    first = stage_of(searched)
+    run_all(first, lambda recipe: {0: 75.0, 5: 72.6, 4: 60.0}[number_of(first, recipe)])
+    # The search had 50 of the default and 55 of trial 5: by all three runs of each, that is ahead
+    # by 0.07 points, and an image is 0.25.
+    stage_of(searched)
+    assert verdict_of(searched).winner == 0
+
+
+def number_of(stage, recipe):
+    """The trial of the search whose recipe this run of the first stage trains."""
+    rows = stages.runs_of(stage, stage.id)
+    return next(row.candidate for row in rows if row.recipe == recipe)
+
+
 def test_a_candidate_that_broke_once_cannot_win(searched):
     finals.begin(searched, PLAN)
     stage = stage_of(searched)

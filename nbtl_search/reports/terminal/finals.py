@@ -20,7 +20,7 @@ def render(verdict: Verdict, *, name: str) -> RenderableType:
         verdict: where its finalisation stands.
         name: of the study.
     """
-    seeds = f"{verdict.n_confirm_seeds} seeds"
+    seeds = f"up to {verdict.n_confirm_seeds} seeds"
     parts: list[RenderableType] = [
         Text(f"validation top-1 after the last epoch, {seeds}", style="bold"),
         _confirmed(verdict),
@@ -38,7 +38,7 @@ def _confirmed(verdict: Verdict) -> RenderableType:
             "mark": _mark(contender),
             "search": contender.search_top1,
             "mean": mean_std(contender.confirmed),
-            "bound": contender.lower_bound,
+            "value": None if contender.value is None else contender.value.mean,
             "gain": _interval(contender.gain),
         }
         for contender in verdict.contenders
@@ -48,7 +48,7 @@ def _confirmed(verdict: Verdict) -> RenderableType:
         Column(title="", show=lambda row: str(row["mark"]), is_text=True, is_whole=True),
         number("search", "search", none=""),
         count("mean", "mean"),
-        number("bound", "bound", none=""),
+        number("value", "value", none=""),
         count("gain", "gain"),
     )
     made = Table(name="contenders", title="Candidates", rows=rows, columns=columns)
@@ -122,6 +122,4 @@ def _worth(gain: Interval) -> str:
 def _interval(gain: Interval | None) -> str:
     if gain is None:
         return ""
-    if gain.low is None or gain.high is None:
-        return f"{gain.mean:+.2f}"
     return f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"

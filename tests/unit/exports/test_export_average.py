@@ -40,7 +40,7 @@ def verdict(tmp_path):
         dials=average.dials,
         search_top1=None,
         confirmed=average.single,
-        lower_bound=61.0,
+        value=None,
         gain=None,
         is_tied_with_winner=False,
         is_winner=True,

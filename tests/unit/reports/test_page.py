@@ -23,7 +23,6 @@ from nbtl_search.reports.page import page
 from nbtl_search.reports.prose import verdict_sentences
 from nbtl_search.reports.tables import all_tables
 from nbtl_search.spec import DataSettings
-from nbtl_search.spec.verdict import Interval
 from tests.plausible_study import make_spec
 from tests.plausible_verdict import make_verdict
 
@@ -183,12 +182,13 @@ class TestVerdict:
         assert found.startswith("The default recipe is the best found: 77.25 ± 0.65 %")
         assert "None of the 2 candidates" in sure
 
-    def test_of_one_pair_claims_no_interval(self, make_content, four_trials):
+    def test_one_pair_has_the_interval_of_recorded_seeds(self, make_content, four_trials):
         verdict = make_verdict(four_trials[:3], winner=1, tests=[[77.0], [80.0]])
-        assert verdict.gain == Interval(n=1, mean=3.0, low=None, high=None)
+        assert verdict.gain is not None
+        assert verdict.gain.low < 0 < verdict.gain.mean == 3.0
         found, sure = verdict_sentences(make_content(four_trials, verdict=verdict))
         assert found.endswith("a tie.")
-        assert "no interval" in sure
+        assert "its 95% interval over 1 seed is -" in sure
 
     def test_of_final_runs_under_way(self, make_content, four_trials):
         verdict = make_verdict(four_trials[:3], winner=1, tests=[[1.0], [1.0]], stage="confirm")

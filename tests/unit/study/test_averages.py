@@ -3,8 +3,8 @@ import math
 import pytest
 
 from nbtl_search.spec import Dials
+from nbtl_search.spec.verdict import Candidate
 from nbtl_search.study import averages
-from nbtl_search.study.seed_statistics import Candidate
 
 ONE, TWO = Dials(), Dials(reinit_layers=2)
 
