@@ -5,6 +5,7 @@ from nbtl_search.space.named import SPACES, build, build_for
 from nbtl_search.space.points import (
     design,
     dials_of,
+    dials_outside,
     known_dials,
     outside,
     params_of,
@@ -47,6 +48,7 @@ __all__ = [
     "describe",
     "design",
     "dials_of",
+    "dials_outside",
     "idle",
     "impossible",
     "known_dials",

@@ -38,19 +38,28 @@ def outside(space: Space, dials: Dials) -> list[str]:
 
     What it neither searches nor fixes is held at its default. Dials without an effect are inside.
     """
+    return list(_outside(space, dials).values())
+
+
+def dials_outside(space: Space, dials: Dials) -> list[str]:
+    """Return the names of the dials that `outside` speaks of."""
+    return list(_outside(space, dials))
+
+
+def _outside(space: Space, dials: Dials) -> dict[str, str]:
     values = _values(dials)
-    wrong = [
-        f"{row.name} = {values[row.name]} is not in {row.domain}"
+    wrong = {
+        row.name: f"{row.name} = {values[row.name]} is not in {row.domain}"
         for row in space.rows
         if _active(space, row.name, values) and _param(space, row, values) not in row.domain
-    ]
+    }
     held = {**_left_alone(space), **space.fixed}
-    return wrong + [
-        f"{name} = {values[name]} where the space holds {fixed}"
+    return wrong | {
+        name: f"{name} = {values[name]} where the space holds {fixed}"
         for name, fixed in held.items()
         if _active(space, name, values)
         and values[name] not in {fixed, space.limited(name, fixed, values)}
-    ]
+    }
 
 
 def params_of(space: Space, dials: Dials) -> dict[str, Any]:
