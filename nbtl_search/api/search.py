@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbtl_search.data.prepared import Prepared
     from nbtl_search.ledger.records import TrialRecord
     from nbtl_search.reports.terminal.status import StatusReport
-    from nbtl_search.spec import Budget, Diagnosis, Progress, Recipe, StageProgress, StudySpec
+    from nbtl_search.spec import Budget, Diagnosis, Fork, Progress, Recipe, StageProgress, StudySpec
     from nbtl_search.study.store import Study, StudySummary
     from nbtl_search.workspace.studies import Wish
     from nbtl_search.workspace.workers import Queued
@@ -92,6 +92,47 @@ def create(
         advise=advise,
         progress=progress,
         checking=checking,
+    )
+
+
+def fork(
+    name: str,
+    new: str,
+    *,
+    settings: Sequence[str] = (),
+    home: Path | None = None,
+    storage: str | None = None,
+    progress: Progress | None = None,
+    checking: Progress | None = None,
+) -> tuple[StudySpec, Fork]:
+    """Store a study like another with settings changed, and what is comparable of its trials.
+
+    Where all that decides an accuracy is equal but for the dials, the new study's sampler starts
+    from the trials inside the new space; they cost no budget and are not among its results.
+    Elsewhere the source's three best recipes are tried first. The same fork again changes nothing.
+
+    Args:
+        name: of the source: a search, whether it runs, is over, paused or stopped.
+        new: the new study's name.
+        settings: `dotted.key=value`, in the place of the source's.
+        home: of the workspace; by default the user's data folder.
+        storage: URL of the workspace's database; by default the embedded one.
+        progress: called with the number of images decoded and of all.
+        checking: called with the number of methods tried on the weights and of all.
+
+    Returns:
+        The new study's specification, and what it took over.
+
+    Raises:
+        StudyNotFoundError: no such source.
+        SpecError: a setting is not valid, or the source is of final runs.
+        DataError: the images cannot be had, or are not as they should be.
+        WeightsError: the weights cannot be had, or are of another network.
+        StudyExistsError: a study of the new name has another specification, or is no such fork.
+        StorageError: the database refuses.
+    """
+    return Workspace(home, storage).studies.fork(
+        name, new, settings=settings, progress=progress, checking=checking
     )
 
 

@@ -19,7 +19,7 @@ from nbtl_search.cli.output import DECODING, console, echo_json, late_progress, 
 from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
-    from nbtl_search.spec import StudySpec
+    from nbtl_search.spec import Fork, StudySpec
 
 # As `nbtl_search.space.regimes.SURVEY`, which help must not wait for.
 REGIMES: Final = ("larger-similar", "larger-dissimilar", "smaller-similar", "smaller-dissimilar")
@@ -91,6 +91,7 @@ def create_command(
         echo_json(spec.plain())
     else:
         _say_created(spec, start, asked=asked)
+        _say_next(spec)
 
 
 def _say_created(spec: "StudySpec", start: Sequence[str], *, asked: "StudySpec") -> None:
@@ -132,6 +133,9 @@ def _say_created(spec: "StudySpec", start: Sequence[str], *, asked: "StudySpec")
             dials = ", ".join(f"{name} = {value}" for name, value in known.dials.items())
             click.echo(f"  start    {known.name}: {dials} ({known.reason})")
     _say_advice(spec)
+
+
+def _say_next(spec: "StudySpec") -> None:
     click.echo(f"next: nbtl-search launch {spec.name}")
 
 
@@ -167,6 +171,48 @@ def _say_advice(spec: "StudySpec") -> None:
         click.echo(f"           more often:  {dial} {prior.low} to {prior.high} ({prior.reason})")
     for line in advice.evidence:
         click.echo(f"           because:     {line}")
+
+
+@click.command("fork")
+@click.argument("study")
+@click.argument("new")
+@settings_option
+@storage_option
+@json_option
+def fork_command(
+    *, workspace: Workspace, study: str, new: str, settings: Sequence[str], as_json: bool
+) -> None:
+    """Make the study NEW like STUDY with other settings, and keep what can be compared.
+
+    \b
+    nbtl-search fork dtd dtd-narrow --set search.rows.lr_high.low=2e-3
+    nbtl-search fork dtd dtd-long --set train.epochs=60
+    """
+    asked = workspace.studies.draft_fork(study, new, settings=settings)
+    with late_stages() as tick:
+        spec, fork = workspace.studies.fork(
+            study,
+            new,
+            settings=settings,
+            progress=partial(tick, DECODING),
+            checking=partial(tick, "checking methods"),
+        )
+    if as_json:
+        echo_json({"study": spec.plain(), "fork": fork.plain()})
+        return
+    _say_created(spec, (), asked=asked)
+    _say_fork(fork)
+    _say_next(spec)
+
+
+def _say_fork(fork: "Fork") -> None:
+    cost = ", at no cost to the budget" if fork.n_carried else ""
+    n_all = fork.n_trials
+    click.echo(f"  fork     {fork.n_carried} of {n_all} trials of {fork.source!r} taken over{cost}")
+    for reason in fork.why_left_out():
+        click.echo(f"           left out: {reason}")
+    for recipe in fork.recipes:
+        click.echo(f"           tried early: {recipe.name} ({recipe.reason})")
 
 
 @click.command("prepare")

@@ -18,6 +18,7 @@ from nbtl_search.spec.recipe import (
 from nbtl_search.spec.study import (
     Advised,
     Budget,
+    Fork,
     Prior,
     Pruning,
     Regime,
@@ -39,6 +40,7 @@ __all__ = [
     "Dials",
     "Epoch",
     "Facts",
+    "Fork",
     "KnownRecipe",
     "Measured",
     "MethodSettings",

@@ -53,6 +53,36 @@ class Advised(Value):
     prior: dict[str, Prior] = Field(default_factory=dict, description="by dial")
 
 
+_MOST_REASONS: Final = 6
+
+
+class Fork(Value):
+    """What a fork took over from another study, as it was then; never part of a specification."""
+
+    source: str = Field(description="the name of the study that was forked")
+    n_carried: Count = Field(0, description="its trials that the sampler starts from")
+    left_out: dict[str, Count] = Field(
+        default_factory=dict, description="how many others it had, by reason, the commonest first"
+    )
+    recipes: tuple[KnownRecipe, ...] = Field(
+        (), description="its best, tried after the known ones where no trial is comparable"
+    )
+
+    @property
+    def n_trials(self) -> int:
+        """Return how many trials the source had."""
+        return self.n_carried + sum(self.left_out.values())
+
+    def why_left_out(self) -> list[str]:
+        """Return the commonest reasons, such as 'outside the new space: lr_high (3)'."""
+        n_all = self.n_trials
+        reasons = [
+            f"{reason} ({'all ' if n == n_all else ''}{n})" for reason, n in self.left_out.items()
+        ]
+        n_rest = sum(list(self.left_out.values())[_MOST_REASONS:])
+        return reasons[:_MOST_REASONS] + ([f"other reasons ({n_rest})"] if n_rest else [])
+
+
 STUDY_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 

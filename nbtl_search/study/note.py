@@ -5,20 +5,29 @@ from typing import Final
 from nbtl_search import space
 from nbtl_search.advice import conclude
 from nbtl_search.escaping import markdown, markdown_source
-from nbtl_search.spec import TITLES, Advised, Diagnosis, Facts, KnownRecipe, Measured, StudySpec
+from nbtl_search.spec import (
+    TITLES,
+    Advised,
+    Diagnosis,
+    Facts,
+    Fork,
+    KnownRecipe,
+    Measured,
+    StudySpec,
+)
 
 _READING = """\
 **How to read this.** The value of a trial is its best validation top-1 accuracy in percent, over
 the epochs it trained; higher is better. A trial's own page shows its learning curve. *Pruned*
-trials were stopped early, ran out of memory or diverged (`nbtl:cause`). The first trial,
-`default`, is what would be trained without a search: every other trial is to be compared with it,
+trials were stopped early, ran out of memory or diverged (`nbtl:cause`). The trial
+`default` is what would be trained without a search: every other trial is to be compared with it,
 and a difference smaller than that between two seeds is none. No test image has been looked at."""
 
 _DIAGNOSIS: Final = "### How well the weights fit"
 _END: Final = "*(end of the diagnosis)*"
 
 
-def write_note(spec: StudySpec, facts: Facts) -> str:
+def write_note(spec: StudySpec, facts: Facts, fork: Fork | None = None) -> str:
     """Return the note as Markdown; what a user wrote is escaped.
 
     Raises:
@@ -29,6 +38,7 @@ def write_note(spec: StudySpec, facts: Facts) -> str:
         markdown_source(spec.description),
         _data(spec, facts),
         _searched(spec, facts),
+        _forked(fork),
         _known(spec.search.known),
         _advised(spec.advice),
         f"**Budget:** {spec.budget.describe()}.",
@@ -56,6 +66,24 @@ def _searched(spec: StudySpec, facts: Facts) -> str:
     ]
     head = [f"**Searched** (space `{spec.search.space}`):", "", "| dial | values | only if |"]
     return "\n".join([*head, "|---|---|---|", *rows])
+
+
+def _forked(fork: Fork | None) -> str:
+    if fork is None:
+        return ""
+    source = markdown(fork.source)
+    lines = [f"**Fork** of the study {source}: {fork.n_carried} of its trials were taken over."]
+    if fork.n_carried:
+        lines[0] += (
+            " They come first in the table, with `nbtl:source`: the sampler starts from them. They "
+            "cost no budget and are no results of this study, also where the best of all is one of "
+            "them. Recipes below that were tried there do not run again, but for the default."
+        )
+    lines += ["", *(f"* left out: {markdown(reason)}" for reason in fork.why_left_out())]
+    if fork.recipes:
+        lines += ["", f"The best of {source} are tried after the known recipes:", ""]
+        lines += _recipes(fork.recipes)
+    return "\n".join(lines)
 
 
 def _known(known: tuple[KnownRecipe, ...]) -> str:

@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 CAUSE: Final = "nbtl:cause"
 MAX_REPORTS: Final = 10
-_INFEASIBLE: Final = ("oom", "diverged")
+INFEASIBLE: Final = ("oom", "diverged")
+CONSTRAINT: Final = "trainable"
+"""The constraint that a trial of these causes violates, with the value 1."""
 
 
 def sampler(spec: StudySpec, *, slot: int) -> optuna.samplers.BaseSampler:
@@ -151,10 +153,10 @@ def tell(study: Study, ended: FinishedTrial) -> None:
     with _unless_finished():
         if ended.cause:
             trial.set_user_attr(CAUSE, ended.cause)
-        if ended.cause in _INFEASIBLE:
+        if ended.cause in INFEASIBLE:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # told again: the constraint is there
-                trial.set_constraint("trainable", 1.0)
+                trial.set_constraint(CONSTRAINT, 1.0)
         study.optuna.tell(trial.number, value, state=state, skip_if_finished=True)
 
 

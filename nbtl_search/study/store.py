@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, case, exists, func, null, sele
 from sqlalchemy import delete as delete_from
 
 from nbtl_search import space
+from nbtl_search.advice.warm_start import effective
 from nbtl_search.errors import SpecError, StorageError, StudyExistsError, StudyNotFoundError
 from nbtl_search.ledger import ledger, locks, schema
 from nbtl_search.ledger.database import Storage
@@ -25,7 +26,9 @@ from nbtl_search.ledger.records import DEFAULT
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import (
     Advised,
+    Dials,
     Facts,
+    Fork,
     KnownRecipe,
     SearchSettings,
     StudySpec,
@@ -42,6 +45,9 @@ logger = logging.getLogger(__name__)
 SPEC: Final = "nbtl:spec"
 """The attribute of an Optuna study that says it is ours, and holds its specification."""
 
+FORK: Final = "nbtl:fork"
+"""The attribute of an Optuna study that says what it took over, if it is a fork."""
+
 FINAL_MARK: Final = "@"
 """In the names of studies of final runs, and in no other."""
 
@@ -49,6 +55,8 @@ NAME: Final = "nbtl:name"
 REASON: Final = "nbtl:reason"
 PROTECTED: Final = "nbtl:protected"
 DIALS: Final = "nbtl:dials"
+SOURCE: Final = "nbtl:source"
+"""The attribute of a trial that another study trained, and says which; our ledger has no such."""
 _DELETIONS: Final = 5
 
 
@@ -97,6 +105,19 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a fork takes over: ended trials, with their dials and source as attributes."""
+
+    fork: Fork
+    trials: tuple["FrozenTrial", ...] = ()
+
+    @property
+    def tried(self) -> set[Dials]:
+        """Return the dials of its trials, without those that have no effect."""
+        return {effective(Dials.parse_json(trial.user_attrs[DIALS])) for trial in self.trials}
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudySummary:
     """A line in the list of studies."""
 
@@ -107,27 +128,37 @@ class StudySummary:
     created_at: datetime
 
 
-def create(storage: Storage, spec: StudySpec) -> Study:
+def create(storage: Storage, spec: StudySpec, *, evidence: Evidence | None = None) -> Study:
     """Create the study; where it exists with the same fingerprint, return it as it is.
 
+    Args:
+        storage: of the database.
+        spec: with its facts.
+        evidence: of the study that it is forked from. Its trials come first, so that the study's
+            own have consecutive numbers.
+
     Raises:
-        StudyExistsError: the name is taken by another specification.
+        StudyExistsError: the name is taken by another specification, or by no such fork.
         SpecError: the facts are missing, or a known recipe or the space is not valid.
         SchemaError: the tables are missing or of another version.
         StorageError: the database refuses.
     """
     facts = _facts(spec)
     searched = space.build_for(spec.search, facts)
-    advice = spec.advice or Advised()
-    known = (*spec.search.known, *advice.recipes)
-    trials = [*_known_trials(known, searched), *_design_trials(spec.search, advice, searched)]
-    note = write_note(spec, facts)  # before anything is written: it may find the spec wrong
+    fork = None if evidence is None else evidence.fork
+    trials = [
+        *(() if evidence is None else evidence.trials),
+        *_waiting_trials(spec, searched, evidence),
+    ]
+    note = write_note(spec, facts, fork)  # before anything is written: it may find the spec wrong
     with storage_errors(), locks.holding_name(storage.engine, spec.name) as connection:
         if _row(connection, spec.name) is not None:
-            return _same(open_study(storage, spec.name), spec)
+            return _same(open_study(storage, spec.name), spec, fork)
         # Under the lock a study without a row of ours is nobody's work in progress.
         clear_half_made(storage, spec.name)
         study_id = make_optuna_study(storage, spec.name, spec)
+        if fork is not None:
+            storage.optuna.set_study_user_attr(study_id, FORK, fork.model_dump_json())
         for trial in trials:
             storage.optuna.create_new_trial(study_id, trial)
         _attach_note(_optuna_study(storage, spec.name), note)
@@ -150,19 +181,30 @@ def open_study(storage: Storage, name: str) -> Study:
     with storage_errors():
         with storage.engine.connect() as connection:
             row = _row(connection, name)
-            spec = None if row is None else _spec_of(connection, row.study_id)
+            found = None if row is None else _attribute(connection, row.study_id, SPEC)
         if row is None:
             raise StudyNotFoundError(_not_found(storage, name))
-        if spec is None:
+        if found is None:
             raise StorageError(_without_optuna(name))
         return Study(
             name=name,
             id=row.study_id,
             uid=row.uid,
-            spec=spec,
+            spec=StudySpec.parse_json(found),
             storage=storage,
             stage=row.stage,
         )
+
+
+def fork_of(study: Study) -> Fork | None:
+    """Return what the study took over when it was forked; None for one that is no fork.
+
+    Raises:
+        StorageError: the database refuses.
+    """
+    with storage_errors(), study.storage.engine.connect() as connection:
+        found = _attribute(connection, study.id, FORK)
+    return None if found is None else Fork.parse_json(found)
 
 
 def names(storage: Storage) -> list[StudySummary]:
@@ -220,9 +262,45 @@ def _facts(spec: StudySpec) -> Facts:
     return spec.facts
 
 
-def _known_trials(known: Sequence[KnownRecipe], searched: space.Space) -> Iterator["FrozenTrial"]:
+def _waiting_trials(
+    spec: StudySpec, searched: space.Space, evidence: Evidence | None
+) -> Iterator["FrozenTrial"]:
+    """Yield what is tried first: known recipes, and start-up points as far as evidence is wanting.
+
+    What the evidence holds is not tried again, but for the default.
+    """
+    advice = spec.advice or Advised()
+    tried = set() if evidence is None else evidence.tried
+    of_source = () if evidence is None else evidence.fork.recipes
+    yield from _known_trials(
+        (*spec.search.known, *of_source, *advice.recipes), searched, tried=tried
+    )
+    # Those that were chosen for this study count among the start-up points, and so does evidence.
+    n_had = len(advice.recipes) + len(of_source)
+    n_had += 0 if evidence is None else len(evidence.trials)
+    n = max(0, spec.search.n_startup - n_had)
+    for point in _design(spec.search, advice, searched, n=n, tried=tried):
+        yield _waiting(point, {})
+
+
+def _design(
+    search: SearchSettings, advice: Advised, searched: space.Space, *, n: int, tried: set[Dials]
+) -> list[dict[str, Any]]:
+    """Return n start-up points; a fork has its source's seed, and leaves out what was tried."""
+    n_drawn = search.n_startup if tried and n else n
+    points = space.design(searched, n=n_drawn, seed=search.seed, prior=advice.prior)
+    if tried:
+        points = [one for one in points if effective(space.dials_of(searched, one)) not in tried]
+    return points[:n]
+
+
+def _known_trials(
+    known: Sequence[KnownRecipe], searched: space.Space, *, tried: set[Dials]
+) -> Iterator["FrozenTrial"]:
     for recipe in known:
         dials = space.known_dials(recipe, space=searched)
+        if effective(dials) in tried and recipe.name != DEFAULT:
+            continue
         attributes = {
             NAME: recipe.name,
             REASON: recipe.reason,
@@ -231,15 +309,6 @@ def _known_trials(known: Sequence[KnownRecipe], searched: space.Space) -> Iterat
             DIALS: dials.model_dump_json(),
         }
         yield _waiting(space.params_of(searched, dials), attributes)
-
-
-def _design_trials(
-    search: SearchSettings, advice: Advised, searched: space.Space
-) -> Iterator["FrozenTrial"]:
-    """Yield start-up points; those that advice has chosen count among them."""
-    n = max(0, search.n_startup - len(advice.recipes))
-    for point in space.design(searched, n=n, seed=search.seed, prior=advice.prior):
-        yield _waiting(point, {})
 
 
 def _waiting(params: dict[str, object], attributes: dict[str, object]) -> "FrozenTrial":
@@ -261,9 +330,16 @@ def _optuna_study(storage: Storage, name: str) -> "OptunaStudy":
     )
 
 
-def _same(existing: Study, spec: StudySpec) -> Study:
+def _same(existing: Study, spec: StudySpec, fork: Fork | None) -> Study:
     if existing.spec.fingerprint() == spec.fingerprint():
-        return existing
+        there = fork_of(existing)
+        if fork is None or (there is not None and there.source == fork.source):
+            return existing
+        message = (
+            f"study {spec.name!r} exists and is no fork of {fork.source!r}; give the new one "
+            "another name, or delete the old one"
+        )
+        raise StudyExistsError(message)
     differences = existing.spec.differences(spec)
     counting = [line for line in differences if not line.startswith(("budget", "description"))]
     first = "; ".join((counting or differences)[:3])
@@ -274,13 +350,13 @@ def _same(existing: Study, spec: StudySpec) -> Study:
     raise StudyExistsError(message)
 
 
-def _spec_of(connection: Connection, study_id: int) -> StudySpec | None:
-    """Read the specification where Optuna keeps it, without waking Optuna."""
+def _attribute(connection: Connection, study_id: int, key: str) -> str | None:
+    """Read a text where Optuna keeps a study's attributes, without waking Optuna."""
     query = text(
         "SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :key"
     )
-    found = connection.execute(query, {"study": study_id, "key": SPEC}).scalar()
-    return None if found is None else StudySpec.parse_json(json.loads(found))
+    found = connection.execute(query, {"study": study_id, "key": key}).scalar()
+    return None if found is None else str(json.loads(found))
 
 
 def _row(connection: Connection, name: str) -> Any:

@@ -9,24 +9,27 @@ from nbtl_search.ledger import records
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.records import TrialRecord
-from nbtl_search.spec import StudySpec
+from nbtl_search.spec import Dials, StudySpec
 from nbtl_search.study import diagnoses, store
 from nbtl_search.study.store import Study
 
 N_BEST: Final = 3  # recipes of each: they are tried in turns, and few turns come
 
 
-def earlier_studies(storage: Storage, spec: StudySpec) -> list[EarlierStudy]:
+def earlier_studies(
+    storage: Storage, spec: StudySpec, *, source: str | None = None
+) -> list[EarlierStudy]:
     """Return the best recipes of every finished study of the same network, but for this one.
 
-    Another study of the same images counts: it is the closest of all.
+    Another study of the same images counts: it is the closest of all. The source of a fork does
+    not: what it found is taken over as it is.
 
     Raises:
         StorageError: the database refuses.
     """
     found = []
     for summary in store.names(storage):
-        if summary.name == spec.name:
+        if summary.name in {spec.name, source}:
             continue
         try:
             study = store.open_study(storage, summary.name)
@@ -57,13 +60,16 @@ def _earlier(study: Study) -> EarlierStudy:
     )
 
 
-def _recipe(trial: TrialRecord, usual: float | None, n_blocks: int) -> EarlierRecipe:
-    """Return what a trial found; L2-SP that its network's new blocks cut short counts as cut."""
-    assert trial.value is not None  # noqa: S101
-    dials = trial.dials
+def with_l2sp_cut(dials: Dials, *, n_blocks: int) -> Dials:
+    """Return the dials with L2-SP up to the new blocks, which had cut it short anyway."""
     most = space.Limit(dial="n_l2sp").most(dict(dials), n_blocks=n_blocks)
-    if dials.n_l2sp > most:
-        dials = dials.replace(n_l2sp=most)
+    return dials.replace(n_l2sp=most) if dials.n_l2sp > most else dials
+
+
+def _recipe(trial: TrialRecord, usual: float | None, n_blocks: int) -> EarlierRecipe:
+    """Return what a trial found."""
+    assert trial.value is not None  # noqa: S101
+    dials = with_l2sp_cut(trial.dials, n_blocks=n_blocks)
     return EarlierRecipe(
         trial=trial.number,
         top1=trial.value,

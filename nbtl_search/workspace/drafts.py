@@ -54,6 +54,17 @@ def drafted(
     return spec
 
 
+def forked(spec: StudySpec, *, name: str, settings: Sequence[str] = ()) -> StudySpec:
+    """Return a study's specification under another name, with settings changed and none measured.
+
+    Raises:
+        SpecError: something in the settings is not valid.
+    """
+    plain = spec.plain()
+    measured = ("facts", "advice")
+    return drafted(_without(plain, measured), name=name, settings=settings)
+
+
 def _check_rates(spec: StudySpec) -> None:
     """Refuse AdamW beside recipes and rates that are SGD's."""
     if spec.train.optimiser != "adamw":

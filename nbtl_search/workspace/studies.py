@@ -19,10 +19,10 @@ from nbtl_search.ledger.leases import Desired
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.ledger.records import TrialRecord, best_of
 from nbtl_search.reports.terminal.status import Queue, StatusReport, status_of
-from nbtl_search.spec import Advised, Budget, Diagnosis, Progress, Recipe, StudySpec
+from nbtl_search.spec import Advised, Budget, Diagnosis, Fork, Progress, Recipe, StudySpec
 from nbtl_search.study import diagnoses, extension, finals, store, warm_start
-from nbtl_search.study.store import Study, StudySummary
-from nbtl_search.workspace.drafts import draft, with_starts, with_threads
+from nbtl_search.study.store import Evidence, Study, StudySummary
+from nbtl_search.workspace.drafts import draft, forked, with_starts, with_threads
 from nbtl_search.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -84,30 +84,64 @@ class Studies:
             StudyExistsError: a study of this name has another specification.
             StorageError: the database refuses.
         """
+        spec = self._measured(spec, start=start, progress=progress, checking=checking)
+        with self.workspace.open_database_of_any_version() as database:
+            return _stored(database, spec, advise=advise).spec
+
+    def draft_fork(self, name: str, new: str, *, settings: Sequence[str] = ()) -> StudySpec:
+        """Return the specification that `fork` would store, without looking at data or weights."""
+        with self.workspace.open_study(name) as source:
+            if source.stage is not None:
+                message = f"a search is forked, got the final runs {name!r}; name their study"
+                raise SpecError(message)
+            asked = forked(source.spec, name=new, settings=settings)
+        if asked.name == name:
+            message = f"a fork needs a name of its own, got that of its source, {name!r}"
+            raise SpecError(message)
+        return asked
+
+    def fork(
+        self,
+        name: str,
+        new: str,
+        *,
+        settings: Sequence[str] = (),
+        progress: Progress | None = None,
+        checking: Progress | None = None,
+    ) -> tuple[StudySpec, Fork]:
+        """Store a study like another with settings changed, and what is comparable of its trials.
+
+        It gets advice where its source has some; the same fork again changes nothing.
+        """
+        asked = self.draft_fork(name, new, settings=settings)
+        spec = self._measured(asked, progress=progress, checking=checking)
+        # A sampler's module, which the other verbs need not wait for.
+        from nbtl_search.study.fork import evidence
+
+        with self.workspace.open_database_of_any_version() as database:
+            source = store.open_study(database, name)
+            advise = None if source.spec.advice is not None else False
+            study = _stored(database, spec, advise=advise, evidence=evidence(source, spec))
+            fork = store.fork_of(study)
+        assert fork is not None, "create() wants it"  # noqa: S101
+        return study.spec, fork
+
+    def _measured(
+        self,
+        spec: StudySpec,
+        *,
+        start: Sequence[str] = (),
+        progress: Progress | None,
+        checking: Progress | None,
+    ) -> StudySpec:
+        """Return a draft with its facts, and all that waits for them."""
         from nbtl_search.training.probe import probe
 
         spec = with_threads(spec)
         # Reading the images may take an hour: what cannot be started from is refused before.
         with_starts(spec, start)
         facts = probe(spec, home=self.workspace.home, progress=progress, checking=checking)
-        spec = with_starts(spec.with_facts(facts), start)
-        with self.workspace.open_database_of_any_version() as database:
-            diagnosis = diagnoses.latest(database, spec)
-            if diagnosis is None and advise:
-                message = (
-                    f"advice needs measures of {spec.data.dataset!r} with these weights at "
-                    f"{spec.data.image_px} px, got none; run nbtl-search diagnose with the same "
-                    "options"
-                )
-                raise SpecError(message)
-            advice = None
-            if diagnosis is not None and advise is not False:
-                advice = _advice(database, spec, diagnosis)
-            study = store.create(database, spec.replace(advice=advice))
-            _check_advice(study, advise=advise)
-            if diagnosis is not None:
-                diagnoses.show(study, diagnosis)
-            return study.spec
+        return with_starts(spec.with_facts(facts), start)
 
     def prepare(
         self,
@@ -206,6 +240,27 @@ class Studies:
             )
 
 
+def _stored(
+    database: Storage, spec: StudySpec, *, advise: bool | None, evidence: Evidence | None = None
+) -> Study:
+    """Store a study with its facts, its advice and the evidence of the study it is forked from."""
+    diagnosis = diagnoses.latest(database, spec)
+    if diagnosis is None and advise:
+        message = (
+            f"advice needs measures of {spec.data.dataset!r} with these weights at "
+            f"{spec.data.image_px} px, got none; run nbtl-search diagnose with the same options"
+        )
+        raise SpecError(message)
+    advice = None
+    if diagnosis is not None and advise is not False:
+        advice = _advice(database, spec, diagnosis, None if evidence is None else evidence.fork)
+    study = store.create(database, spec.replace(advice=advice), evidence=evidence)
+    _check_advice(study, advise=advise)
+    if diagnosis is not None:
+        diagnoses.show(study, diagnosis)
+    return study
+
+
 def _check_advice(study: Study, *, advise: bool | None) -> None:
     """Refuse a wish about advice that an existing study does not fulfil."""
     has = study.spec.advice is not None
@@ -218,14 +273,16 @@ def _check_advice(study: Study, *, advise: bool | None) -> None:
         raise StudyExistsError(message)
 
 
-def _advice(database: Storage, spec: StudySpec, diagnosis: Diagnosis) -> Advised:
+def _advice(database: Storage, spec: StudySpec, diagnosis: Diagnosis, fork: Fork | None) -> Advised:
     assert spec.facts is not None  # noqa: S101
     return advise_on(
         diagnosis,
         space=space.build_for(spec.search, spec.facts),
-        known=spec.search.known,
+        known=(*spec.search.known, *(() if fork is None else fork.recipes)),
         n_trials=spec.budget.n_trials,
-        earlier=warm_start.earlier_studies(database, spec),
+        earlier=warm_start.earlier_studies(
+            database, spec, source=None if fork is None else fork.source
+        ),
     )
 
 

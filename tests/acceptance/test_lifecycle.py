@@ -51,6 +51,34 @@ def test_a_study_that_is_over_goes_on_when_it_is_extended(program, tiny):
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.timeout(300)
+def test_a_fork_goes_on_from_what_its_source_has_learnt(program, tiny):
+    known = "search.known=[{name='default', dials={beta=1e-3}}]"
+    program.ok(*tiny, "--epochs", 4, "--trials", 3, "--set", known)
+    program.ok("launch", "tiny", "--workers", 1, "--quiet", *FAST)
+    rate = json.loads(program.ok("best", "tiny", "--json"))["recipe"]["dials"]["lr_high"]
+    narrow = ("--set", f"search.rows.lr_high.low={rate / 1.01}", "--set", "budget.n_trials=2")
+    said = program.ok("fork", "tiny", "narrow", *narrow)
+    assert "of 3 trials of 'tiny' taken over, at no cost to the budget" in said
+    fork = json.loads(program.ok("fork", "tiny", "narrow", *narrow, "--json"))["fork"]
+    assert 0 < fork["n_carried"] <= 3
+    assert fork["n_carried"] + sum(fork["left_out"].values()) == 3
+    before = program.status("narrow")
+    assert (before["state"], before["complete"], before["n_trials"]) == ("idle", 0, 2)
+    program.ok("launch", "narrow", "--workers", 1, "--quiet", *FAST)
+    after = program.status("narrow")
+    assert (after["state"], after["complete"] + after["pruned"]) == ("finished", 2)
+    assert after["default"]["trial"] == fork["n_carried"]
+    said = program.ok("fork", "tiny", "long", "--set", "train.epochs=6")
+    assert "0 of 3 trials of 'tiny' taken over\n" in said
+    assert "left out: train.epochs: 4 != 6 (all 3)" in said
+    assert "tried early: tiny trial" in said
+    refused = program.run("fork", "tiny", "long", "--set", "train.epochs=8")
+    assert refused.returncode == 2
+    assert "study 'long' exists with another specification" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.timeout(400)
 def test_weak_trials_pause_for_good_and_the_default_never(program, tiny):
     program.ok(*tiny, "--epochs", 6, "--trials", 14)

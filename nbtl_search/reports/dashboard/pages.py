@@ -179,14 +179,15 @@ class Pages:
     def lay_over(self, study: FrozenStudy) -> None:
         """Add our additions to what Optuna read of a study.
 
-        The specification is left out: its one long line pushes half of the page out of the window,
-        and the study's note says the same.
+        The specification is left out, and what a fork took over: such a long line pushes half of
+        the page out of the window, and the study's note says the same.
         """
         page = self._pages.get(study._study_id, _Page())  # noqa: SLF001
         # What the database holds wins: a note or a figure that a person saved there is theirs.
         study.system_attrs = {**page.attributes, **study.system_attrs}
         study.user_attrs = {**study.user_attrs, **page.verdict}
-        study.user_attrs.pop(store.SPEC, None)
+        for key in (store.SPEC, store.FORK):
+            study.user_attrs.pop(key, None)
 
     def with_notes(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """Be a plugin of the dashboard's framework: add our notes to what a view says of trials.

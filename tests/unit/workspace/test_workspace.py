@@ -34,6 +34,7 @@ STANDS_FOR = {
     "extend": Studies.extend,
     "finalize": Results.finalize,
     "follow": Logs.follow,
+    "fork": Studies.fork,
     "launch": Workers.launch,
     "launch_on_slurm": Workers.launch_on_slurm,
     "logs": Logs.last,
