@@ -8,6 +8,7 @@ import scipy.stats
 from hypothesis import given
 
 from nbtl_search.evidence.values import values_of
+from nbtl_search.spec.verdict import Candidate
 
 TOP1 = st.floats(1, 99, width=32)
 RECIPES = st.dictionaries(
@@ -82,9 +83,10 @@ def test_of_equals_the_first_in_order_leads():
 
 
 def test_averages_change_nothing_for_the_recipes():
-    recipes = {(0,): [70.0, 72.0], (3,): [73.0, 73.0]}
+    recipes: dict[Candidate, list[float]] = {(0,): [70.0, 72.0], (3,): [73.0, 73.0]}
+    averages: dict[Candidate, list[float]] = {(3, 0): [50.0, 90.0]}
     alone = values_of(recipes, n_images=100)
-    both = values_of(recipes, others={(3, 0): [50.0, 90.0]}, n_images=100)
+    both = values_of(recipes, others=averages, n_images=100)
     assert both.noise == alone.noise
     assert {key: both.by[key] for key in recipes} == dict(alone.by)
     assert both.by[3, 0].n == 2
