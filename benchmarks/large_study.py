@@ -38,7 +38,6 @@ from large_rows import fill  # noqa: E402
 
 from nbtl_search.ledger import database, schema  # noqa: E402
 from nbtl_search.ledger.leases import Leases  # noqa: E402
-from nbtl_search.ledger.ledger import Ledger  # noqa: E402
 from nbtl_search.postgres import server  # noqa: E402
 from nbtl_search.reports.dashboard import server as dashboard  # noqa: E402
 from nbtl_search.study import sampling, store  # noqa: E402
@@ -135,14 +134,11 @@ def _cold(home: Path) -> dict[str, list[float]]:
     with Workspace(home).open_study(LARGE) as study:
         engine = study.storage.engine
         # A lease that outlives the benchmark: the next run is to ask, not to take this one's over.
-        ledger, leases = (
-            Ledger(engine, study.id),
-            Leases(engine, study.id, ladder=study.ladder, lease_s=86400),
-        )
+        leases = Leases(engine, study.id, ladder=study.ladder, lease_s=86400)
         schema.check(engine)
         lease = leases.take_over("benchmark") or leases.grant(
             "benchmark",
-            lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids()),
+            sampling.asking(study),
         )
         took_s = time.perf_counter() - started
         assert lease is not None, "the budget has a trial for each run"  # noqa: S101

@@ -4,7 +4,6 @@ import math
 import random
 
 from nbtl_search.ledger.leases import (
-    Asked,
     Lease,
     Leases,
     TrialOutcome,
@@ -71,7 +70,7 @@ def fill(study: Study, *, n_trials: int, running: int = 0, failed: int = 0) -> N
     leases = Leases(study.storage.engine, study.id, ladder=study.ladder)
     n_begun = 0
     while n_begun < n_trials or n_begun == study.spec.budget.n_trials:
-        lease = leases.grant(WORKER, lambda slot: _ask(study, ledger, slot))
+        lease = leases.grant(WORKER, sampling.asking(study))
         if lease is None:
             break
         n_begun += lease.attempt == 1
@@ -135,10 +134,6 @@ def curve(dials: Dials, *, n_epochs: int, n_val: int, seed: int) -> list[Epoch]:
             )
         )
     return epochs
-
-
-def _ask(study: Study, ledger: Ledger, slot: int) -> Asked:
-    return sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
 
 
 def _train(study: Study, leases: Leases, lease: Lease, *, until: int) -> list[Epoch]:

@@ -37,6 +37,8 @@ def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> li
             trial.c.state,
             trial.c.protected,
             trial.c.granted,
+            trial.c.value,
+            trial.c.repeat_of,
             func.coalesce(func.max(epoch.c.epoch), 0).label("reached"),
             *best_at,
         )
@@ -52,9 +54,11 @@ def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> li
             state=row.state,
             protected=row.protected,
             granted=row.granted,
+            value=row.value,
+            repeat_of=row.repeat_of,
             best_at=tuple(
                 best if rung <= row.reached else None
-                for rung, best in zip(rungs, row[6:], strict=True)
+                for rung, best in zip(rungs, row[-len(rungs) :] if rungs else (), strict=True)
             ),
         )
         for row in connection.execute(query)

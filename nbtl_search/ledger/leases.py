@@ -23,8 +23,8 @@ from sqlalchemy import Connection, Engine, Select, and_, case, func, insert, or_
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
-from nbtl_search.ledger import grants, ledger, locks, promotion, schema
-from nbtl_search.ledger.promotion import Ladder, Room, Standing
+from nbtl_search.ledger import grants, ledger, locks, promotion, repeats, schema
+from nbtl_search.ledger.promotion import NEW, Ladder, Room, Standing
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.spec.verdict import FinalResult
@@ -48,6 +48,12 @@ class Asked:
     name: str
     protected: bool
     recipe: Recipe
+    repeat_of: int | None = None
+    """The number of the trial whose recipe it trains with another seed."""
+
+
+Ask = Callable[[int, int | None], Asked]
+"""Proposes the trial of a slot: a new one, or a repeat of the trial with this number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,16 @@ class TrialOutcome:
     best_epoch: int | None = None
     cause: str | None = None
     message: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a free worker trains: a paused trial, a recipe once more, or else a new trial."""
+
+    room: Room
+    promoted: Standing | None = None
+    repeated: Standing | None = None
+    """The first trial of the recipe."""
 
 
 @final
@@ -145,8 +161,8 @@ class Leases:
             )
             return None
 
-    def grant(self, worker: str, ask: Callable[[int], Asked]) -> Lease | None:
-        """Grant epochs: to a paused trial, or to the one that `ask(slot)` proposes for a free slot.
+    def grant(self, worker: str, ask: Ask) -> Lease | None:
+        """Grant epochs: to a paused trial, or to the one that `ask` proposes for a free slot.
 
         Grants in one study come one after the other, and a worker that dies or hangs in between
         gives its slot back by the rollback. They queue at a lock of their own: at the row they
@@ -160,39 +176,40 @@ class Leases:
             match self._choose(connection):
                 case None:
                     return None
-                case (None, room):
-                    return self._begin(connection, worker, ask, room)
-                case (paused, room):
-                    return self._promote(connection, worker, paused, room)
+                case Choice(promoted=None) as choice:
+                    return self._begin(connection, worker, ask, choice)
+                case choice:
+                    return self._promote(connection, worker, choice)
 
     def end_if_spent(self) -> None:
         """End the search if nothing is to be granted any more, and grant nothing otherwise."""
         with storage_errors(), self._engine.begin() as connection:
             self._choose(connection)
 
-    def _choose(self, connection: Connection) -> tuple[Standing | None, Room] | None:
-        """Return the paused trial that goes on, or None for a new one, and what may be granted.
-
-        Where nothing is to be granted, end the search if it can be.
-        """
+    def _choose(self, connection: Connection) -> Choice | None:
+        """Return what a free worker trains; where nothing is to be granted, end the search."""
         locks.take_reservations(connection, self._study_id)
         room = grants.room(connection, self._study_id)
         standings = grants.standings(connection, self._study_id, self._ladder.rungs)
-        if room is not None:
-            chosen = promotion.choose(standings, room, self._ladder)
-            if chosen is not None:
-                return next((one for one in standings if one.trial_id == chosen), None), room
-        grants.end_search(connection, self._study_id, standings, room)
-        return None
+        chosen = None if room is None else promotion.choose(standings, room, self._ladder)
+        if room is None or chosen is None:
+            grants.end_search(connection, self._study_id, standings, room)
+            return None
+        if chosen == NEW:
+            repeated = repeats.worth_repeating(standings, room, self._ladder)
+            return Choice(room=room, repeated=repeated)
+        promoted = next(one for one in standings if one.trial_id == chosen)
+        return Choice(room=room, promoted=promoted)
 
-    def _promote(self, connection: Connection, worker: str, paused: Standing, room: Room) -> Lease:
-        trial = schema.trial
+    def _promote(self, connection: Connection, worker: str, choice: Choice) -> Lease:
+        trial, paused = schema.trial, choice.promoted
+        assert paused is not None, "grant() sends nobody else here"  # noqa: S101
         stop = self._ladder.stop_after(paused.granted, protected=paused.protected)
         row = connection.execute(
             update(trial)
             .where(trial.c.trial_id == paused.trial_id)
             .values(
-                granted=paused.granted + room.at_most(stop - paused.granted),
+                granted=paused.granted + choice.room.at_most(stop - paused.granted),
                 **self._handed_to(worker),
             )
             .returning(trial)
@@ -210,9 +227,7 @@ class Leases:
             "lease_expires": ledger.NOW + self._lease,
         }
 
-    def _begin(
-        self, connection: Connection, worker: str, ask: Callable[[int], Asked], room: Room
-    ) -> Lease:
+    def _begin(self, connection: Connection, worker: str, ask: Ask, choice: Choice) -> Lease:
         study = schema.study
         slot = connection.execute(
             update(study)
@@ -223,7 +238,7 @@ class Leases:
         # Optuna writes its trial over a connection of its own, and commits it before us. If we die
         # from here on, our slot rolls back and that trial is an orphan, without a row of ours; the
         # next asker adopts it. Under the lock nobody else can be about to claim it.
-        asked = ask(slot)
+        asked = ask(slot, None if choice.repeated is None else choice.repeated.number)
         row = connection.execute(
             insert(schema.trial)
             .values(
@@ -234,10 +249,11 @@ class Leases:
                 name=asked.name,
                 protected=asked.protected,
                 recipe=asked.recipe,
+                repeat_of=asked.repeat_of,
                 state="running",
                 worker=worker,
                 lease_expires=ledger.NOW + self._lease,
-                granted=room.at_most(self._ladder.stop_after(0, protected=asked.protected)),
+                granted=choice.room.at_most(self._ladder.stop_after(0, protected=asked.protected)),
             )
             .returning(schema.trial)
         ).one()

@@ -29,6 +29,10 @@ class Ladder:
     n_epochs: int
     """Of a whole trial."""
     pruning: Pruning
+    repeats: float = 0.0
+    """Share of the epochs that may go to further seeds of recipes."""
+    n_images: int = 1
+    """By which trials are judged."""
 
     def stop_after(self, epoch: int, *, protected: bool = False) -> int:
         """Return where a trial that was granted so many epochs pauses next, or ends."""
@@ -49,6 +53,10 @@ class Standing:
     """Epochs that it was given to train."""
     best_at: tuple[float | None, ...]
     """Its best validation top-1 until each rung; None where it has not come so far."""
+    value: float | None = None
+    """Of one that has ended."""
+    repeat_of: int | None = None
+    """The number of the trial whose recipe it trains with another seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +83,13 @@ def ladder_of(spec: StudySpec, *, n_updates: int) -> Ladder:
     floor = max(1, pruning.min_epochs, math.ceil(pruning.min_updates / n_updates))
     wanted = {max(floor, math.ceil(fraction * n_epochs)) for fraction in pruning.rungs}
     rungs = tuple(sorted(epoch for epoch in wanted if epoch < n_epochs))
-    return Ladder(rungs=rungs, n_epochs=n_epochs, pruning=pruning)
+    return Ladder(
+        rungs=rungs,
+        n_epochs=n_epochs,
+        pruning=pruning,
+        repeats=spec.search.repeats,
+        n_images=1 if spec.facts is None else spec.facts.n_val,
+    )
 
 
 def choose(standings: Sequence[Standing], room: Room, ladder: Ladder) -> int | None:

@@ -132,6 +132,9 @@ class Pruning(Value):
     min_peers: int = Field(3, ge=1, description="none goes on while fewer trials are at its rung")
 
 
+REPEATS: Final = 0.25
+
+
 class SearchSettings(Value):
     """What is searched, and how."""
 
@@ -142,6 +145,11 @@ class SearchSettings(Value):
     seed: Count = Field(0, description="of the sampler; each ask adds its trial's number")
     n_startup: Count = Field(8, description="space-filling trials before the sampler's model")
     pruning: Pruning = Pruning()
+    repeats: Fraction = Field(
+        REPEATS,
+        description="share of the epochs that may go to further seeds of the best recipes",
+        exclude_if=lambda share: share == REPEATS,
+    )
     known: tuple[KnownRecipe, ...] = Field(
         (KnownRecipe(name="default"),), description="enqueued first; the first is the baseline"
     )

@@ -12,9 +12,9 @@ from optuna.trial import TrialState
 from sqlalchemy import select
 
 from nbtl_search import space
-from nbtl_search.ledger import schema
-from nbtl_search.ledger.leases import Asked
-from nbtl_search.ledger.ledger import FinishedTrial
+from nbtl_search.ledger import records, schema
+from nbtl_search.ledger.leases import Ask, Asked
+from nbtl_search.ledger.ledger import FinishedTrial, Ledger
 from nbtl_search.spec import Dials, Epoch, StudySpec
 from nbtl_search.study.store import (
     DIALS,
@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 CAUSE: Final = "nbtl:cause"
 MAX_REPORTS: Final = 10
+REPEAT_OF: Final = "nbtl:repeat-of"
+RUN: Final = "nbtl:run"
+_SEEDS_OF_REPEATS: Final = 1_000_000
+"""Added to a search's seed: no round of final runs comes so far."""
 INFEASIBLE: Final = ("oom", "diverged")
 CONSTRAINT: Final = "trainable"
 """The constraint that a trial of these causes violates, with the value 1."""
@@ -50,21 +54,36 @@ def sampler(spec: StudySpec, *, slot: int) -> optuna.samplers.BaseSampler:
         )
 
 
-def ask(study: Study, *, slot: int, known_ids: set[int]) -> Asked:
-    """Propose a trial: one whose asker died before it was entered in the ledger, else a new one.
+def asking(study: Study) -> Ask:
+    """Return `ask` for this study, as `Leases.grant` wants it."""
+    return lambda slot, repeat_of: ask(study, slot=slot, repeat_of=repeat_of)
+
+
+def ask(study: Study, *, slot: int, repeat_of: int | None = None) -> Asked:
+    """Propose a trial: one whose asker died before it was entered in the ledger, else another.
 
     Call it inside `Leases.grant`, which lets only one at a time in.
+
+    Args:
+        study: that it is for.
+        slot: of the budget.
+        repeat_of: the number of the trial whose recipe is to run with another seed; None for a new
+            recipe.
     """
     with study.storage.optuna.one_reading():
-        return _ask(study, slot, known_ids)
+        return _ask(study, slot, repeat_of)
 
 
-def _ask(study: Study, slot: int, known_ids: set[int]) -> Asked:
+def _ask(study: Study, slot: int, repeat_of: int | None) -> Asked:
     study.optuna.sampler = sampler(study.spec, slot=slot)
     # The orphan first. Nobody will ever ask for it again, and it would run for ever in Optuna.
-    trial = _orphan(study.optuna, known_ids) or study.optuna.ask()
+    trial = _orphan(study)
+    if trial is None:
+        trial = study.optuna.ask() if repeat_of is None else _repeat(study, repeat_of)
     if study.stage is not None:
         return _planned(study, trial, slot)
+    if REPEAT_OF in trial.user_attrs:
+        return _repeated(study, trial)
     searched = space.build_for(study.spec.search, study.facts)
     known = trial.user_attrs.get(DIALS)
     if known is None:
@@ -84,6 +103,39 @@ def _ask(study: Study, slot: int, known_ids: set[int]) -> Asked:
     )
 
 
+def _repeat(study: Study, number: int) -> optuna.Trial:
+    """Begin a trial with the values of another; the sampler learns from both."""
+    trials = study.optuna.get_trials(deepcopy=False)
+    first = next(one for one in trials if one.number == number)
+    name = first.user_attrs.get(NAME) or f"trial {number}"
+    n_before = sum(one.user_attrs.get(REPEAT_OF) == number for one in trials)
+    attributes = {REPEAT_OF: number, NAME: f"{name}, run {n_before + 2}", RUN: n_before + 2}
+    template = optuna.trial.create_trial(
+        state=TrialState.RUNNING,
+        params=first.params,
+        distributions=first.distributions,
+        user_attrs=attributes,
+    )
+    trial_id = study.storage.optuna.create_new_trial(study.id, template)
+    return optuna.Trial(study.optuna, trial_id)
+
+
+def _repeated(study: Study, trial: optuna.Trial) -> Asked:
+    """Return the trial that a repeat is: the recipe of the first, with the seed of its run."""
+    number = trial.user_attrs[REPEAT_OF]
+    first = records.recipe(study.storage.engine, study.id, number)
+    assert first is not None, "what is repeated has a row"  # noqa: S101
+    seed = first.train.seed + _SEEDS_OF_REPEATS + trial.user_attrs[RUN]
+    return Asked(
+        trial_id=trial._trial_id,  # noqa: SLF001
+        number=trial.number,
+        name=trial.user_attrs[NAME],
+        protected=True,  # it is chosen as one of the best, and its end is what it is for
+        recipe=first.replace(train=first.train.replace(seed=seed)),
+        repeat_of=number,
+    )
+
+
 def _planned(study: Study, trial: optuna.Trial, slot: int) -> Asked:
     """Return the final run that is planned for this slot."""
     plan = schema.final_run
@@ -100,11 +152,12 @@ def _planned(study: Study, trial: optuna.Trial, slot: int) -> Asked:
     )
 
 
-def _orphan(study: optuna.Study, known_ids: set[int]) -> optuna.Trial | None:
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+def _orphan(study: Study) -> optuna.Trial | None:
+    known_ids = Ledger(study.storage.engine, study.id).trial_ids()
+    for trial in study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial._trial_id not in known_ids:  # noqa: SLF001
             logger.info("adopting", extra={"action": "adopt", "trial": trial.number})
-            return optuna.Trial(study, trial._trial_id)  # noqa: SLF001
+            return optuna.Trial(study.optuna, trial._trial_id)  # noqa: SLF001
     return None
 
 

@@ -92,10 +92,10 @@ class Study:
 
     @cached_property
     def ladder(self) -> Ladder:
-        """Where its trials pause; final runs do not."""
+        """Where its trials pause, and what repeats may take; final runs do neither."""
         n_updates = self.spec.train.updates_per_epoch(self.facts.n_train)
         ladder = ladder_of(self.spec, n_updates=n_updates)
-        return ladder if self.stage is None else replace(ladder, rungs=())
+        return ladder if self.stage is None else replace(ladder, rungs=(), repeats=0.0)
 
     @property
     def facts(self) -> Facts:

@@ -10,7 +10,7 @@ from typing import Final, final
 from nbtl_search import restart_policy
 from nbtl_search.errors import NbtlError, StorageLostError
 from nbtl_search.ledger import schema
-from nbtl_search.ledger.leases import Asked, Lease, Leases
+from nbtl_search.ledger.leases import Lease, Leases
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.restart_policy import Restarts
@@ -122,9 +122,6 @@ class Supervisor:
         with storage_errors():
             schema.check(self._study.storage.engine)  # it may be upgraded while workers run
 
-        def ask(slot: int) -> Asked:
-            return sampling.ask(self._study, slot=slot, known_ids=self._ledger.trial_ids())
-
         # A trial that was interrupted before all others: its epochs are spent, and the study cannot
         # end without it.
         lease = self._leases.take_over(self.name)
@@ -134,7 +131,7 @@ class Supervisor:
         # newcomer seconds, and inside it all others would wait for them.
         with storage_errors():
             self._study.optuna.get_trials(deepcopy=False)
-        return self._leases.grant(self.name, ask)
+        return self._leases.grant(self.name, sampling.asking(self._study))
 
     def _train(self, lease: Lease) -> None:
         assert self._child is not None  # noqa: S101

@@ -36,10 +36,8 @@ def epoch(number, top1=50.0):
 
 
 def take(study, worker="w"):
-    leases, ledger = _hands(study)
-    return leases.take_over(worker) or leases.grant(
-        worker, lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
-    )
+    leases, _ = _hands(study)
+    return leases.take_over(worker) or leases.grant(worker, sampling.asking(study))
 
 
 def _hands(study):

@@ -46,9 +46,7 @@ def run_one(study, value_of, *, state="complete"):
         Leases(study.storage.engine, study.id, ladder=study.ladder),
         ledger.Ledger(study.storage.engine, study.id),
     )
-    lease = leases.grant(
-        "w", lambda slot: sampling.ask(study, slot=slot, known_ids=known.trial_ids())
-    )
+    lease = leases.grant("w", sampling.asking(study))
     if lease is None:
         return None
     recipe = lease.recipe

@@ -137,7 +137,7 @@ def test_the_sampler_starts_from_them(db, source, past):
         for trial in waiting(study):
             db.optuna.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
             db.optuna.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        proposals.append(sampling.ask(study, slot=7, known_ids=set()).recipe.dials)
+        proposals.append(sampling.ask(study, slot=7).recipe.dials)
     assert proposals[0] != proposals[1] == proposals[2]
 
 

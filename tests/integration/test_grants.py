@@ -57,7 +57,7 @@ class Worker:
     def take(self):
         return self.leases.take_over(self.name) or self.leases.grant(
             self.name,
-            lambda slot: sampling.ask(self.study, slot=slot, known_ids=self.ledger.trial_ids()),
+            sampling.asking(self.study),
         )
 
     def train(self, lease, top1=None):

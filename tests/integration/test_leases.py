@@ -41,10 +41,8 @@ def epoch(number, top1=50.0):
     )
 
 
-def acquire(study, leases, ledger, worker="w"):
-    return leases.take_over(worker) or leases.grant(
-        worker, lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
-    )
+def acquire(study, leases, worker="w"):
+    return leases.take_over(worker) or leases.grant(worker, sampling.asking(study))
 
 
 def expire_all(db):
@@ -87,7 +85,7 @@ def work_through(url, name, index):
 
     def take():
         return wait_for(
-            lambda: acquire(study, leases, ledger, f"w{index}"), deadline=time.monotonic() + 100
+            lambda: acquire(study, leases, f"w{index}"), deadline=time.monotonic() + 100
         )
 
     while (lease := take()) is not None:
@@ -124,17 +122,17 @@ def test_eight_workers_racing_for_24_slots_give_24(db, database_url, spec):
     assert len({tuple(sorted(row.dials.model_dump().items())) for row in rows}) == N_SLOTS
 
 
-def test_known_recipes_come_first_exactly_as_written(study, leases, ledger):
-    lease = acquire(study, leases, ledger)
+def test_known_recipes_come_first_exactly_as_written(study, leases):
+    lease = acquire(study, leases)
     assert (lease.name, lease.protected) == ("default", True)
     recipe = lease.recipe
     assert recipe.dials.beta == 0  # outside the space, and run all the same
-    second = acquire(study, leases, ledger).recipe
+    second = acquire(study, leases).recipe
     assert second.dials.n_l2sp == 14
 
 
 def test_a_trial_is_resumed_by_whoever_comes_when_its_lease_expires(db, study, leases, ledger):
-    first = acquire(study, leases, ledger, "a")
+    first = acquire(study, leases, "a")
     leases.record(first, [epoch(1)])
     assert leases.take_over("b") is None
     expire_all(db)
@@ -154,8 +152,8 @@ def test_a_trial_is_resumed_by_whoever_comes_when_its_lease_expires(db, study, l
     assert leases.renew(second) == "run"
 
 
-def test_after_a_restart_of_the_database_owners_come_first(db, study, leases, ledger):
-    lease = acquire(study, leases, ledger)
+def test_after_a_restart_of_the_database_owners_come_first(db, study, leases):
+    lease = acquire(study, leases)
     expire_all(db)
     longer_than_the_server_runs = Leases(
         db.engine, study.id, ladder=study.ladder, lease_s=10 * 365 * 86_400
@@ -164,15 +162,15 @@ def test_after_a_restart_of_the_database_owners_come_first(db, study, leases, le
     assert leases.take_over("b").trial_id == lease.trial_id
 
 
-def test_an_expired_lease_that_nobody_took_is_renewed(db, study, leases, ledger):
-    lease = acquire(study, leases, ledger)
+def test_an_expired_lease_that_nobody_took_is_renewed(db, study, leases):
+    lease = acquire(study, leases)
     expire_all(db)
     assert leases.renew(lease) == "run"
     assert leases.take_over("b") is None
 
 
 def test_epochs_sent_again_stay_as_they_were(study, leases, ledger):
-    lease = acquire(study, leases, ledger)
+    lease = acquire(study, leases)
     leases.record(lease, [epoch(1, 40.0)])
     leases.record(lease, [epoch(1, 99.0), epoch(2, 60.0)])
     assert [e.val_top1 for e in ledger.epochs(lease.trial_id)] == [40.0, 60.0]
@@ -184,30 +182,30 @@ def test_an_asker_that_dies_gives_its_slot_back_and_its_trial_is_adopted(study, 
 
     asked = []
 
-    def ask_and_die(slot):
-        asked.append(sampling.ask(study, slot=slot, known_ids=ledger.trial_ids()))
+    def ask_and_die(slot, repeat_of):
+        asked.append(sampling.ask(study, slot=slot, repeat_of=repeat_of))
         raise Killed
 
     with pytest.raises(Killed):
         leases.grant("a", ask_and_die)
     assert ledger.trial_ids() == set()
-    lease = acquire(study, leases, ledger, "b")
+    lease = acquire(study, leases, "b")
     assert lease.trial_id == asked[0].trial_id
     assert lease.recipe == asked[0].recipe
     running = study.optuna.get_trials(states=(optuna.trial.TrialState.RUNNING,))
     assert len(running) == 1
 
 
-def test_a_released_trial_waits_and_preemption_is_no_failure(study, leases, ledger):
-    lease = acquire(study, leases, ledger)
+def test_a_released_trial_waits_and_preemption_is_no_failure(study, leases):
+    lease = acquire(study, leases)
     for attempt in range(2, 3 + MAX_FAILURES):
         leases.release(lease, cause="preempted")
         lease = leases.take_over("w")
         assert lease.attempt == attempt
 
 
-def test_failures_in_a_row_end_a_trial_and_progress_forgives_them(study, leases, ledger):
-    lease = acquire(study, leases, ledger)
+def test_failures_in_a_row_end_a_trial_and_progress_forgives_them(study, leases):
+    lease = acquire(study, leases)
     for _ in range(MAX_FAILURES):
         assert leases.fail_attempt(lease, cause="infra", message="died")
         lease = leases.take_over("w")
@@ -230,7 +228,7 @@ def lose(db, leases, n):
 
 
 def test_a_trial_that_takes_down_every_worker_fails_in_the_end(db, study, leases, ledger):
-    acquire(study, leases, ledger)
+    acquire(study, leases)
     assert lose(db, leases, MAX_LOST).attempt == 1 + MAX_LOST
     assert lose(db, leases, 1) is None
     (row,) = records.trials(study.storage.engine, study.id)
@@ -240,8 +238,8 @@ def test_a_trial_that_takes_down_every_worker_fails_in_the_end(db, study, leases
     assert [ended.state for ended in ledger.unnotified()] == ["failed"]
 
 
-def test_an_epoch_forgives_lost_workers_and_a_release_is_no_loss(db, study, leases, ledger):
-    acquire(study, leases, ledger)
+def test_an_epoch_forgives_lost_workers_and_a_release_is_no_loss(db, study, leases):
+    acquire(study, leases)
     lease = lose(db, leases, MAX_LOST)
     leases.record(lease, [epoch(1)])
     lease = lose(db, leases, MAX_LOST)
@@ -252,26 +250,26 @@ def test_an_epoch_forgives_lost_workers_and_a_release_is_no_loss(db, study, leas
     assert lose(db, leases, 1) is None
 
 
-def test_an_asker_waits_in_line_only_so_long(db, study, leases, ledger, monkeypatch):
+def test_an_asker_waits_in_line_only_so_long(db, study, leases, monkeypatch):
     monkeypatch.setattr("nbtl_search.ledger.locks.QUEUE_S", 0.2)
     with db.engine.begin() as connection:
         connection.execute(text("SELECT 1 FROM nbtl_study FOR UPDATE"))
         with pytest.raises(StorageLostError):
-            acquire(study, leases, ledger)
-    assert acquire(study, leases, ledger).number == 0
+            acquire(study, leases)
+    assert acquire(study, leases).number == 0
 
 
 @pytest.mark.parametrize(("wish", "word"), [("pause", "paused"), ("stop", "stopped")])
 def test_a_wish_reaches_the_worker_and_no_trial_starts(study, leases, ledger, wish, word):
-    lease = acquire(study, leases, ledger)
+    lease = acquire(study, leases)
     ledger.want(wish)
     assert leases.renew(lease) == wish
     leases.release(lease, cause="cancelled")
-    assert acquire(study, leases, ledger) is None
+    assert acquire(study, leases) is None
     assert not ledger.is_over()
     assert records.totals(study.storage.engine, study.id, n_workers=1).state == word
     ledger.want("run")
-    assert acquire(study, leases, ledger).trial_id == lease.trial_id
+    assert acquire(study, leases).trial_id == lease.trial_id
 
 
 @pytest.mark.parametrize(
@@ -281,17 +279,17 @@ def test_every_kind_of_budget_ends_the_study(db, spec, budget):
     study = store.create(db, spec.replace(budget=spec.budget.replace(**budget)))
     leases, ledger = Leases(db.engine, study.id, ladder=study.ladder), Ledger(db.engine, study.id)
     if "wall_clock_h" not in budget:
-        lease = acquire(study, leases, ledger)
+        lease = acquire(study, leases)
         leases.record(lease, [epoch(1), epoch(2)])
         assert not ledger.is_over()
         leases.finish(lease, TrialOutcome(state="complete", value=50.0, best_epoch=1))
-    assert acquire(study, leases, ledger) is None
+    assert acquire(study, leases) is None
     assert ledger.is_over()
 
 
 @pytest.mark.parametrize("cause", ["oom", "diverged"])
 def test_what_cannot_be_trained_is_told_as_pruned_and_infeasible(study, leases, ledger, cause):
-    lease = acquire(study, leases, ledger)
+    lease = acquire(study, leases)
     leases.finish(lease, TrialOutcome(state="pruned", cause=cause, message="no"))
     (ended,) = ledger.unnotified()
     sampling.tell(study, ended)
@@ -306,7 +304,7 @@ def test_what_cannot_be_trained_is_told_as_pruned_and_infeasible(study, leases, 
 def test_of_two_workers_that_tell_at_once_the_later_one_goes_on(
     study, leases, ledger, database_url, monkeypatch
 ):
-    lease = acquire(study, leases, ledger)
+    lease = acquire(study, leases)
     leases.finish(lease, TrialOutcome(state="complete", value=50.0, best_epoch=1))
     (ended,) = ledger.unnotified()
     other = database.connect(database_url, home=None)
@@ -322,8 +320,8 @@ def test_of_two_workers_that_tell_at_once_the_later_one_goes_on(
     assert study.optuna.get_trials()[lease.number].value == 50.0
 
 
-def test_optuna_gets_few_reports_of_a_long_trial_and_the_rungs(study, leases, ledger):
-    lease = acquire(study, leases, ledger)
+def test_optuna_gets_few_reports_of_a_long_trial_and_the_rungs(study, leases):
+    lease = acquire(study, leases)
     curve = [epoch(number) for number in range(1, 425)]
     sampling.report(study, lease.trial_id, curve[:200], n_epochs=424, rungs=(106, 212))
     sampling.report(study, lease.trial_id, curve, n_epochs=424, rungs=(106, 212))
@@ -333,8 +331,8 @@ def test_optuna_gets_few_reports_of_a_long_trial_and_the_rungs(study, leases, le
     assert max(later - earlier for earlier, later in itertools.pairwise([0, *steps])) <= 43
 
 
-def test_optuna_gets_every_epoch_of_a_short_trial(study, leases, ledger):
-    lease = acquire(study, leases, ledger)
+def test_optuna_gets_every_epoch_of_a_short_trial(study, leases):
+    lease = acquire(study, leases)
     sampling.report(study, lease.trial_id, [epoch(number) for number in (1, 2, 3)], n_epochs=8)
     assert set(study.optuna.get_trials()[lease.number].intermediate_values) == {1, 2, 3}
 
@@ -346,7 +344,7 @@ def trained(study, n):
         Ledger(study.storage.engine, study.id),
     )
     for number in range(n):
-        lease = acquire(study, leases, ledger)
+        lease = acquire(study, leases)
         leases.record(lease, [epoch(1, 50.0 + number % 3)])
         sampling.report(study, lease.trial_id, [epoch(1, 50.0 + number % 3)], n_epochs=1)
         if number % 4:  # the others keep running
@@ -364,7 +362,7 @@ def trained(study, n):
 
     engine = study.storage.optuna._backend.engine
     event.listen(engine, "before_cursor_execute", note)
-    lease = acquire(study, leases, ledger)
+    lease = acquire(study, leases)
     event.remove(engine, "before_cursor_execute", note)
     return study.optuna.get_trials(deepcopy=False)[lease.number].params, len(readings)
 
@@ -388,11 +386,8 @@ def test_asks_are_seeded_by_study_and_slot(db, spec):
     def points(seed, name):
         search = spec.search.replace(seed=seed, n_startup=0)
         study = store.create(db, spec.replace(name=name, search=search))
-        leases, ledger = (
-            Leases(db.engine, study.id, ladder=study.ladder),
-            Ledger(db.engine, study.id),
-        )
-        return [acquire(study, leases, ledger).recipe for _ in range(5)]
+        leases = Leases(db.engine, study.id, ladder=study.ladder)
+        return [acquire(study, leases).recipe for _ in range(5)]
 
     first = points(7, "one")
     assert first == points(7, "two")

@@ -78,14 +78,9 @@ def send_now(study, settings):
 
 def run(study, *, failing=0):
     """End all trials, the first ones as failed."""
-    leases, ledger = (
-        Leases(study.storage.engine, study.id, ladder=study.ladder),
-        Ledger(study.storage.engine, study.id),
-    )
+    leases = Leases(study.storage.engine, study.id, ladder=study.ladder)
     for number in range(2):
-        lease = leases.grant(
-            "w", lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
-        )
+        lease = leases.grant("w", sampling.asking(study))
         epoch = Epoch(
             epoch=1, train_loss=1, val_loss=1, val_top1=70 + number, val_top5=90, lr=0.1,
             n_images=32, seconds=2.0, micro_batch=8,

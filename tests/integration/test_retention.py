@@ -23,11 +23,8 @@ pytestmark = pytest.mark.postgres
 def study(db, spec, tmp_path):
     """Trials 0 and 1 are complete (60, 61), 2 pruned, 3 runs, 4 waits; each has two checkpoints."""
     study = store.create(db, spec)
-    leases, ledger = Leases(db.engine, study.id, ladder=study.ladder), Ledger(db.engine, study.id)
-    held = [
-        leases.grant("w", lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids()))
-        for _ in range(5)
-    ]
+    leases = Leases(db.engine, study.id, ladder=study.ladder)
+    held = [leases.grant("w", sampling.asking(study)) for _ in range(5)]
     for number in (0, 1):
         lease = held[number]
         assert lease is not None
@@ -47,10 +44,7 @@ def study(db, spec, tmp_path):
 def pause(study, top1):
     """Let a further trial pause with this accuracy, with two checkpoints; return its number."""
     leases = Leases(study.storage.engine, study.id, ladder=study.ladder)
-    ledger = Ledger(study.storage.engine, study.id)
-    lease = leases.grant(
-        "w", lambda slot: sampling.ask(study, slot=slot, known_ids=ledger.trial_ids())
-    )
+    lease = leases.grant("w", sampling.asking(study))
     assert lease is not None
     leases.record(lease, [epoch(1, top1)])
     leases.pause(lease)

@@ -57,13 +57,8 @@ def test_every_shipped_recipe_comes_back_equal_from_its_column(db, spec):
 
 
 def finish(study, value):
-    leases, known = (
-        Leases(study.storage.engine, study.id, ladder=study.ladder),
-        ledger.Ledger(study.storage.engine, study.id),
-    )
-    lease = leases.grant(
-        "w", lambda slot: sampling.ask(study, slot=slot, known_ids=known.trial_ids())
-    )
+    leases = Leases(study.storage.engine, study.id, ladder=study.ladder)
+    lease = leases.grant("w", sampling.asking(study))
     assert lease is not None
     leases.finish(lease, TrialOutcome(state="complete", value=value, best_epoch=1))
     return lease

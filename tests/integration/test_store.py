@@ -247,7 +247,7 @@ def test_the_note_describes_the_study_and_escapes_what_users_wrote(db, spec):
     assert "<script>" not in note
     assert "&lt;script&gt;" in note
     assert "8 trials" in note
-    assert "30 training, 12 validation and 12 test images" in note
+    assert "30 training, 400 validation and 12 test images" in note
     for row in space.build(spec.search, n_blocks=22).rows:
         assert f"| `{row.name}` |" in note
 

@@ -109,19 +109,26 @@ def test_the_knowledge_gradient_is_the_expected_rise_of_the_best():
         expected[key] = rise
     chosen = found.most_telling({})
     assert chosen is not None
-    assert chosen[0] == max(expected, key=lambda key: expected[key])
-    assert chosen[1] == pytest.approx(max(expected.values()), abs=1e-6)
+    assert chosen[1] == pytest.approx(expected[chosen[0]], abs=1e-6)
+    assert chosen[1] >= 0.9 * max(expected.values())
+    assert chosen[0] == 2, "the second best, which has one run"
+
+
+def test_of_two_rivals_that_tell_as_much_the_better_runs():
+    found = values_of({1: [80.0], 2: [79.0], 3: [60.0]}, n_images=100)
+    telling = found.most_telling({})
+    assert telling is not None
+    assert telling[0] == 1
 
 
 def test_runs_under_way_make_a_recipe_less_telling():
     found = values_of({1: [80.0], 2: [79.0], 3: [50.0]}, n_images=100)
-    alone = found.most_telling({})
-    assert alone is not None
-    first, gain = alone
-    after = found.most_telling({first: 3})
-    assert after is not None
-    assert after[0] != first
-    assert after[1] < gain
+    none, one, both = (found.most_telling(each) for each in ({}, {1: 3}, {1: 3, 2: 3}))
+    assert none is not None
+    assert one is not None
+    assert both is not None
+    assert one[0] == 2
+    assert both[1] < 0.5 * none[1]
 
 
 def test_where_seeds_hardly_differ_there_is_little_to_learn():
