@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbtl_search.api import (
         best,
+        cancel,
         create,
         dashboard,
         delete,
@@ -44,6 +45,7 @@ __all__ = [
     "StudySpec",
     "Workspace",
     "best",
+    "cancel",
     "create",
     "dashboard",
     "delete",

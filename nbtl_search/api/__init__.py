@@ -31,6 +31,7 @@ from nbtl_search.api.results import (
 )
 from nbtl_search.api.search import (
     best,
+    cancel,
     create,
     dashboard,
     delete,
@@ -52,6 +53,7 @@ __all__ = [
     "backup",
     "best",
     "best_slots",
+    "cancel",
     "clean",
     "create",
     "dashboard",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nbtl_search.data.prepared import Prepared
+    from nbtl_search.ledger.cancellation import Cancelled
     from nbtl_search.ledger.records import TrialRecord
     from nbtl_search.reports.terminal.status import StatusReport
     from nbtl_search.spec import Budget, Diagnosis, Fork, Progress, Recipe, StageProgress, StudySpec
@@ -421,6 +422,26 @@ def extend(
         gpu_h=gpu_h,
         deadline=deadline,
     )
+
+
+def cancel(
+    name: str, trial: int, *, home: Path | None = None, storage: str | None = None
+) -> Cancelled:
+    """End one trial of a search that is wanted no more, with what it has trained.
+
+    One that waits or is paused ends now, one that runs with the next heartbeat of its worker.
+
+    Args:
+        name: of the study.
+        trial: its number.
+        home: see the module.
+        storage: see the module.
+
+    Raises:
+        StudyNotFoundError: no such study, or no such trial.
+        SpecError: the trial has ended, or is the default recipe's.
+    """
+    return Workspace(home, storage).studies.cancel(name, trial)
 
 
 def delete(name: str, *, home: Path | None = None, storage: str | None = None) -> None:

@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "stop": ("search", "Checkpoint all trials and end the workers."),
     "extend": ("search", "Give a study more trials, epochs or time."),
     "fork": ("search", "Make a study like another, and keep what can be compared."),
+    "cancel": ("search", "End one trial that is wanted no more."),
     "delete": ("search", "Delete a study and its trials."),
     "train": ("training", "Train one recipe, without a study."),
     "demo": ("demo", "Search a small task from start to end, in minutes."),

@@ -332,6 +332,33 @@ def extend_command(
     click.echo(f"study {study!r} ends at {budget.describe()}; workers that ended need a new launch")
 
 
+@click.command("cancel")
+@click.argument("study")
+@click.argument("trial", type=int)
+@storage_option
+@json_option
+def cancel_command(*, workspace: Workspace, study: str, trial: int, as_json: bool) -> None:
+    """End TRIAL of STUDY, named by its number; epochs that it has not trained are others' again.
+
+    \b
+    nbtl-search cancel dtd 17
+    """
+    from dataclasses import asdict
+
+    cancelled = workspace.studies.cancel(study, trial)
+    if as_json:
+        echo_json(asdict(cancelled))
+        return
+    if cancelled.state == "running":
+        answer = "ends with the next heartbeat of its worker"
+    elif cancelled.value is None:
+        answer = "is cancelled; it has no result"
+    else:
+        best = f"{cancelled.value:.2f} % at epoch {cancelled.best_epoch}"
+        answer = f"is cancelled; its best validation top-1 is {best}"
+    click.echo(f"trial {trial} of study {study!r} {answer}")
+
+
 @click.command("delete")
 @click.argument("study")
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from nbtl_search.ledger import ledger, schema
+from nbtl_search.ledger import ending, ledger, schema
 from nbtl_search.ledger.promotion import Room, Standing
 
 
@@ -73,28 +73,14 @@ def end_search(
     A trial that runs or waits may be what promotes another, and lets nothing end. A study that is
     not to run keeps what is paused.
     """
-    study, trial, epoch = schema.study, schema.trial, schema.epoch
+    study, trial = schema.study, schema.trial
     if any(one.state in {"running", "waiting"} for one in standings):
         return
-    best = (
-        select(epoch.c.val_top1, epoch.c.epoch)
-        .where(epoch.c.trial_id == trial.c.trial_id)
-        .order_by(epoch.c.val_top1.desc().nulls_last(), epoch.c.epoch)
-        .limit(1)
-    )
-    connection.execute(
-        update(trial)
-        .where(
-            trial.c.study_id == study_id,
-            trial.c.state == "paused",
-            ledger.wants_to_run(study_id),
-        )
-        .values(
-            state="pruned",
-            value=best.with_only_columns(epoch.c.val_top1).scalar_subquery(),
-            best_epoch=best.with_only_columns(epoch.c.epoch).scalar_subquery(),
-            finished_at=ledger.NOW,
-        )
+    ending.prune(
+        connection,
+        trial.c.study_id == study_id,
+        trial.c.state == "paused",
+        ledger.wants_to_run(study_id),
     )
     if room is not None and room.has_slot:
         connection.execute(update(study).where(study.c.study_id == study_id).values(closed=True))

@@ -5,6 +5,7 @@
     release, a failure:  running ──► waiting
     take_over:           waiting, or running with an expired lease ──► running, with a new token
     finish:              running ──► complete, pruned or failed
+    cancellation:        any of them ──► pruned, as soon as nobody trains it
     the study's end:     paused ──► pruned
 
 A trial is *granted* epochs, which count as spent from then on, whatever becomes of the worker, and
@@ -19,17 +20,31 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, final
 
-from sqlalchemy import Connection, Engine, Select, and_, case, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
-from nbtl_search.ledger import grants, ledger, locks, promotion, repeats, schema
+from nbtl_search.ledger import (
+    cancellation,
+    ending,
+    grants,
+    ledger,
+    locks,
+    promotion,
+    repeats,
+    schema,
+)
 from nbtl_search.ledger.promotion import NEW, Ladder, Room, Standing
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.spec.verdict import FinalResult
 
 Desired = Literal["run", "pause", "stop"]
+"""Of a study."""
+
+Wanted = Literal[Desired, "cancel"]
+"""Of a trial."""
+
 Terminal = Literal["complete", "pruned", "failed"]
 MAX_FAILURES: Final = 3
 """In a row: a trial that gets on between them has only had a bad week of machines."""
@@ -114,7 +129,8 @@ class Leases:
         are well: they get as long as a lease from its start to renew them.
 
         A trial that has lost `MAX_LOST` workers in a row without an epoch fails at the next: it
-        may be what takes them down.
+        may be what takes them down. One that is to be cancelled is nobody's to take: the next
+        grant ends it.
         """
         trial = schema.trial
         is_abandoned = and_(
@@ -129,6 +145,7 @@ class Leases:
             .where(
                 trial.c.study_id == self._study_id,
                 or_(trial.c.state == "waiting", is_abandoned),
+                trial.c.desired != cancellation.CANCEL,
                 ledger.wants_to_run(self._study_id),
             )
             .order_by(trial.c.number)
@@ -151,7 +168,7 @@ class Leases:
             ).one_or_none()
             if row is None:
                 return None
-            _close_attempts(connection, row.trial_id, "infra", "its lease expired")
+            ending.close_attempts(connection, [row.trial_id], "infra", "its lease expired")
             lease = _open_attempt(connection, row)
             if row.n_lost <= MAX_LOST:
                 return lease
@@ -189,6 +206,7 @@ class Leases:
     def _choose(self, connection: Connection) -> Choice | None:
         """Return what a free worker trains; where nothing is to be granted, end the search."""
         locks.take_reservations(connection, self._study_id)
+        cancellation.end_unwanted(connection, schema.trial.c.study_id == self._study_id)
         room = grants.room(connection, self._study_id)
         standings = grants.standings(connection, self._study_id, self._ladder.rungs)
         chosen = None if room is None else promotion.choose(standings, room, self._ladder)
@@ -259,7 +277,7 @@ class Leases:
         ).one()
         return _open_attempt(connection, row)
 
-    def renew(self, lease: Lease) -> Desired:
+    def renew(self, lease: Lease) -> Wanted:
         """Renew the lease; return what is wanted of the trial (of it or of its whole study).
 
         A lease that expired and that nobody took over is renewed all the same.
@@ -279,7 +297,7 @@ class Leases:
             ).one_or_none()
         if row is None:
             raise FencedError(_fenced(lease))
-        wanted: Desired = row.study_desired if row.desired == "run" else row.desired
+        wanted: Wanted = row.study_desired if row.desired == "run" else row.desired
         return wanted
 
     def record(self, lease: Lease, epochs: Sequence[Epoch], *, n_repeated: int = 0) -> None:
@@ -351,8 +369,7 @@ class Leases:
         """
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
-            _set_aside(connection, lease, "paused")
-            _close_attempts(connection, lease.trial_id, "paused", "")
+            _set_aside(connection, lease, "paused", cause="paused")
 
     def release(self, lease: Lease, *, cause: str, message: str = "") -> None:
         """Give the trial back for any worker to go on with; this is no failure of it.
@@ -362,14 +379,13 @@ class Leases:
         """
         with storage_errors(), self._engine.begin() as connection:
             _lock(connection, lease)
-            _set_aside(connection, lease, "waiting")
-            _close_attempts(connection, lease.trial_id, cause, message)
+            _set_aside(connection, lease, "waiting", cause=cause, message=message)
 
     def fail_attempt(self, lease: Lease, *, cause: str, message: str) -> bool:
         """Count a failure; the trial waits for another attempt, or fails after too many.
 
         Returns:
-            Whether there will be another attempt.
+            Whether there will be another attempt, if the trial is wanted.
 
         Raises:
             FencedError: another worker holds the trial.
@@ -388,8 +404,7 @@ class Leases:
                     connection, lease, TrialOutcome(state="failed", cause=cause, message=message)
                 )
                 return False
-            _set_aside(connection, lease, "waiting")
-            _close_attempts(connection, lease.trial_id, cause, message)
+            _set_aside(connection, lease, "waiting", cause=cause, message=message)
             return True
 
     def _end_trial(self, connection: Connection, lease: Lease, outcome: TrialOutcome) -> None:
@@ -399,7 +414,7 @@ class Leases:
             .values(
                 state=outcome.state,
                 # What a recipe that cannot be trained did not need, others may have.
-                granted=_n_recorded(lease.trial_id).scalar_subquery(),
+                granted=ending.n_recorded(lease.trial_id).scalar_subquery(),
                 value=outcome.value,
                 best_epoch=outcome.best_epoch,
                 cause=outcome.cause,
@@ -408,14 +423,14 @@ class Leases:
                 finished_at=ledger.NOW,
             )
         )
-        _close_attempts(
-            connection, lease.trial_id, outcome.cause or outcome.state, outcome.message or ""
+        ending.close_attempts(
+            connection, [lease.trial_id], outcome.cause or outcome.state, outcome.message or ""
         )
 
 
 def _open_attempt(connection: Connection, row: Any) -> Lease:
     """Note the attempt that begins with this row of a trial; return its lease."""
-    n_recorded = connection.execute(_n_recorded(row.trial_id)).scalar_one()
+    n_recorded = connection.execute(ending.n_recorded(row.trial_id)).scalar_one()
     connection.execute(
         insert(schema.attempt).values(
             trial_id=row.trial_id, attempt=row.attempt, token=row.token, worker=row.worker
@@ -432,20 +447,6 @@ def _open_attempt(connection: Connection, row: Any) -> Lease:
         worker=row.worker,
         until=row.granted,
         n_recorded=n_recorded,
-    )
-
-
-def _n_recorded(trial_id: int) -> Select[Any]:
-    return select(func.count()).where(schema.epoch.c.trial_id == trial_id)
-
-
-def _close_attempts(connection: Connection, trial_id: int, cause: str, message: str) -> None:
-    """Note why the open attempts at a trial ended."""
-    attempt = schema.attempt
-    connection.execute(
-        update(attempt)
-        .where(attempt.c.trial_id == trial_id, attempt.c.ended_at.is_(None))
-        .values(ended_at=ledger.NOW, cause=cause, message=message)
     )
 
 
@@ -477,12 +478,22 @@ def _fenced(lease: Lease) -> str:
     )
 
 
-def _set_aside(connection: Connection, lease: Lease, state: Literal["waiting", "paused"]) -> None:
+def _set_aside(
+    connection: Connection,
+    lease: Lease,
+    state: Literal["waiting", "paused"],
+    *,
+    cause: str,
+    message: str = "",
+) -> None:
+    """End the attempt, but not its trial, unless that is to be cancelled."""
+    trial = schema.trial
+    is_its_own = trial.c.trial_id == lease.trial_id
     connection.execute(
-        update(schema.trial)
-        .where(schema.trial.c.trial_id == lease.trial_id)
-        .values(state=state, lease_expires=None, worker=None)
+        update(trial).where(is_its_own).values(state=state, lease_expires=None, worker=None)
     )
+    ending.close_attempts(connection, [lease.trial_id], cause, message)
+    cancellation.end_unwanted(connection, is_its_own)
 
 
 def _forgive_failures(connection: Connection, lease: Lease) -> None:

@@ -144,6 +144,7 @@ trial = Table(
     # The number of the trial whose recipe it trains with another seed.
     Column("repeat_of", Integer),
     Column("state", Text, nullable=False),
+    # "run", or "cancel": see `cancellation`.
     Column("desired", Text, nullable=False, server_default="run"),
     Column("token", BigInteger, nullable=False, server_default=tokens.next_value()),
     Column("attempt", Integer, nullable=False, server_default="1"),

@@ -19,7 +19,8 @@ from nbtl_search.spec import (
 _READING = """\
 **How to read this.** The value of a trial is its best validation top-1 accuracy in percent, over
 the epochs it trained; higher is better. A trial's own page shows its learning curve. *Pruned*
-trials were stopped early, ran out of memory or diverged (`nbtl:cause`). The trial
+trials were stopped early or cancelled, or could not be trained: out of memory, diverged, or
+infeasible, which says what the network lacks for the recipe (`nbtl:cause`). The trial
 `default` is what would be trained without a search: every other trial is to be compared with it,
 and a difference smaller than that between two seeds is none. No test image has been looked at."""
 

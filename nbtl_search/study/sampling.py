@@ -15,6 +15,7 @@ from nbtl_search import space
 from nbtl_search.ledger import records, schema
 from nbtl_search.ledger.leases import Ask, Asked
 from nbtl_search.ledger.ledger import FinishedTrial, Ledger
+from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Dials, Epoch, StudySpec
 from nbtl_search.study.store import (
     DIALS,
@@ -31,7 +32,8 @@ REPEAT_OF: Final = "nbtl:repeat-of"
 RUN: Final = "nbtl:run"
 _SEEDS_OF_REPEATS: Final = 1_000_000
 """Added to a search's seed: no round of final runs comes so far."""
-INFEASIBLE: Final = ("oom", "diverged")
+INFEASIBLE: Final = ("oom", "diverged", "infeasible")
+"""Causes that are the recipe's and no machine's: another try would end as the first did."""
 CONSTRAINT: Final = "trainable"
 """The constraint that a trial of these causes violates, with the value 1."""
 
@@ -185,11 +187,24 @@ def is_reported(epoch: int, *, n_epochs: int, rungs: tuple[int, ...]) -> bool:
     return epoch % stride == 0 or epoch == n_epochs or epoch in rungs
 
 
+def tell_ended(study: Study) -> None:
+    """Tell Optuna of every trial that ended in the ledger; whoever comes first does it.
+
+    Raises:
+        StorageError: the database refuses or does not answer.
+    """
+    ledger = Ledger(study.storage.engine, study.id)
+    for ended in ledger.unnotified():
+        with storage_errors():
+            tell(study, ended)
+        ledger.mark_notified(ended.trial_id)
+
+
 def tell(study: Study, ended: FinishedTrial) -> None:
     """Tell Optuna how a trial ended; telling again, or at the same time, changes nothing.
 
-    Out of memory and divergence are told as pruned and infeasible: samplers ignore failed
-    trials, and would propose the same point again.
+    What cannot be trained (`INFEASIBLE`) is told as pruned, with a constraint that is not met:
+    samplers ignore failed trials, and would propose the same point again.
     """
     trial = optuna.Trial(study.optuna, ended.trial_id)
     if trial.storage.get_trial(ended.trial_id).state.is_finished():

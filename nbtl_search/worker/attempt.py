@@ -21,7 +21,9 @@ from nbtl_search.worker.settings import Timing
 
 logger = logging.getLogger(__name__)
 
-HaltReason = Literal["preempted", "cancelled", "fenced"]
+HaltReason = Literal["preempted", "stopped", "cancelled", "fenced"]
+"""This worker is to go; the study is paused or stopped; the trial is wanted no more; it is another
+worker's."""
 
 _POLL_S: Final = 0.25
 
@@ -171,8 +173,10 @@ class Attempt:
         # Renewed before it is shown: the lease decides who trains, the row in `status` nothing.
         wanted = self._context.leases.renew(self._lease)
         self._context.show("training", self._lease.number)
-        if wanted != "run":
-            self._halt("cancelled", save=True)
+        if wanted == "cancel":
+            self._halt("cancelled", save=False)
+        elif wanted != "run":
+            self._halt("stopped", save=True)
 
     def _record(self) -> None:
         unrecorded = self._history[self._n_recorded :]
@@ -237,7 +241,7 @@ class Attempt:
 
     def _halted(self) -> None:
         match self._halting:
-            case "preempted" | "cancelled":
+            case "preempted" | "stopped" | "cancelled":
                 self._release(self._halting)
             case _:
                 self._is_over = True
@@ -304,18 +308,26 @@ class Attempt:
         self._try_until_done(pause)
 
     def _release(self, cause: str, message: str = "") -> None:
-        """Give the trial back for any worker to go on with, now instead of at the lease's end."""
+        """Give the trial back for any worker to go on with, now instead of at the lease's end.
+
+        One that is to be cancelled ends with that, in the ledger.
+        """
         self._is_over = True
         if self._halting == "fenced":
             return
         self._context.metrics.trials.labels(end=cause).inc()
-        leases = self._context.leases
-        self._try_until_done(lambda: leases.release(self._lease, cause=cause, message=message))
+
+        def release() -> None:
+            # What is not recorded yet is in the checkpoint, unless the trial ends here.
+            self._record()
+            self._context.leases.release(self._lease, cause=cause, message=message)
+
+        self._try_until_done(release)
 
     def _failed(self, cause: str, message: str) -> None:
         # The recipe is at fault. Pruned, not failed: the sampler ignores what failed, and would
         # propose the same point again.
-        if cause in {"diverged", "oom"}:
+        if cause in sampling.INFEASIBLE:
             self._finish("pruned", cause=cause, message=message)
             return
         self._is_over = True
@@ -336,7 +348,7 @@ class Attempt:
         logger.warning("%s", message, extra={"action": "died", "trial": self._lease.number})
         # Killed here because it would not halt in time, or by whoever sent us SIGTERM: no fault of
         # the trial.
-        if self._halting in {"preempted", "cancelled"}:
+        if self._halting in {"preempted", "stopped", "cancelled"}:
             self._release(self._halting)
         else:
             self._failed("infra", message)

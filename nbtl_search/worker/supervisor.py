@@ -95,7 +95,7 @@ class Supervisor:
             return True  # the trainer died, or a stop was requested, which run() sees
         # Optuna before the ask: the sampler must know every trial that has ended, also those whose
         # worker died between the ledger's row and Optuna's.
-        self._reconcile()
+        sampling.tell_ended(self._study)
         desired = self._ledger.desired()
         if desired == "stop":
             return False
@@ -107,7 +107,7 @@ class Supervisor:
         if shortage is not None:
             self._leases.end_if_spent()
         if desired == "run" and self._ledger.is_over():
-            self._reconcile()  # what was paused has ended with the search
+            sampling.tell_ended(self._study)  # what was paused has ended with the search
             self._retention.sweep()
             return False
         if shortage is not None:
@@ -168,7 +168,7 @@ class Supervisor:
             self._stop.wait(self._timing.heartbeat_s)
         # Before the sweep, which the ledger alone decides: whoever asks next wants to know how this
         # trial ended, and removing checkpoints on a shared disk may take seconds.
-        self._reconcile()
+        sampling.tell_ended(self._study)
         self._retention.sweep()
 
     def _final(self, lease: Lease) -> FinalFolders:
@@ -181,13 +181,6 @@ class Supervisor:
             "result_folder": folder / str(lease.number) if task.is_kept else None,
             "members": [folder / str(number) for number in task.members],
         }
-
-    def _reconcile(self) -> None:
-        """Tell Optuna of every trial that ended in the ledger; whoever comes first does it."""
-        for ended in self._ledger.unnotified():
-            with storage_errors():
-                sampling.tell(self._study, ended)
-            self._ledger.mark_notified(ended.trial_id)
 
     def _show(self, state: str, trial_number: int | None) -> None:
         """Show what this worker does; a lost database is no error, as nothing depends on it."""

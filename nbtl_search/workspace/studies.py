@@ -14,6 +14,7 @@ from nbtl_search.advice import advise as advise_on
 from nbtl_search.errors import NbtlError, SpecError, StudyExistsError, StudyNotFoundError
 from nbtl_search.launchers import slurm
 from nbtl_search.ledger import ledger, records
+from nbtl_search.ledger.cancellation import Cancelled
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.leases import Desired
 from nbtl_search.ledger.ledger import Ledger
@@ -194,6 +195,14 @@ class Studies:
             return extension.extend(
                 study, n_trials=n_trials, epochs=epochs, gpu_h=gpu_h, deadline=deadline
             )
+
+    def cancel(self, name: str, trial: int) -> Cancelled:
+        """End one trial of a search that is wanted no more."""
+        # It tells Optuna, which the other verbs need not import.
+        from nbtl_search.study import cancellation
+
+        with self.workspace.open_study(name) as study:
+            return cancellation.cancel(study, trial)
 
     def delete(self, name: str) -> None:
         """Delete a study with all its trials."""

@@ -14,6 +14,7 @@ from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import stub_trainer
 
 CAUSES = {"complete", "pruned", "paused", "preempted", "cancelled", "infra", "disk"}
+CANCELLED = "cancelled"
 
 
 def rows(study, query):
@@ -121,13 +122,16 @@ def curves(study):
 def grants(study):
     """Every epoch that was granted is trained, and nothing is left that could be granted."""
     found = curves_of(study)
+    cancelled = {t["trial_id"] for t in trials_of(study) if t["cause"] == CANCELLED}
     for trial in trials_of(study):
         n_epochs = len(found[trial["number"]])
         if n_epochs != trial["granted"]:
             yield f"trial {trial['number']} has {n_epochs} of {trial['granted']} granted epochs"
     with study.storage.engine.connect() as connection:
         standings = [
-            replace(one, state="paused") if one.state == "pruned" else one
+            replace(one, state="paused")
+            if one.state == "pruned" and one.trial_id not in cancelled
+            else one
             for one in ledger_grants.standings(connection, study.id, study.ladder.rungs)
         ]
         room = ledger_grants.room(connection, study.id)
@@ -161,7 +165,17 @@ def notified(study):
             yield f"trial {trial['number']} has another value in Optuna"
 
 
-CHECKS = (budget, leases, attempts, failures, curves, grants, notified)
+def wishes(study):
+    """What was to be cancelled was, unless it ended before that was heard; nothing else was."""
+    for trial in trials_of(study):
+        is_cancelled = trial["cause"] == CANCELLED
+        if is_cancelled and (trial["desired"], trial["state"]) != ("cancel", "pruned"):
+            yield f"trial {trial['number']} was cancelled, and is wanted or {trial['state']}"
+        if trial["desired"] == "cancel" and not is_cancelled and trial["state"] == "pruned":
+            yield f"trial {trial['number']} was to be cancelled, and paused"
+
+
+CHECKS = (budget, leases, attempts, failures, curves, grants, notified, wishes)
 
 
 def violations(study):

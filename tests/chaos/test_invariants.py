@@ -41,6 +41,12 @@ PLANTED = {
         "grants", "UPDATE nbtl_trial SET granted = granted - 1 WHERE number = 0",
     ),
     "a trial that should have been promoted": ("grants", BETTER),
+    "a cancellation that was not asked for": (
+        "wishes", "UPDATE nbtl_trial SET cause = 'cancelled' WHERE number = 0",
+    ),
+    "a cancellation that was forgotten": (
+        "wishes", "UPDATE nbtl_trial SET desired = 'cancel' WHERE state = 'pruned'",
+    ),
     "another end in Optuna": ("notified", "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
     "another value in Optuna": ("notified", "UPDATE trial_values SET value = 1"),
 }  # fmt: skip

@@ -16,10 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy.exc import DBAPIError
 
-from nbtl_search.errors import StorageError
+from nbtl_search.errors import SpecError, StorageError
+from nbtl_search.ledger import records
 from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.postgres.server import start, status
+from nbtl_search.study import cancellation
 from nbtl_search.worker.retention import checkpoints_of
 from tests.chaos import invariants, stub_trainer, workers
 from tests.chaos.conftest import make_study, plain
@@ -28,7 +31,8 @@ from tests.rounds import N_SCHEDULES
 FIRST_SEED = int(os.environ.get("NBTL_CHAOS_SEED", "0"))
 DEADLINE_S = 120.0
 KINDS = (
-    "trainer", "supervisor", "both", "postmaster", "backend", "terminate", "freeze", "checkpoints"
+    "trainer", "supervisor", "both", "postmaster", "backend", "terminate", "freeze", "checkpoints",
+    "cancel",
 )  # fmt: skip
 
 
@@ -68,6 +72,7 @@ class Siege:
     workers: list[Any] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     later: list[tuple[float, int]] = field(default_factory=list)
+    n_to_cancel: int = 0
 
     def strike(self, kind):
         """Do one thing; note it if there was a victim."""
@@ -91,6 +96,7 @@ class Siege:
             victims += [(pid, signal.SIGKILL) for pid in self.backends()[:1]]
         if kind == "checkpoints":
             self.lose_checkpoints()
+        self.n_to_cancel += kind == "cancel"
         for pid, number in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -105,6 +111,25 @@ class Siege:
         if folders:
             shutil.rmtree(self.chance.choice(folders), ignore_errors=True)
             self.done.append("checkpoints")
+
+    def cancel_some(self):
+        """Cancel as many as were to be, once so many are open: they may run, wait, or be paused."""
+        while self.n_to_cancel and (trials := self.open_trials()):
+            # It may end before this is heard, and is refused then.
+            with contextlib.suppress(SpecError):
+                cancellation.cancel(self.study, self.chance.choice(trials))
+                self.done.append("cancel")
+                self.n_to_cancel -= 1
+
+    def open_trials(self):
+        """Return the numbers of those that may be cancelled, and were not."""
+        return [
+            trial["number"]
+            for trial in invariants.trials_of(self.study)
+            if trial["finished_at"] is None
+            and trial["desired"] == "run"
+            and trial["name"] != records.DEFAULT
+        ]
 
     def backends(self):
         """Return the server's processes that serve our workers."""
@@ -148,6 +173,8 @@ def besiege(siege, n_workers, events):
         assert now < DEADLINE_S, siege.log()
         while events and events[0][0] <= now:
             siege.strike(events.pop(0)[1])
+        with contextlib.suppress(StorageError, DBAPIError):
+            siege.cancel_some()
         siege.thaw(time.monotonic())
         siege.replace_the_dead()
         time.sleep(0.02)

@@ -264,7 +264,7 @@ def test_a_wish_reaches_the_worker_and_no_trial_starts(study, leases, ledger, wi
     lease = acquire(study, leases)
     ledger.want(wish)
     assert leases.renew(lease) == wish
-    leases.release(lease, cause="cancelled")
+    leases.release(lease, cause="stopped")
     assert acquire(study, leases) is None
     assert not ledger.is_over()
     assert records.totals(study.storage.engine, study.id, n_workers=1).state == word
@@ -287,7 +287,7 @@ def test_every_kind_of_budget_ends_the_study(db, spec, budget):
     assert ledger.is_over()
 
 
-@pytest.mark.parametrize("cause", ["oom", "diverged"])
+@pytest.mark.parametrize("cause", ["oom", "diverged", "infeasible"])
 def test_what_cannot_be_trained_is_told_as_pruned_and_infeasible(study, leases, ledger, cause):
     lease = acquire(study, leases)
     leases.finish(lease, TrialOutcome(state="pruned", cause=cause, message="no"))

@@ -22,6 +22,7 @@ STANDS_FOR = {
     "backup": Backups.write,
     "best": Studies.best,
     "best_slots": machine.best_slots,
+    "cancel": Studies.cancel,
     "clean": Leftovers.remove,
     "create": Studies.create,
     "dashboard": Studies.dashboard,
