@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nbtl_search.errors import SpecError
+from nbtl_search.errors import DeviceError, SpecError
 from nbtl_search.spec import TrainSettings
 
 MAX_LOADERS = 8
@@ -130,7 +130,8 @@ def place(train: TrainSettings) -> Placement:
     """Choose device and precision: what the settings name, or the fastest this machine has.
 
     Raises:
-        SpecError: the device named is unknown, or not on this machine.
+        SpecError: the device named is unknown.
+        DeviceError: it is not on this machine.
     """
     device = _device(train.device)
     chosen = train.precision == "auto"
@@ -226,7 +227,7 @@ def _device(name: str) -> torch.device:
             f"train.device must be on this machine, got {name!r} with {n_there} {device.type} "
             "devices here; use 'auto' or another machine"
         )
-        raise SpecError(message)
+        raise DeviceError(message)
     return device
 
 

@@ -155,7 +155,7 @@ def source_classes(weights: Weights, model_name: str) -> int:
 
     Raises:
         SpecError: timm's model has no classifier that is one linear layer.
-        WeightsError: the weights hold no classifier.
+        MethodError: the weights hold no classifier.
     """
     with torch.device("meta"):
         model: nn.Module = timm.create_model(model_name)

@@ -140,7 +140,7 @@ def _said(content: Content) -> dict[str, Any]:
         "early_stopping": _early_stopping(content.spec.search.pruning),
         "trial_counts": _counts(content),
         "evidence": () if diagnosis is None else conclude(diagnosis).evidence,
-        "failures": [t for t in content.trials if t.state == "failed" or t.message],
+        "failures": [trial for trial in content.trials if trial.cause],
         "spent": duration(seconds),
         "seeds": _seeds(content),
     }

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from nbtl_search.data.prepared import Prepared
-from nbtl_search.errors import SpecError, WeightsError
+from nbtl_search.errors import MethodError, SpecError
 from nbtl_search.network.model import Network, SourceNetwork
 from nbtl_search.network.weights import RANDOM
 from nbtl_search.source.attention import channel_attention
@@ -49,7 +49,7 @@ def source_signals(
     Raises:
         SpecError: the model has no feature maps to compare, or none that keeps its weights; the
             images are mixed, which precomputed logits are not of.
-        WeightsError: the weights have no classifier to listen to.
+        MethodError: the weights have no classifier to listen to.
         DivergedError: attention cannot be measured.
         DataError: what is kept cannot be written.
     """
@@ -171,7 +171,7 @@ def teacher_logits(
     Raises:
         SpecError: images are mixed, or the weights are random.
         DataError: `home` cannot be written.
-        WeightsError: the weights have no classifier of pooled features.
+        MethodError: the weights have no classifier of pooled features.
     """
     check_precomputable(recipe)
     splits = recipe.data.learnt_splits
@@ -210,5 +210,5 @@ def _head(recipe: Recipe, found: Features) -> tuple[Float32[Tensor, "z d"], Floa
             f"{recipe.model.weights!r} of {recipe.model.name!r} without one; use weights that "
             "have it, or set dials.distill to 0"
         )
-        raise WeightsError(message)
+        raise MethodError(message)
     return torch.from_numpy(found.head_weight), torch.from_numpy(found.head_bias)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from nbtl_search.errors import SpecError, WeightsError
+from nbtl_search.errors import MethodError, SpecError
 from nbtl_search.transfer.layers import classifier_parameters
 from nbtl_search.transfer.source import at_least_float32
 
@@ -84,7 +84,7 @@ def source_head(model: nn.Module, state: Mapping[str, Tensor]) -> SourceHead:
 
     Raises:
         SpecError: the model's classifier is not one linear layer.
-        WeightsError: the file holds none, or one of other features.
+        MethodError: the file holds none, or one of other features.
     """
     classifier = cast("Any", model).get_classifier() if hasattr(model, "get_classifier") else None
     if not isinstance(classifier, nn.Linear):
@@ -110,7 +110,7 @@ def source_head(model: nn.Module, state: Mapping[str, Tensor]) -> SourceHead:
             f"the weights must hold the source classifier over {classifier.in_features} features, "
             f"got {got}; pass a weights file with its classifier"
         )
-        raise WeightsError(message)
+        raise MethodError(message)
     return SourceHead(weight=weight, bias=bias)
 
 

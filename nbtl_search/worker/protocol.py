@@ -119,7 +119,7 @@ class Failed(Value):
     """Training cannot go on."""
 
     kind: Literal["failed"] = "failed"
-    cause: Literal["diverged", "oom", "infra", "user_error", "disk"]
+    cause: Literal["diverged", "oom", "infeasible", "infra", "user_error", "disk"]
     message: str
 
 

@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Literal, final
@@ -21,7 +22,16 @@ from typing import Final, Literal, final
 import psutil
 
 from nbtl_search.data.prepared import Prepared, prepare
-from nbtl_search.errors import DataError, NbtlError, TrialError, WeightsError
+from nbtl_search.errors import (
+    DataError,
+    DeviceError,
+    InfeasibleError,
+    MethodError,
+    NbtlError,
+    SpecError,
+    TrialError,
+    WeightsError,
+)
 from nbtl_search.network.allocator import give_back, keep_freed_memory
 from nbtl_search.spec import Recipe
 from nbtl_search.spec.verdict import FinalResult, FinalWeights
@@ -133,9 +143,7 @@ class Trainer:
         except _HaltedError:
             return protocol.Halted(rss_mb=_rss_mb())
         except TrialError as error:
-            return protocol.Failed(
-                cause="diverged" if error.cause == "diverged" else "oom", message=str(error)
-            )
+            return protocol.Failed(cause=error.cause, message=str(error))
         except NbtlError as error:
             cause = "disk" if _is_of_full_disk(error) else "user_error"
             return protocol.Failed(cause=cause, message=str(error))
@@ -146,14 +154,18 @@ class Trainer:
 
     def _trained(self, order: protocol.Train) -> protocol.Completed | protocol.Paused:
         assert self._prepared is not None  # noqa: S101
-        run = Run(order.recipe, prepared=self._prepared, home=self._home, measuring=self._measuring)
+        with _recipe_at_fault():
+            run = Run(
+                order.recipe, prepared=self._prepared, home=self._home, measuring=self._measuring
+            )
         directory = Path(order.checkpoints)
         # Loaded before the start is reported: the report carries the epochs of the checkpoint,
         # some of which the ledger may lack.
         checkpoint.load_latest(directory, run)
         self._send(protocol.Started(history=run.history))
         if len(run.history) < order.until:
-            self._epochs(run, directory, until=order.until)
+            with _recipe_at_fault():
+                self._epochs(run, directory, until=order.until)
         if not run.finished:
             return protocol.Paused(rss_mb=_rss_mb())
         return protocol.Completed(rss_mb=_rss_mb(), result=self._kept(order, run))
@@ -258,6 +270,24 @@ class Trainer:
             self._heartbeat(epoch=len(run.history), update=event.n_done)
         message = "reading the test images must end with a result"
         raise AssertionError(message)
+
+
+@contextmanager
+def _recipe_at_fault() -> Iterator[None]:
+    """Say of what is refused while a run is built or trained that no machine could train it.
+
+    The study's own data, weights and settings were opened here before any trial: what the recipe
+    changes is its dials. What a checkpoint says is not asked here, nor what a machine lacks.
+
+    Raises:
+        InfeasibleError: instead of the error that says what the recipe asks for in vain.
+    """
+    try:
+        yield
+    except DeviceError:
+        raise
+    except (SpecError, MethodError) as error:
+        raise InfeasibleError(str(error)) from error
 
 
 def _check(order: protocol.Open, run: Run) -> None:

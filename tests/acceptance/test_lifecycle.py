@@ -7,6 +7,7 @@ import tomllib
 import optuna
 import pytest
 
+from nbtl_search import api
 from nbtl_search.space import impossible
 from nbtl_search.study import store
 from tests.acceptance.conftest import FAST, check_invariants, wait_until
@@ -32,6 +33,56 @@ def test_a_loss_that_is_not_finite_ends_the_trial_as_pruned_and_infeasible(progr
     report = program.status("tiny")
     assert (report["state"], report["pruned"], report["failed"]) == ("finished", 1, 0)
     assert report["best"] is None
+
+
+@pytest.mark.timeout(300)
+def test_a_recipe_that_cannot_be_trained_ends_once_and_says_why(program, tiny):
+    known = "search.known=[{name='default'}, {name='shrunk', dials={bss=1e-3}}]"
+    program.ok(*tiny, "--epochs", 2, "--trials", 2, "--set", known, "--set", "methods.bss_k=9")
+    program.ok("launch", "tiny", "--workers", 1, "--quiet", *FAST)
+    report = program.status("tiny")
+    assert (report["state"], report["complete"], report["pruned"]) == ("finished", 1, 1)
+    _, (_, shrunk) = api.status("tiny", home=program.home)
+    assert (shrunk.state, shrunk.cause, shrunk.n_attempts) == ("pruned", "infeasible", 1)
+    assert shrunk.message.startswith("spectral shrinkage needs micro-batches of 9 images or more")
+    storage = program.open()
+    told = store.open_study(storage, "tiny").optuna.get_trials()[1]
+    storage.close()
+    assert told.state is optuna.trial.TrialState.PRUNED
+    assert told.constraints == {"trainable": 1.0}
+    printed = " ".join(program.ok("status", "tiny").split())
+    assert f"infeasible, trial 1: {shrunk.message}" in printed
+
+
+@pytest.mark.timeout(300)
+def test_a_trial_that_is_cancelled_ends_with_the_next_heartbeat_of_its_worker(program, tiny):
+    pruning = ("--set", "search.pruning.rungs=[]")
+    program.ok(*tiny, *pruning, "--epochs", 2000, "--trials", 2)
+    program.start("launch", "tiny", "--workers", 2, "--quiet", *FAST)
+
+    def trial_1():
+        _, trials = api.status("tiny", home=program.home)
+        return next((trial for trial in trials if trial.number == 1 and trial.n_epochs > 1), None)
+
+    running = wait_until(trial_1)
+    answer = json.loads(program.ok("cancel", "tiny", 1, "--json"))
+    assert answer == {"trial": 1, "state": "running", "value": None, "best_epoch": None}
+    ended = wait_until(lambda: (found := trial_1()) and found.finished_at and found)
+    assert (ended.state, ended.cause, ended.n_attempts) == ("pruned", "cancelled", 1)
+    assert ended.n_epochs >= running.n_epochs
+    assert ended.value is not None
+    assert "cancelled" in program.ok("status", "tiny")
+    gone = lambda: not list((program.home / "checkpoints").rglob("1/*.ckpt"))  # noqa: E731
+    assert wait_until(gone)
+    assert program.status("tiny")["running"] == 1, "the default goes on"
+    for arguments, says in (
+        (("cancel", "tiny", 1), "which has"),
+        (("cancel", "tiny", 0), "the default recipe"),
+        (("cancel", "tiny", 9), "trials 0 to 1"),
+    ):
+        refused = program.run(*arguments)
+        (line,) = refused.stderr.strip().splitlines()
+        assert (refused.returncode, says in line) == (2, True), line
 
 
 @pytest.mark.timeout(300)

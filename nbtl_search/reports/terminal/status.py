@@ -36,6 +36,9 @@ from nbtl_search.study.store import Study, StudySummary
 MAX_TRIALS: Final = 30
 _MAX_WORKERS: Final = 8
 _N_BEST: Final = 10
+_N_REASONS: Final = 4
+_N_NAMED: Final = 6
+_LONGEST: Final = 300
 _BAR: Final = 60
 _COUNTS: Final = ("complete", "pruned", "failed", "running", "paused", "waiting")
 _LEGEND: Final = (
@@ -180,7 +183,7 @@ def render(
             default=report.default["trial"],
             show_all=show_all,
         )
-        parts += ["", drawn]
+        parts += ["", drawn, *_reasons(trials, show_all=show_all)]
     if report.workers:
         parts += ["", _workers(report.workers, show_all=show_all)]
     if report.queue is not None:
@@ -333,6 +336,30 @@ def trial_table(trials: Sequence[TrialRecord], *, n_epochs: int) -> Table:
         _dial("L2", lambda row: _short(row["beta"])),
     )
     return Table(name="trials", title="Trials", rows=tuple(rows), columns=columns)
+
+
+def _reasons(trials: Sequence[TrialRecord], *, show_all: bool) -> list[RenderableType]:
+    """Return why trials ended that say it: each message once, with the trials it is of."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for trial in trials:
+        if trial.cause and trial.message:
+            found.setdefault((trial.cause, trial.message), []).append(trial.number)
+    # Of many the most frequent: where the space is at fault, its message comes again and again.
+    reasons = sorted(found.items(), key=lambda reason: -len(reason[1]))
+    shown = reasons if show_all else reasons[:_N_REASONS]
+    lines = []
+    for (cause, message), numbers in shown:
+        said = escaping.terminal(message[:_LONGEST])
+        lines.append(Text.assemble((cause, "bold"), f", {_named(numbers)}: {said}"))
+    if len(shown) < len(reasons):
+        lines.append(Text(f"{len(reasons) - len(shown)} more reasons: --all", style="dim"))
+    return ["", *lines] if lines else []
+
+
+def _named(numbers: Sequence[int]) -> str:
+    named = ", ".join(map(str, numbers[:_N_NAMED]))
+    more = f" and {len(numbers) - _N_NAMED} more" if len(numbers) > _N_NAMED else ""
+    return f"trial{'s' if len(numbers) > 1 else ''} {named}{more}"
 
 
 def _dial(title: str, show: Callable[[Row], str]) -> Column:

@@ -10,7 +10,9 @@ from nbtl_search.spec import Dials, Epoch
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-def _trial(number, *, state="complete", value=None, name="", n_epochs=8, cause=None, **dials):
+def _trial(
+    number, *, state="complete", value=None, name="", n_epochs=8, cause=None, message=None, **dials
+):
     ended = state in {"complete", "pruned", "failed"}
     return TrialRecord(
         trial_id=number + 100,
@@ -24,7 +26,7 @@ def _trial(number, *, state="complete", value=None, name="", n_epochs=8, cause=N
         seconds=10.0 * n_epochs,
         n_attempts=1,
         cause=cause,
-        message=None,
+        message=message,
         worker=None,
         started_at=NOW,
         finished_at=NOW if ended else None,

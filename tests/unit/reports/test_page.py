@@ -87,6 +87,17 @@ def four_trials(make_trial):
     ]
 
 
+def test_why_trials_ended_is_told_also_where_none_is_complete(make_content, make_trial):
+    trials = [
+        make_trial(0, name="default", state="pruned", cause="infeasible", message="k <= 8"),
+        make_trial(1, state="pruned", value=40.0, cause="cancelled"),
+    ]
+    text = " ".join("".join(read(page(make_content(trials))).texts).split())
+    assert "trials that said why they ended (2)" in text
+    assert "trial 0: infeasible: k <= 8" in text
+    assert "trial 1: cancelled" in text
+
+
 @pytest.fixture
 def finalised(make_content, four_trials):
     tests = [[77.0, 78.0, 76.5, 77.5], [80.5, 81.5, 80.0, 82.0]]

@@ -160,6 +160,33 @@ def test_many_trials_are_cut_to_those_worth_a_look(make_report, make_trial):
     assert "\n 50 " in text
 
 
+def test_a_reason_is_told_once_with_the_trials_that_gave_it(make_report, make_trial):
+    def infeasible(number, message):
+        return make_trial(number, state="pruned", cause="infeasible", message=message)
+
+    trials = [
+        make_trial(0, value=75.0, name="default"),
+        make_trial(1, state="pruned", value=40.0, cause="cancelled"),
+        make_trial(2, state="failed", cause="infra", message="it [bold]died[/]\x1b[2J"),
+        *(infeasible(n, "k <= 8 images, got 9; use a larger batch") for n in range(3, 11)),
+    ]
+    text = " ".join(drawn(render(make_report(trials), trials)).split())
+    assert text.count("k <= 8 images, got 9; use a larger batch") == 1
+    said = "infeasible, trials 3, 4, 5, 6, 7, 8 and 2 more: k <= 8 images, got 9; use a"
+    assert said in text
+    assert "infra, trial 2: it [bold]died[/]" in text
+    assert "\x1b" not in text
+    assert "cancelled," not in text, "a wish needs no message"
+    assert text.count("cancelled") == 1
+    many = [infeasible(n, f"reason {n % 9}") for n in range(12)]
+    text = drawn(render(make_report(many), many))
+    assert text.count("infeasible, trial") == 4
+    assert "infeasible, trials 2, 11: reason 2" in text, "the frequent ones"
+    assert "5 more reasons: --all" in text
+    text = drawn(render(make_report(many), many, show_all=True))
+    assert text.count("infeasible, trial") == 9
+
+
 def test_many_workers_are_cut_too(make_report):
     crowd = tuple(worker(f"w{n}") for n in range(20))
     report = make_report([], workers=crowd)
