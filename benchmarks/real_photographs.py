@@ -37,8 +37,8 @@ def main() -> None:
         f"{report.epochs_spent} epochs; {search_s:.0f} s with {options.workers} workers\n"
     )
     _print_trials(trials)
-    best, record = nbtl.best(name, **place)
-    default, _ = nbtl.best(name, trial=0, **place)
+    best, record, _ = nbtl.best(name, **place)
+    default, *_ = nbtl.best(name, trial=0, **place)
     recipes = {f"best found (trial {record.number})": best, "default binary": default}
     for rate in RANDOM_RATES if options.random else ():
         dials = default.dials.replace(lr_high=rate)

@@ -43,7 +43,7 @@ def main() -> None:
     _print_equal_cost(names, place)
     recipes = {"default binary": nbtl.best(names["paper"], trial=0, **place)[0]}
     for space, name in names.items():
-        best, record = nbtl.best(name, **place)
+        best, record, _ = nbtl.best(name, **place)
         recipes[f"best of {space} (trial {record.number})"] = best
     print_seeds(recipes, options)
 

@@ -447,11 +447,20 @@ def best_command(*, workspace: Workspace, study: str, trial: int | None, as_json
     """
     from nbtl_search.spec import write_toml
 
-    recipe, record = workspace.studies.best(study, trial=trial)
+    recipe, record, found = workspace.studies.best(study, trial=trial)
     if as_json:
-        echo_json({"trial": record.number, "value": record.value, "recipe": recipe.plain()})
+        echo_json(
+            {
+                "trial": record.number,
+                "search_top1": record.value,
+                "value": None if found is None else found.plain(),
+                "recipe": recipe.plain(),
+            }
+        )
         return
     value = "not ended" if record.value is None else f"validation top-1 {record.value:.2f} %"
+    if found is not None:
+        value = f"validation top-1 {found.describe()}"
     label = f" ({record.name})" if record.name else ""
     click.echo(f"# study {study}, trial {record.number}{label}: {value}\n{write_toml(recipe)}")
 

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nbtl_search.errors import SchemaError, StudyExistsError, StudyNotFoundError
-from nbtl_search.ledger.records import TrialRecord, best_of, default_of
-from nbtl_search.reports.comparison import lead_of
+from nbtl_search.ledger.recommendation import recommend
+from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.prose import describe_recipe
 from nbtl_search.reports.terminal.finals import render
 from nbtl_search.spec import Dials, Facts, Progress, Recipe, StudySpec
@@ -216,30 +216,31 @@ def next_steps(options: str) -> str:
 def _lines(found: Findings) -> Iterator[tuple[str, float, str]]:
     best_run = max(found.random, key=lambda run: run.val_top1)
     yield "random weights", best_run.val_top1, f"no transfer; rate {best_run.lr:g}"
-    default, best = default_of(found.trials), best_of(found.trials)
+    recommended = recommend(found.trials, n_images=found.facts.n_val)
     n_blocks = found.facts.n_blocks
-    for name, trial in (("default binary", default), ("best found", best)):
-        if trial is not None and trial.value is not None:
+    for name, trial in (
+        ("default binary", recommended.default),
+        ("best found", recommended.best),
+    ):
+        value = recommended.value_of(trial)
+        if trial is not None and value is not None:
             recipe = describe_recipe(trial.dials, n_blocks=n_blocks)
-            yield name, trial.value, f"trial {trial.number}: {recipe}"
+            yield name, value.mean, f"trial {trial.number}: {recipe}"
 
 
 def _remarks(found: Findings) -> Iterator[str]:
     facts, spec = found.facts, found.spec
-    default, best = default_of(found.trials), best_of(found.trials)
+    recommended = recommend(found.trials, n_images=facts.n_val)
     yield (
-        f"Validation accuracy after {spec.train.epochs} epochs on the same {facts.n_train} images, "
-        f"one run each. One of {facts.n_val} validation images is {100 / facts.n_val:.2f} points."
+        f"Validation accuracy after {spec.train.epochs} epochs on the same {facts.n_train} images. "
+        f"One of {facts.n_val} validation images is {100 / facts.n_val:.2f} points."
     )
-    if default is not None and default == best:
-        yield "No trial was better than the usual practice: its recipe is the best found."
-    gain = lead_of(best, default, n_val=facts.n_val)
-    if gain is not None and not gain.is_tie:
+    if recommended.best is not None and recommended.best == recommended.default:
+        yield "No recipe was better than the usual practice, which is the best found."
+    if recommended.gain is not None:
         yield (
-            f"Best against default: {gain.describe()}. The best of {len(found.trials)} was chosen "
-            "on these same images, so part of the gain is luck."
+            f"Best against default: {recommended.gain.describe()}. Both are means over seeds, "
+            "drawn towards that of all recipes, as the best of many runs is partly lucky."
         )
-    elif gain is not None:
-        yield f"Best against default: {gain.describe()}: nothing says that one is better."
     n_pruned = sum(trial.state == "pruned" for trial in found.trials)
     yield f"Trials stopped early: {n_pruned} of {len(found.trials)}."

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from nbtl_search.evidence.noise import SeedNoise, seed_noise
-from nbtl_search.spec.verdict import Estimate
+from nbtl_search.spec.verdict import Estimate, Interval
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -77,6 +77,30 @@ class Values(Generic[Key]):
         """
         known = [key for key in order if key in self.by]
         return sorted(known, key=lambda key: -round(self.by[key].mean, 9))
+
+    def level_with_best(self, order: Sequence[Key]) -> list[Key]:
+        """Return the recipes within a validation image of the best, the most valuable first."""
+        ranked = self.ranked(order)
+        image = 100.0 / self.noise.n_images
+        return [key for key in ranked if self.by[key].mean > self.by[ranked[0]].mean - image]
+
+    def gain(self, one: Key, other: Key, *, confidence: float = 0.95) -> Interval:
+        """Return by how much one recipe is better than another, with its interval.
+
+        Raises:
+            KeyError: a recipe has no run.
+            ValueError: the confidence is not between 0 and 1.
+        """
+        ours, theirs = self.by[one], self.by[other]
+        mean = ours.mean - theirs.mean
+        half = self.noise.quantile(confidence) * math.sqrt(ours.variance + theirs.variance)
+        return Interval(
+            n=min(ours.n, theirs.n),
+            mean=mean,
+            low=mean - half,
+            high=mean + half,
+            confidence=confidence,
+        )
 
     def most_telling(self, pending: Mapping[Key, int]) -> tuple[Key, float] | None:
         """Return the recipe that should run once more, and the points that are expected of it.

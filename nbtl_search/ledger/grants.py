@@ -1,15 +1,41 @@
-"""Grants of epochs rest on this: where every trial of a study stands, and what its budget has left.
+"""Grants of epochs: what a free worker trains next, by where every trial stands and what is left.
 
 All of it is read, and the search is ended, under the lock of a study's grants: no trial is paused,
 promoted or begun by a decision that another has overtaken.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from nbtl_search.ledger import ending, ledger, schema
-from nbtl_search.ledger.promotion import Room, Standing
+from nbtl_search.ledger import cancellation, ending, ledger, locks, promotion, repeats, schema
+from nbtl_search.ledger.promotion import NEW, Ladder, Room, Standing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a free worker trains: a paused trial, a recipe once more, or else a new trial."""
+
+    room: Room
+    promoted: Standing | None = None
+    repeated: Standing | None = None
+    """The first trial of the recipe."""
+
+
+def choose(connection: Connection, study_id: int, ladder: Ladder) -> Choice | None:
+    """Return what a free worker trains; where nothing is to be granted, end the search."""
+    locks.take_reservations(connection, study_id)
+    cancellation.end_unwanted(connection, schema.trial.c.study_id == study_id)
+    left = room(connection, study_id)
+    every = standings(connection, study_id, ladder.rungs)
+    chosen = None if left is None else promotion.choose(every, left, ladder)
+    if left is None or chosen is None:
+        end_search(connection, study_id, every, left)
+        return None
+    if chosen == NEW:
+        return Choice(room=left, repeated=repeats.worth_repeating(every, left, ladder))
+    return Choice(room=left, promoted=next(one for one in every if one.trial_id == chosen))
 
 
 def room(connection: Connection, study_id: int) -> Room | None:

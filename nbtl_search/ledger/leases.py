@@ -24,17 +24,9 @@ from sqlalchemy import Connection, Engine, and_, case, func, insert, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import FencedError
-from nbtl_search.ledger import (
-    cancellation,
-    ending,
-    grants,
-    ledger,
-    locks,
-    promotion,
-    repeats,
-    schema,
-)
-from nbtl_search.ledger.promotion import NEW, Ladder, Room, Standing
+from nbtl_search.ledger import cancellation, ending, grants, ledger, schema
+from nbtl_search.ledger.grants import Choice
+from nbtl_search.ledger.promotion import Ladder
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, Recipe
 from nbtl_search.spec.verdict import FinalResult
@@ -98,16 +90,6 @@ class TrialOutcome:
     best_epoch: int | None = None
     cause: str | None = None
     message: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What a free worker trains: a paused trial, a recipe once more, or else a new trial."""
-
-    room: Room
-    promoted: Standing | None = None
-    repeated: Standing | None = None
-    """The first trial of the recipe."""
 
 
 @final
@@ -190,7 +172,7 @@ class Leases:
             that ends the search, and whatever is paused ends with it.
         """
         with storage_errors(), self._engine.begin() as connection:
-            match self._choose(connection):
+            match grants.choose(connection, self._study_id, self._ladder):
                 case None:
                     return None
                 case Choice(promoted=None) as choice:
@@ -201,23 +183,7 @@ class Leases:
     def end_if_spent(self) -> None:
         """End the search if nothing is to be granted any more, and grant nothing otherwise."""
         with storage_errors(), self._engine.begin() as connection:
-            self._choose(connection)
-
-    def _choose(self, connection: Connection) -> Choice | None:
-        """Return what a free worker trains; where nothing is to be granted, end the search."""
-        locks.take_reservations(connection, self._study_id)
-        cancellation.end_unwanted(connection, schema.trial.c.study_id == self._study_id)
-        room = grants.room(connection, self._study_id)
-        standings = grants.standings(connection, self._study_id, self._ladder.rungs)
-        chosen = None if room is None else promotion.choose(standings, room, self._ladder)
-        if room is None or chosen is None:
-            grants.end_search(connection, self._study_id, standings, room)
-            return None
-        if chosen == NEW:
-            repeated = repeats.worth_repeating(standings, room, self._ladder)
-            return Choice(room=room, repeated=repeated)
-        promoted = next(one for one in standings if one.trial_id == chosen)
-        return Choice(room=room, promoted=promoted)
+            grants.choose(connection, self._study_id, self._ladder)
 
     def _promote(self, connection: Connection, worker: str, choice: Choice) -> Lease:
         trial, paused = schema.trial, choice.promoted

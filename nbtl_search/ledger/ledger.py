@@ -20,6 +20,9 @@ from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Budget, Epoch, StudySpec
 
 TERMINAL: Final = ("complete", "pruned", "failed")
+INFEASIBLE: Final = ("oom", "diverged", "infeasible")
+"""Causes that are the recipe's and no machine's: another try would end as the first did."""
+
 NOW: Final = func.clock_timestamp()
 
 

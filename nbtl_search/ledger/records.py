@@ -8,9 +8,9 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Engine, and_, func, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
-from nbtl_search.evidence.values import values_of
 from nbtl_search.ledger import schema
 from nbtl_search.ledger.ledger import (
+    INFEASIBLE,
     NOW,
     FinishedTrial,
     Ledger,
@@ -18,7 +18,6 @@ from nbtl_search.ledger.ledger import (
 )
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Dials, Epoch, Recipe
-from nbtl_search.spec.verdict import Estimate
 
 DEFAULT: Final = "default"  # the name of the baseline among the known recipes
 ALIVE_S: Final = 90.0  # a worker that has shown itself within this time counts as alive
@@ -206,40 +205,20 @@ def ranked(trials: Iterable[_Ended]) -> list[_Ended]:
     return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
 
 
-def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """Return the complete trial with the highest accuracy; of equal ones, the earliest."""
-    return next(iter(ranked(trials)), None)
-
-
 def by_recipe(trials: Iterable[TrialRecord]) -> dict[int, list[TrialRecord]]:
-    """Return the trials that ran to their end, by the number of the first of the same recipe."""
-    found: dict[int, list[TrialRecord]] = {}
-    for trial in trials:
-        if trial.state == "complete" and trial.value is not None:
-            first = trial.number if trial.repeat_of is None else trial.repeat_of
-            found.setdefault(first, []).append(trial)
-    return found
+    """Return the trials that ran to their end, by the number of the first of the same recipe.
 
-
-def recommended(
-    trials: Iterable[TrialRecord], *, n_images: int
-) -> list[tuple[TrialRecord, Estimate]]:
-    """Return the recipes that ran to their end, the most valuable first, and what each is worth.
-
-    Each is named by the first trial that had it.
-
-    Args:
-        trials: of a search.
-        n_images: for validation.
+    A recipe that could not be trained with one of its seeds is left out.
     """
-    every = list(trials)
-    first = {trial.number: trial for trial in every}
-    runs = {
-        number: [trial.value or 0.0 for trial in whole]
-        for number, whole in by_recipe(every).items()
-    }
-    values = values_of(runs, n_images=n_images)
-    return [(first[number], values.estimate(number)) for number in values.ranked(sorted(runs))]
+    found: dict[int, list[TrialRecord]] = {}
+    broken = set()
+    for trial in trials:
+        first = trial.number if trial.repeat_of is None else trial.repeat_of
+        if trial.state == "complete" and trial.value is not None:
+            found.setdefault(first, []).append(trial)
+        elif trial.cause in INFEASIBLE:
+            broken.add(first)
+    return {first: whole for first, whole in found.items() if first not in broken}
 
 
 def default_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:

@@ -18,7 +18,8 @@ from sqlalchemy import func, or_, select
 
 from nbtl_search import space
 from nbtl_search.ledger import records, schema
-from nbtl_search.ledger.records import Totals, TrialRecord, best_of, default_of
+from nbtl_search.ledger.recommendation import Recommendation, recommend
+from nbtl_search.ledger.records import Totals, TrialRecord
 from nbtl_search.paper.tables import KEYS, PaperRow, paper_rows
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.reports.importance import Importances, importances
@@ -75,6 +76,7 @@ class Content:
     searched: Space
     totals: Totals
     trials: tuple[TrialRecord, ...]
+    recommendation: Recommendation
     curves: Mapping[int, Sequence[Epoch]]
     """By the trial's number."""
     verdict: Verdict | None
@@ -89,13 +91,13 @@ class Content:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The complete trial with the highest validation accuracy."""
-        return best_of(self.trials)
+        """The first trial of the recommended recipe."""
+        return self.recommendation.best
 
     @property
     def default(self) -> TrialRecord | None:
         """The trial of the default recipe."""
-        return default_of(self.trials)
+        return self.recommendation.default
 
 
 def gather(study: Study, verdict: Verdict | None) -> Content:
@@ -119,6 +121,7 @@ def gather(study: Study, verdict: Verdict | None) -> Content:
         searched=searched,
         totals=records.totals(engine, study.id, n_workers=n_workers),
         trials=tuple(trials),
+        recommendation=recommend(trials, n_images=study.facts.n_val),
         curves=records.curves(engine, study.id),
         verdict=verdict,
         diagnosis=diagnoses.latest(study.storage, study.spec),

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
+from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.ledger.records import Totals, TrialRecord
-from nbtl_search.reports.comparison import ENDED
 from nbtl_search.spec import Budget
 from nbtl_search.spec.verdict import Verdict
 
-_AT_REST: Final = (*ENDED, "paused")
+_AT_REST: Final = (*TERMINAL, "paused")
 _STATES: Final = {
     "complete": "search: complete",
     "pruned": "search: stopped early",

@@ -8,7 +8,7 @@ from typing import Any, Final
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from nbtl_search.ledger.records import TrialRecord, best_of, default_of
+from nbtl_search.ledger.records import TrialRecord, default_of
 from nbtl_search.reports import paper_figures, traces
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.importance import NAMES, Importances
@@ -86,11 +86,14 @@ def history(trials: Sequence[TrialRecord]) -> go.Figure:
 
 
 def learning_curves(
-    trials: Sequence[TrialRecord], curves: Mapping[int, Sequence[Epoch]]
+    trials: Sequence[TrialRecord],
+    curves: Mapping[int, Sequence[Epoch]],
+    *,
+    best: TrialRecord | None,
 ) -> go.Figure:
     """Draw every trial's accuracy over its epochs; the best and the default stand out."""
     figure = traces.empty("Learning curves of all trials", x="epoch", y=TOP1)
-    best, default = best_of(trials), default_of(trials)
+    default = default_of(trials)
     special = {trial.number for trial in (best, default) if trial is not None}
     others = [trial for trial in trials if trial.number not in special]
     pruned = [trial for trial in others if trial.state == "pruned"]
@@ -109,7 +112,9 @@ def learning_curves(
     return traces.without_empty(figure)
 
 
-def non_binary(trials: Sequence[TrialRecord], *, n_blocks: int) -> go.Figure:
+def non_binary(
+    trials: Sequence[TrialRecord], *, n_blocks: int, best: TrialRecord | None
+) -> go.Figure:
     """Draw accuracy over the learning rate, by the number of new layers and of L2-SP blocks.
 
     Usual practice is one colour (one new layer) and the symbols for none or all: what lies
@@ -138,7 +143,7 @@ def non_binary(trials: Sequence[TrialRecord], *, n_blocks: int) -> go.Figure:
     complete = [trial for trial in shown if trial.state == "complete"]
     for name, trial, color in (
         ("default", default_of(complete), ORANGE),
-        ("best", best_of(complete), GREEN),
+        ("best", best, GREEN),
     ):
         if trial is not None:
             figure.add_trace(traces.ring(trial, name, color))
@@ -251,7 +256,7 @@ def _all(content: Content) -> Iterator[Figure]:
         name="curves",
         title="Learning curves",
         caption="Validation accuracy after each epoch; trials that were stopped early are grey.",
-        plot=_light(learning_curves(trials, curves)),
+        plot=_light(learning_curves(trials, curves, best=content.best)),
         height_px=420,
         has_heading=False,
     )
@@ -289,7 +294,7 @@ def _of_paper(content: Content) -> Iterator[Figure]:
         name="low-layers",
         title="Blocks at the low rate",
         caption="How many blocks, from the input, learn at the lower of two rates.",
-        plot=paper_figures.low_layers(trials),
+        plot=paper_figures.low_layers(trials, best=content.best),
         height_px=420,
     )
     yield Figure(
@@ -297,15 +302,15 @@ def _of_paper(content: Content) -> Iterator[Figure]:
         title="L2-SP against L2",
         caption="How many blocks, from the input, are pulled to their pre-trained weights instead "
         "of to zero; the colour is the strength of the pull.",
-        plot=paper_figures.l2sp_blocks(trials),
+        plot=paper_figures.l2sp_blocks(trials, best=content.best),
         height_px=420,
     )
     yield Figure(
         name="optimal",
         title="Optimal against default",
-        caption="With whiskers of one standard deviation over the seeds where there are several "
-        "runs; without, one run is all there is.",
-        plot=paper_figures.optimal_against_default(trials, content.verdict),
+        caption="After final runs with whiskers of one standard deviation over the seeds; before, "
+        "what the two recipes are worth by the search's runs, with 95 % intervals.",
+        plot=paper_figures.optimal_against_default(content.recommendation, content.verdict),
         height_px=340,
     )
 

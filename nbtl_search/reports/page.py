@@ -15,15 +15,14 @@ from plotly.offline import get_plotlyjs
 
 from nbtl_search import escaping
 from nbtl_search.advice import conclude
-from nbtl_search.ledger.records import TrialRecord, ranked
+from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports import tables
-from nbtl_search.reports.comparison import lead_of
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.figures import Figure, figures_of
 from nbtl_search.reports.prose import mean_std, verdict_sentences
 from nbtl_search.reports.table import Table, duration
 from nbtl_search.spec import Pruning, write_toml
-from nbtl_search.spec.verdict import Verdict
+from nbtl_search.spec.verdict import Interval, Verdict
 
 N_BEST: Final = 10
 _OF_PAPER: Final = ("rate", "low-layers", "l2sp", "optimal")
@@ -105,7 +104,7 @@ def _titles(content: Content, figures: Mapping[str, Figure]) -> dict[str, str]:
 
 
 def _tables(content: Content) -> dict[str, Table]:
-    title = "The best trials and the default: the best epoch of one run each"
+    title = "The best recipes and the default, each by its first trial"
     best = replace(tables.trials(content, _best(content)), name="best", title=title)
     return {
         "final": tables.final(content),
@@ -122,7 +121,7 @@ def _tables(content: Content) -> dict[str, Table]:
 
 
 def _best(content: Content) -> Sequence[TrialRecord]:
-    best = ranked(content.trials)[:N_BEST]
+    best = [trial for trial, _ in content.recommendation.ranked[:N_BEST]]
     default = content.default
     return [*best, default] if default is not None and default not in best else best
 
@@ -152,22 +151,21 @@ def _key_numbers(content: Content) -> Iterator[tuple[str, str]]:
         default, winner = verdict.entries[0], verdict.entries[-1]
         yield f"{mean_std(winner.single)} %", "winner, test top-1"
         yield f"{mean_std(default.single)} %", "default, test top-1"
-        yield f"{verdict.gain.mean:+.2f}", _bounds(verdict)
+        yield f"{verdict.gain.mean:+.2f}", _bounds(verdict.gain)
         if winner.ensemble_top1 is not None:
             yield f"{winner.ensemble_top1:.2f} %", f"ensemble of {winner.single.n}, ten crops"
         return
-    for trial, what in ((content.best, "best found"), (content.default, "default")):
-        if trial is not None and trial.value is not None and trial.state == "complete":
-            yield f"{trial.value:.2f} %", f"{what}, validation top-1, one run"
-    gain = lead_of(content.best, content.default, n_val=content.facts.n_val)
-    if gain is not None:
-        yield f"{gain.points:+.2f}", "points, a tie" if gain.is_tie else "points, one run each"
+    found = content.recommendation
+    for trial, what in ((found.best, "best found"), (found.default, "default")):
+        value = found.value_of(trial)
+        if value is not None:
+            runs = "1 run" if value.n == 1 else f"{value.n} runs"
+            yield f"{value.mean:.2f} %", f"{what}, validation top-1, {runs}"
+    if found.gain is not None:
+        yield f"{found.gain.mean:+.2f}", _bounds(found.gain)
 
 
-def _bounds(verdict: Verdict) -> str:
-    gain = verdict.gain
-    if gain is None:
-        return "points"
+def _bounds(gain: Interval) -> str:
     return f"points, {gain.confidence:.0%} interval {gain.low:+.2f} to {gain.high:+.2f}"
 
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 import plotly.graph_objects as go
 
 from nbtl_search import escaping
-from nbtl_search.ledger.records import TrialRecord, best_of, default_of, ranked
+from nbtl_search.ledger.recommendation import Recommendation
+from nbtl_search.ledger.records import TrialRecord, default_of, ranked
 from nbtl_search.reports import traces
 from nbtl_search.reports.traces import (
     BLUE,
@@ -55,7 +56,7 @@ def rate_by_new_layers(trials: Sequence[TrialRecord]) -> go.Figure:
     return figure
 
 
-def low_layers(trials: Sequence[TrialRecord]) -> go.Figure:
+def low_layers(trials: Sequence[TrialRecord], *, best: TrialRecord | None) -> go.Figure:
     """Draw accuracy over the number of blocks, from the input, that learn at the low rate."""
     figure = traces.empty("Blocks at the low rate", x="blocks at the low rate", y=TOP1)
     shown = _with_value(trials)
@@ -66,11 +67,11 @@ def low_layers(trials: Sequence[TrialRecord]) -> go.Figure:
     two_rates = _dots(some, "n_low", name="two rates", color=BLUE)
     two_rates.update(marker=_coloured(some, ratios, title="low rate / high rate"))
     figure.add_traces([one_rate, two_rates, *_keys((none, some), ("one rate", "two rates"))])
-    figure.add_traces([*_rings(shown, "n_low")])
+    figure.add_traces([*_rings(shown, "n_low", best)])
     return traces.without_empty(figure)
 
 
-def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
+def l2sp_blocks(trials: Sequence[TrialRecord], *, best: TrialRecord | None) -> go.Figure:
     """Draw accuracy over the number of blocks pulled to their old weights (L2-SP), not to zero.
 
     Colour is the strength of the pull: alpha, or where no block has L2-SP, beta.
@@ -88,24 +89,32 @@ def l2sp_blocks(trials: Sequence[TrialRecord]) -> go.Figure:
         has_scale = symbol == "circle" or not pulled  # one of the two, or they overlap
         figure.add_trace(dots.update(marker=marker | {"symbol": symbol, "showscale": has_scale}))
     figure.add_traces([*_keys((plain, pulled), ("plain L2", "L2-SP"), ("square", "circle"))])
-    figure.add_traces([*_rings(shown, "n_l2sp")])
+    figure.add_traces([*_rings(shown, "n_l2sp", best)])
     return traces.without_empty(figure)
 
 
-def optimal_against_default(trials: Sequence[TrialRecord], verdict: Verdict | None) -> go.Figure:
+def optimal_against_default(found: Recommendation, verdict: Verdict | None) -> go.Figure:
     """Draw the winner beside the default: test top-1 with its spread, once there is a verdict.
 
-    Before, one dot each, of one run, on the validation images that the best was chosen on.
+    Before, what the two are worth on the validation images, with 95 % intervals.
     """
     if verdict is not None and any(entry.single.mean is not None for entry in verdict.entries):
         # Without the recipes whose weights the winner averages: they are in the table.
         return _bars(tuple(dict.fromkeys((verdict.entries[0], verdict.entries[-1]))))
-    figure = traces.empty("Best found against default: one run each", x="", y=TOP1)
-    pair = [("default", default_of(trials), ORANGE), ("best found", best_of(trials), GREEN)]
+    figure = traces.empty("Best found against default: means over seeds", x="", y=TOP1)
+    pair = [("default", found.default, ORANGE), ("best found", found.best, GREEN)]
     for name, trial, color in pair:
-        if trial is not None and trial.state == "complete" and trial.value is not None:
-            dot = traces.dots([trial], name=name, color=color, symbol="circle")
-            figure.add_trace(dot.update(x=[name], marker={"size": 14, "color": color}))
+        value = found.value_of(trial)
+        if trial is None or value is None:
+            continue
+        dot = traces.dots([trial], name=name, color=color, symbol="circle")
+        spread = {
+            "type": "data",
+            "array": [value.high - value.mean],
+            "arrayminus": [value.mean - value.low],
+        }
+        dot.update(x=[name], y=[value.mean], error_y=spread, marker={"size": 14, "color": color})
+        figure.add_trace(dot)
     return figure.update_layout(showlegend=False)
 
 
@@ -227,9 +236,11 @@ def _keys(
             yield traces.key(name, symbol, color=color)
 
 
-def _rings(shown: Sequence[TrialRecord], dial: str) -> Iterator[go.Scatter]:
+def _rings(
+    shown: Sequence[TrialRecord], dial: str, best: TrialRecord | None
+) -> Iterator[go.Scatter]:
     complete = [trial for trial in shown if trial.state == "complete"]
-    pair = (("default", default_of(complete), ORANGE), ("best", best_of(complete), GREEN))
+    pair = (("default", default_of(complete), ORANGE), ("best", best, GREEN))
     for name, trial, color in pair:
         if trial is not None:
             ring = traces.ring(trial, name, color)

@@ -1,7 +1,6 @@
 """Prose of a report: its sentences, such as what is said of a winner or a tie."""
 
-from nbtl_search.ledger.records import TrialRecord
-from nbtl_search.reports.comparison import lead_of
+from nbtl_search.ledger.recommendation import Recommendation
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.table import NONE
 from nbtl_search.spec import Dials
@@ -112,41 +111,36 @@ def mean_std(summary: Summary) -> str:
 
 
 def _of_search(content: Content) -> tuple[str, str]:
-    best, default, n_val = content.best, content.default, content.facts.n_val
-    if best is None or best.value is None:
+    found, n_val = content.recommendation, content.facts.n_val
+    best, value = found.best, found.value_of(found.best)
+    if best is None or value is None:
         n = len(content.trials)
         return (
             "No trial has run to its end yet.",
             f"{n} of {content.totals.n_trials} trials have started; nothing can be said so far.",
         )
     caveat = (
-        f"This is one run each, chosen on these {n_val} validation images, each of which is worth "
-        f"{100 / n_val:.2f} points: part of any gain is luck, and the test images were not read."
+        "A recipe's value is the mean of its runs, drawn towards that of all recipes, the more the "
+        f"fewer runs it has, and its 95 % interval; each of the {n_val} validation images is worth "
+        f"{100 / n_val:.2f} points, and the test images were not read."
     )
     how = describe_recipe(best.dials, n_blocks=content.facts.n_blocks)
-    found = f"{_value(best.value)} on the validation images"
-    if best == default:
-        return f"No trial was better than the default recipe ({how}): {found}.", caveat
-    start = f"The best is {describe_trial(best.number, best.name, how)} with {found}"
-    return _against_default(content, start, best, default), caveat
+    worth = f"{value.describe()}, on the validation images"
+    if best == found.default:
+        return f"No recipe was better than the default ({how}): {worth}.", caveat
+    start = f"The best is {describe_trial(best.number, best.name, how)} with {worth}"
+    return _against_default(found, start), caveat
 
 
-def _against_default(
-    content: Content, start: str, best: TrialRecord, default: TrialRecord | None
-) -> str:
-    gain = lead_of(best, default, n_val=content.facts.n_val)
-    if gain is None or default is None or default.value is None:
+def _against_default(found: Recommendation, start: str) -> str:
+    gain, usual = found.gain, found.value_of(found.default)
+    if gain is None or usual is None:
         return f"{start}; the default recipe has not run to its end, so there is no comparison yet."
-    images = "image" if gain.n_images == 1 else "images"
+    other = f"the default recipe's {usual.mean:.2f} %"
+    bounds = f"[{gain.low:+.2f}, {gain.high:+.2f}]"
     if gain.is_tie:
-        return (
-            f"{start}, against {_value(default.value)} of the default recipe: "
-            f"{gain.points:+.2f} points, which is {gain.n_images} {images} and so a tie."
-        )
-    return (
-        f"{start}, {gain.points:.2f} points ({gain.n_images} {images}) above the default "
-        f"recipe's {_value(default.value)}."
-    )
+        return f"{start}, against {other}: {gain.mean:+.2f} points {bounds}, and so a tie."
+    return f"{start}, {gain.mean:.2f} points {bounds} above {other}."
 
 
 def _default_won(content: Content, verdict: Verdict, entry: Entry) -> tuple[str, str]:

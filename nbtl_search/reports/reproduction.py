@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from nbtl_search import escaping
+from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.paper.tables import (
     PaperRow,
@@ -23,7 +24,6 @@ from nbtl_search.paper.tables import (
     table_notes,
 )
 from nbtl_search.reports import table
-from nbtl_search.reports.comparison import ENDED
 from nbtl_search.reports.table import Column, Row, Table
 from nbtl_search.spec import StudySpec
 from nbtl_search.spec.verdict import Entry, Summary, Verdict
@@ -148,7 +148,7 @@ def reproduction_of(
         n_train=facts.n_train,
         n_val=facts.n_val,
         n_recipes=len(known),
-        n_ended=sum(trial.state in ENDED for trial in begun.values()),
+        n_ended=sum(trial.state in TERMINAL for trial in begun.values()),
         rows=(*rows, *_winner(rows, verdict)),
         table_notes=table_notes(dataset),
         finalisation=None if verdict is None else verdict.stage,

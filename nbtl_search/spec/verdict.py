@@ -44,6 +44,11 @@ class Interval(Value):
         """Tell whether zero lies inside."""
         return self.low <= 0.0 <= self.high
 
+    def describe(self) -> str:
+        """Return the difference and what it is worth, in words."""
+        worth = "a tie" if self.is_tie else "better" if self.mean > 0 else "worse"
+        return f"{self.mean:+.2f} points [{self.low:+.2f}, {self.high:+.2f}]: {worth}"
+
 
 class Estimate(Value):
     """What a recipe gives on average over seeds, in percent: a shrunken mean and its interval."""
@@ -54,6 +59,11 @@ class Estimate(Value):
     low: float
     high: float
     confidence: float = 0.95
+
+    def describe(self) -> str:
+        """Return it in words, such as '81.20 % [78.90, 83.50], 3 runs'."""
+        runs = "1 run" if self.n == 1 else f"{self.n} runs"
+        return f"{self.mean:.2f} % [{self.low:.2f}, {self.high:.2f}], {runs}"
 
 
 class TestScore(Value):

@@ -28,6 +28,7 @@ from sqlalchemy import Connection, insert, update
 from nbtl_search.errors import DataError, SpecError, StudyNotFoundError
 from nbtl_search.ledger import locks, records, schema
 from nbtl_search.ledger.ledger import NOW, Ledger
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Recipe, Value
@@ -142,9 +143,9 @@ def candidates(study: Study, *, n: int) -> list[TrialRecord]:
         StudyNotFoundError: no trial has ended, or the default recipe was not tried.
     """
     trials = records.trials(study.storage.engine, study.id)
-    default = records.default_of(trials)
-    found = records.recommended(trials, n_images=study.facts.n_val)
-    best = [trial for trial, _ in found if trial != default][:n]
+    found = recommend(trials, n_images=study.facts.n_val)
+    default = found.default
+    best = [trial for trial, _ in found.ranked if trial != default][:n]
     if default is None or not best:
         what = "the default recipe" if default is None else "another recipe than the default"
         message = (

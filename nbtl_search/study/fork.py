@@ -18,10 +18,13 @@ from nbtl_search import space
 from nbtl_search.advice.warm_start import effective
 from nbtl_search.errors import SpecError
 from nbtl_search.ledger import records
+from nbtl_search.ledger.ledger import INFEASIBLE
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.ledger.records import DEFAULT, TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.space.rows import COUNTS
 from nbtl_search.spec import Dials, Epoch, Fork, KnownRecipe, SettingValue, StudySpec
+from nbtl_search.spec.verdict import Estimate
 from nbtl_search.study import sampling
 from nbtl_search.study.store import DIALS, SOURCE, Evidence, Study
 from nbtl_search.study.warm_start import N_BEST, with_l2sp_cut
@@ -140,7 +143,7 @@ def _past(source: Study, trial: TrialRecord, curve: Iterable[Epoch]) -> _Past:
         kept |= {"state": TrialState.COMPLETE, "value": trial.value}
     else:
         kept |= {"state": TrialState.PRUNED, "value": reports.get(max(reports, default=0))}
-    if trial.cause in sampling.INFEASIBLE:
+    if trial.cause in INFEASIBLE:
         kept["constraints"] = {sampling.CONSTRAINT: 1.0}
         attributes[sampling.CAUSE] = trial.cause
     unended = {"failed": "failed", "running": "not ended", "waiting": "not ended"}
@@ -170,8 +173,8 @@ def _best(
     """Yield the source's best recipes that the new study's space holds and nothing else tries."""
     tried = {effective(space.known_dials(one, space=searched)) for one in spec.search.known}
     n_left = N_BEST
-    for trial in records.ranked(trials):
-        recipe = _recipe(source, trial)
+    for trial, worth in recommend(trials, n_images=source.facts.n_val).ranked:
+        recipe = _recipe(source, trial, worth)
         try:
             dials = space.known_dials(recipe, space=searched)
         except SpecError:  # what one network can train, another may not
@@ -185,7 +188,7 @@ def _best(
             return
 
 
-def _recipe(source: Study, trial: TrialRecord) -> KnownRecipe:
+def _recipe(source: Study, trial: TrialRecord, worth: Estimate) -> KnownRecipe:
     """Return a trial's dials for any network: counts of blocks as parts of its own."""
     n_blocks = source.facts.n_blocks
     dials: dict[str, SettingValue] = {}
@@ -194,6 +197,6 @@ def _recipe(source: Study, trial: TrialRecord) -> KnownRecipe:
         dials[name] = f"{value}/{n_blocks}" if is_part else value
     return KnownRecipe(
         name=f"{source.name} trial {trial.number}",
-        reason=f"one of the best of study {source.name}: validation top-1 {trial.value:.2f} there",
+        reason=f"one of the best of study {source.name}: validation top-1 {worth.mean:.2f} there",
         dials=dials,
     )

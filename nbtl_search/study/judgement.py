@@ -18,9 +18,6 @@ from nbtl_search.spec.verdict import Candidate
 HOPELESS: Final = 0.05
 """A candidate that is better than the best with less than this probability gets no more seeds."""
 
-TIE: Final = 0.025
-"""Less than this probability on either side, and two candidates are told apart."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -54,12 +51,8 @@ class Judgement:
         A gain of less than one validation image is none: then the default wins where it is as good
         as that, and else a recipe before averages.
         """
-        ranked = self.values.ranked(self.eligible)
-        if not ranked:
-            return None
-        least = self.values.by[ranked[0]].mean - 100.0 / self.values.noise.n_images
-        level = [one for one in ranked if self.values.by[one].mean > least]
-        return min(level, key=lambda one: (one != self.default, len(one) > 1))
+        level = self.values.level_with_best(self.eligible)
+        return min(level, key=lambda one: (one != self.default, len(one) > 1), default=None)
 
     def still_in(self) -> list[Candidate]:
         """Return the candidates that further runs could show to be the best."""
@@ -74,7 +67,7 @@ class Judgement:
         """Tell whether the runs cannot tell two candidates apart."""
         if one not in self.values.by or other not in self.values.by:
             return True
-        return TIE <= self.values.probability_better(one, other) <= 1 - TIE
+        return self.values.gain(one, other).is_tie
 
 
 def judge(

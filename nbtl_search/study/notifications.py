@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from nbtl_search.errors import NbtlError, SpecError
 from nbtl_search.ledger import ledger, records, schema
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Value, read_toml
@@ -219,11 +220,12 @@ def _failed(study: Study, trial: TrialRecord) -> Notification:
 
 
 def _finished(study: Study, trials: list[TrialRecord], totals: records.Totals) -> Notification:
-    complete = records.ranked(trials)
-    best, default = records.best_of(complete), records.default_of(complete)
+    found = recommend(trials, n_images=study.facts.n_val)
+    best, value = found.best, found.value_of(found.best)
+    usual = found.value_of(found.default)
     result = "no trial ran to its end"
-    if best is not None:
-        result = f"best {best.value:.2f} % (trial {best.number})"
+    if best is not None and value is not None:
+        result = f"best {value.mean:.2f} % (trial {best.number})"
     return Notification(
         study=study.name,
         event="finished",
@@ -235,8 +237,10 @@ def _finished(study: Study, trials: list[TrialRecord], totals: records.Totals) -
             "complete": totals.complete,
             "pruned": totals.pruned,
             "failed": totals.failed,
-            "best": None if best is None else {"trial": best.number, "value": best.value},
-            "default": None if default is None else default.value,
+            "best": None
+            if best is None or value is None
+            else {"trial": best.number, "value": value.mean},
+            "default": None if usual is None else usual.mean,
         },
     )
 

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from nbtl_search import space
 from nbtl_search.ledger import records, schema
 from nbtl_search.ledger.leases import Ask, Asked
-from nbtl_search.ledger.ledger import FinishedTrial, Ledger
+from nbtl_search.ledger.ledger import INFEASIBLE, FinishedTrial, Ledger
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Dials, Epoch, StudySpec
 from nbtl_search.study.store import (
@@ -32,8 +32,6 @@ REPEAT_OF: Final = "nbtl:repeat-of"
 RUN: Final = "nbtl:run"
 _SEEDS_OF_REPEATS: Final = 1_000_000
 """Added to a search's seed: no round of final runs comes so far."""
-INFEASIBLE: Final = ("oom", "diverged", "infeasible")
-"""Causes that are the recipe's and no machine's: another try would end as the first did."""
 CONSTRAINT: Final = "trainable"
 """The constraint that a trial of these causes violates, with the value 1."""
 

@@ -8,8 +8,10 @@ from nbtl_search.errors import StorageError
 from nbtl_search.ledger import records
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.spec import Dials, StudySpec
+from nbtl_search.spec.verdict import Estimate
 from nbtl_search.study import diagnoses, store
 from nbtl_search.study.store import Study
 
@@ -47,16 +49,18 @@ def _is_over(study: Study) -> bool:
 
 
 def _earlier(study: Study) -> EarlierStudy:
-    complete = records.ranked(records.trials(study.storage.engine, study.id))
-    default = records.default_of(complete)
-    usual = None if default is None else default.value
+    trials = records.trials(study.storage.engine, study.id)
+    found = recommend(trials, n_images=study.facts.n_val)
+    usual = found.value_of(found.default)
     n_blocks = study.facts.n_blocks
     return EarlierStudy(
         study=study.name,
         diagnosis=diagnoses.latest(study.storage, study.spec),
         model=study.spec.model.name,
         image_px=study.spec.data.image_px,
-        recipes=tuple(_recipe(trial, usual, n_blocks) for trial in complete[:N_BEST]),
+        recipes=tuple(
+            _recipe(trial, value, usual, n_blocks) for trial, value in found.ranked[:N_BEST]
+        ),
     )
 
 
@@ -66,13 +70,14 @@ def with_l2sp_cut(dials: Dials, *, n_blocks: int) -> Dials:
     return dials.replace(n_l2sp=most) if dials.n_l2sp > most else dials
 
 
-def _recipe(trial: TrialRecord, usual: float | None, n_blocks: int) -> EarlierRecipe:
+def _recipe(
+    trial: TrialRecord, value: Estimate, usual: Estimate | None, n_blocks: int
+) -> EarlierRecipe:
     """Return what a trial found."""
-    assert trial.value is not None  # noqa: S101
     dials = with_l2sp_cut(trial.dials, n_blocks=n_blocks)
     return EarlierRecipe(
         trial=trial.number,
-        top1=trial.value,
-        gain=None if usual is None else trial.value - usual,
+        top1=value.mean,
+        gain=None if usual is None else value.mean - usual.mean,
         dials=dials.model_dump(),
     )

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypedDict, final
 
 from nbtl_search.errors import FencedError, StorageLostError
 from nbtl_search.ledger.leases import Lease, Leases, TrialOutcome
+from nbtl_search.ledger.ledger import INFEASIBLE
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Epoch, best_epoch
 from nbtl_search.spec.verdict import FinalResult
@@ -327,7 +328,7 @@ class Attempt:
     def _failed(self, cause: str, message: str) -> None:
         # The recipe is at fault. Pruned, not failed: the sampler ignores what failed, and would
         # propose the same point again.
-        if cause in sampling.INFEASIBLE:
+        if cause in INFEASIBLE:
             self._finish("pruned", cause=cause, message=message)
             return
         self._is_over = True

@@ -18,9 +18,11 @@ from nbtl_search.ledger.cancellation import Cancelled
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.leases import Desired
 from nbtl_search.ledger.ledger import Ledger
-from nbtl_search.ledger.records import TrialRecord, best_of
+from nbtl_search.ledger.recommendation import recommend
+from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.terminal.status import Queue, StatusReport, status_of
 from nbtl_search.spec import Advised, Budget, Diagnosis, Fork, Progress, Recipe, StudySpec
+from nbtl_search.spec.verdict import Estimate
 from nbtl_search.study import diagnoses, extension, finals, store, warm_start
 from nbtl_search.study.store import Evidence, Study, StudySummary
 from nbtl_search.workspace.drafts import draft, forked, with_starts, with_threads
@@ -209,12 +211,15 @@ class Studies:
         with self.workspace.open_database() as database:
             store.delete(database, name)
 
-    def best(self, name: str, *, trial: int | None = None) -> tuple[Recipe, TrialRecord]:
-        """Return the recipe of the best trial that ran to its end, or of the one named."""
+    def best(
+        self, name: str, *, trial: int | None = None
+    ) -> tuple[Recipe, TrialRecord, Estimate | None]:
+        """Return the recommended recipe or that of the trial named, its trial, and its value."""
         with self.workspace.open_study(name) as study:
             trials = records.trials(study.storage.engine, study.id)
+            found = recommend(trials, n_images=study.facts.n_val)
             if trial is None:
-                record = best_of(trials)
+                record = found.best
             else:
                 record = next((record for record in trials if record.number == trial), None)
             if record is None:
@@ -223,7 +228,7 @@ class Studies:
                 raise StudyNotFoundError(message)
             recipe = records.recipe(study.storage.engine, study.id, record.number)
         assert recipe is not None, "a record has its recipe"  # noqa: S101
-        return recipe, record
+        return recipe, record, found.value_of(record)
 
     def dashboard(
         self,

@@ -74,7 +74,7 @@ def test_the_table_is_what_the_study_holds(first, shared_program):
 
 def test_no_trial_is_stopped_before_it_had_its_chance(first, shared_program):  # noqa: ARG001
     _, trials = api.status(demo.STUDY, home=shared_program.home)
-    recipe, _ = api.best(demo.STUDY, home=shared_program.home)
+    recipe, *_ = api.best(demo.STUDY, home=shared_program.home)
     n_updates = 336 // recipe.train.batch_size
     assert all(trial.n_epochs >= 3 for trial in trials)
     assert all(trial.n_epochs * n_updates >= 60 for trial in trials)

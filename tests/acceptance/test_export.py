@@ -78,7 +78,7 @@ def _test_files(program, images):
     """Return the test images of the study and their classes, in the order of the manifest."""
     from nbtl_search.data.datasets import manifest
 
-    recipe, _ = api.best("tiny", home=program.home)
+    recipe, *_ = api.best("tiny", home=program.home)
     items = manifest(recipe.data, home=program.home).test
     paths = [item.path for item in items if item.path is not None and images in item.path.parents]
     assert len(paths) == len(items) > 0

@@ -427,7 +427,7 @@ def test_status_of_a_real_study(study):
     assert report.paused > 0
     assert report.waiting == 1
     assert report.best is not None
-    assert report.best["value"] >= (report.default["value"] or 100)
+    assert (report.best["value"] or 0) >= (report.default["value"] or 100)
     assert report.eta_s is not None
     assert report.eta_s > 0
     Ledger(study.storage.engine, study.id).want("pause")

@@ -26,10 +26,10 @@ from nbtl_search import escaping
 from nbtl_search.errors import NbtlError, StudyNotFoundError
 from nbtl_search.ledger import records, schema
 from nbtl_search.ledger.database import Storage
-from nbtl_search.ledger.records import TrialRecord, best_of, default_of
+from nbtl_search.ledger.recommendation import Recommendation, recommend
+from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.reports import figures, paper_figures
-from nbtl_search.reports.comparison import lead_of
 from nbtl_search.reports.dashboard import curve
 from nbtl_search.reports.traces import TOP1
 from nbtl_search.spec import Epoch
@@ -297,9 +297,12 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
     give_way()
     trials = records.trials(study.storage.engine, study.id)
     curves = records.curves(study.storage.engine, study.id)
-    default = default_of(trials)
+    found = recommend(trials, n_images=study.facts.n_val)
+    default = found.default
     n_epochs = study.spec.train.epochs
-    attributes = {"dashboard:objective_names": [TOP1]} | _figures(study, trials, curves, give_way)
+    attributes = {"dashboard:objective_names": [TOP1]} | _figures(
+        study, trials, curves, found, give_way
+    )
     shown = {}
     for trial in trials:
         is_default = default is None or trial == default
@@ -309,12 +312,11 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
             reference=() if default is None or is_default else curves.get(default.number, ()),
             n_epochs=n_epochs,
         )
-    verdict = _verdict(best_of(trials), default, n_val=study.facts.n_val)
     return _Page(
         stamp=stamp,
         attributes=attributes,
         notes={trial.trial_id: trial_note(trial, n_epochs=n_epochs) for trial in trials},
-        verdict=verdict,
+        verdict=_verdict(found),
         curves=shown,
     )
 
@@ -323,22 +325,26 @@ def _figures(
     study: Study,
     trials: Sequence[TrialRecord],
     curves: Mapping[int, Sequence[Epoch]],
+    found: Recommendation,
     give_way: GiveWay,
 ) -> dict[str, str]:
     if not trials:
         return {}
+    best = found.best
     drawings: dict[str, Callable[[], go.Figure]] = {
         "nbtl-history": lambda: figures.history(trials),
-        "nbtl-learning-curves": lambda: figures.learning_curves(trials, curves),
-        "nbtl-non-binary": lambda: figures.non_binary(trials, n_blocks=study.facts.n_blocks),
+        "nbtl-learning-curves": lambda: figures.learning_curves(trials, curves, best=best),
+        "nbtl-non-binary": lambda: figures.non_binary(
+            trials, n_blocks=study.facts.n_blocks, best=best
+        ),
         "nbtl-dials": lambda: figures.dials(trials),
         "nbtl-rate": lambda: paper_figures.rate_by_new_layers(trials),
-        "nbtl-low-layers": lambda: paper_figures.low_layers(trials),
-        "nbtl-l2sp": lambda: paper_figures.l2sp_blocks(trials),
+        "nbtl-low-layers": lambda: paper_figures.low_layers(trials, best=best),
+        "nbtl-l2sp": lambda: paper_figures.l2sp_blocks(trials, best=best),
     }
     if study.stage is None:  # else its trials are final runs, which the search's page compares
         drawings["nbtl-optimal"] = lambda: paper_figures.optimal_against_default(
-            trials, verdict_of(study)
+            found, verdict_of(study)
         )
     drawn = {}
     for key, draw in drawings.items():
@@ -347,16 +353,13 @@ def _figures(
     return drawn
 
 
-def _verdict(
-    best: TrialRecord | None, default: TrialRecord | None, *, n_val: int
-) -> dict[str, str]:
+def _verdict(found: Recommendation) -> dict[str, str]:
     """Return the comparison that the study is for, as rows of its page's table."""
     rows = {
-        title: f"{trial.value:.2f} % (trial {trial.number})"
-        for title, trial in (("best", best), ("default", default))
-        if trial is not None and trial.value is not None and trial.state == "complete"
+        title: f"{value.describe()} (trial {trial.number})"
+        for title, trial in (("best", found.best), ("default", found.default))
+        if trial is not None and (value := found.value_of(trial)) is not None
     }
-    gain = lead_of(best, default, n_val=n_val)
-    if gain is not None:
-        rows["difference"] = gain.describe()
+    if found.gain is not None:
+        rows["difference"] = found.gain.describe()
     return rows

@@ -13,11 +13,8 @@ from rich.text import Text
 
 from nbtl_search import escaping
 from nbtl_search.ledger import records
-from nbtl_search.ledger.records import TrialRecord, WorkerRecord, best_of, default_of, ranked
-from nbtl_search.reports.comparison import (
-    Lead,
-    lead_of,
-)
+from nbtl_search.ledger.recommendation import Recommendation, recommend
+from nbtl_search.ledger.records import TrialRecord, WorkerRecord, ranked
 from nbtl_search.reports.cost import time_left_s
 from nbtl_search.reports.table import (
     Cell,
@@ -30,6 +27,7 @@ from nbtl_search.reports.table import (
     terminal,
     text,
 )
+from nbtl_search.spec.verdict import Estimate, Interval
 from nbtl_search.study import stages
 from nbtl_search.study.store import Study, StudySummary
 
@@ -58,13 +56,30 @@ _STYLES: Final = {
 }
 
 
-class Best(TypedDict):
-    """The complete trial with the highest accuracy."""
+class Worth(TypedDict):
+    """What a recipe gives on average over seeds, in percent, with its 95 % interval.
+
+    None where it has not run to its end.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n_runs: int
+
+
+class Best(Worth):
+    """The recommended recipe, by the first trial that had it."""
 
     trial: int
     name: str
-    value: float
     params: dict[str, Any]
+
+
+class Default(Worth):
+    """The default recipe; its trial is None until it has started."""
+
+    trial: int | None
 
 
 class FinalRuns(TypedDict):
@@ -79,13 +94,6 @@ class Queue(TypedDict):
     """The study's tasks in a cluster's queue; None where the queue did not answer."""
 
     tasks: list[dict[str, str]] | None
-
-
-class Default(TypedDict):
-    """The trial of the default recipe; its value is None until it is complete."""
-
-    trial: int | None
-    value: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +117,8 @@ class StatusReport:
     failed: int
     best: Best | None
     default: Default
-    gain: Lead | None
+    gain: dict[str, Any] | None
+    """Of the recommended recipe over the default: n, mean, low, high, confidence."""
     image_points: float
     n_val: int
     n_epochs: int
@@ -144,14 +153,14 @@ def status_of(study: Study, trials: Sequence[TrialRecord] | None = None) -> Stat
         trials = records.trials(engine, study.id)
     workers = records.workers(engine, study.id)
     totals = records.totals(engine, study.id, n_workers=len(workers))
-    best, default = best_of(trials), default_of(trials)
+    found = recommend(trials, n_images=n_val)
     return StatusReport(
         study=study.name,
         measure="test top-1" if study.stage == "test" else "validation top-1",
         **asdict(totals),
-        best=None if best is None else _best(best),
-        default=_default(default),
-        gain=lead_of(best, default, n_val=n_val),
+        best=_best(found),
+        default=_default(found),
+        gain=None if found.gain is None else found.gain.plain(),
         image_points=100 / n_val,
         n_val=n_val,
         n_epochs=spec.train.epochs,
@@ -198,20 +207,30 @@ def render_list(summaries: Sequence[StudySummary]) -> RenderableType:
     return _studies(summaries)
 
 
-def _best(trial: TrialRecord) -> Best:
-    assert trial.value is not None, "best_of returns trials with a value"  # noqa: S101
+def _best(found: Recommendation) -> Best | None:
+    if found.best is None:
+        return None
+    trial, value = found.ranked[0]
     return {
         "trial": trial.number,
         "name": trial.name,
-        "value": trial.value,
+        **_worth(value),
         "params": trial.dials.plain(),
     }
 
 
-def _default(trial: TrialRecord | None) -> Default:
-    if trial is None:
-        return {"trial": None, "value": None}
-    return {"trial": trial.number, "value": trial.value if trial.state == "complete" else None}
+def _default(found: Recommendation) -> Default:
+    trial = found.default
+    return {
+        "trial": None if trial is None else trial.number,
+        **_worth(found.value_of(trial)),
+    }
+
+
+def _worth(value: Estimate | None) -> Worth:
+    if value is None:
+        return {"value": None, "low": None, "high": None, "n_runs": 0}
+    return {"value": value.mean, "low": value.low, "high": value.high, "n_runs": value.n}
 
 
 def _header(report: StatusReport) -> list[RenderableType]:
@@ -237,14 +256,19 @@ def _comparison(report: StatusReport) -> list[RenderableType]:
     if best is None:
         return []
     name = f" ({escaping.terminal(best['name'])})" if best["name"] else ""
-    value = (f"{best['value']:.2f} %", "bold")
-    lines = [Text.assemble("best     ", value, f"  trial {best['trial']}{name}")]
+    lines = [Text.assemble("best     ", (_value(best), "bold"), f"  trial {best['trial']}{name}")]
     if default["value"] is not None:
-        lines.append(Text(f"default  {default['value']:.2f} %  trial {default['trial']}"))
+        lines.append(Text(f"default  {_value(default)}  trial {default['trial']}"))
+    if report.gain is not None:
+        lines.append(Text(f"gain     {Interval.parse(report.gain).describe()}"))
     worth = f"one of {report.n_val} images is {report.image_points:.2f} points"
-    if report.gain is None:
-        return [*lines, Text(f"{report.measure}; {worth}", style="dim")]
-    return [*lines, Text(f"{report.gain.describe()} ({worth})")]
+    how = f"{report.measure}, mean over seeds, 95 % interval; {worth}"
+    return [*lines, Text(how, style="dim")]
+
+
+def _value(worth: Worth) -> str:
+    bounds = {key: worth[key] for key in ("low", "high")}
+    return Estimate.parse({"n": worth["n_runs"], "mean": worth["value"], **bounds}).describe()
 
 
 def _final(study: Study) -> FinalRuns | None:

@@ -2,16 +2,21 @@ import json
 
 import pytest
 
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.reports import figures, traces
 
 HOSTILE = "<script>alert(1)</script><b>x</b>"
 
 
+def best_of(trials):
+    return recommend(trials, n_images=400).best
+
+
 def all_figures(trials, curves):
     return {
         "history": figures.history(trials),
-        "learning_curves": figures.learning_curves(trials, curves),
-        "non_binary": figures.non_binary(trials, n_blocks=22),
+        "learning_curves": figures.learning_curves(trials, curves, best=best_of(trials)),
+        "non_binary": figures.non_binary(trials, n_blocks=22, best=best_of(trials)),
         "dials": figures.dials(trials),
     }
 
@@ -63,7 +68,7 @@ def test_default_is_a_line_once_it_is_complete(some_trials, make_trial):
 
 
 def test_curves_are_rounded_and_do_not_run_into_each_other(some_trials, some_curves):
-    figure = figures.learning_curves(some_trials, some_curves)
+    figure = figures.learning_curves(some_trials, some_curves, best=best_of(some_trials))
     by_name = {trace.name: trace for trace in figure.data}
     assert list(by_name["best: trial 1 (paper-best)"].y) == [20, 82.5, None]
     assert list(by_name["default"].y) == [30, 75, None]
@@ -72,7 +77,7 @@ def test_curves_are_rounded_and_do_not_run_into_each_other(some_trials, some_cur
 
 
 def test_non_binary_tells_layers_by_colour_and_l2sp_by_symbol(some_trials):
-    figure = figures.non_binary(some_trials, n_blocks=22)
+    figure = figures.non_binary(some_trials, n_blocks=22, best=best_of(some_trials))
     assert figure.layout.xaxis.type == "log"
     clouds = [trace for trace in figure.data if trace.showlegend is False]
     assert [trace.marker.color for trace in clouds] == list(traces.NEW_LAYERS[:2])
@@ -85,7 +90,7 @@ def test_non_binary_tells_layers_by_colour_and_l2sp_by_symbol(some_trials):
 
 def test_l2sp_on_all_counts_only_blocks_that_are_still_pretrained(make_trial):
     trial = make_trial(0, value=50.0, reinit_layers=3, n_l2sp=20, alpha=0.1)
-    assert figures.non_binary([trial], n_blocks=22).data[0].marker.symbol == ("square",)
+    assert figures.non_binary([trial], n_blocks=22, best=None).data[0].marker.symbol == ("square",)
 
 
 def test_a_dial_without_effect_is_not_drawn(make_trial):

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from nbtl_search import space
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.ledger.records import Totals
 from nbtl_search.paper.tables import paper_rows
 from nbtl_search.reports import formats, paper_figures, static_figures
@@ -57,6 +58,7 @@ def make_content(make_curve):
             searched=searched,
             totals=totals(trials),
             trials=tuple(trials),
+            recommendation=recommend(trials, n_images=400),
             curves={t.number: make_curve(20.0, t.value or 30.0) for t in trials},
             verdict=verdict,
             diagnosis=diagnosis,
@@ -143,23 +145,34 @@ class TestVerdict:
         assert found == "No trial has run to its end yet."
         assert "1 of 1 trials" in sure
 
-    def test_of_the_search_alone_says_that_part_is_luck(self, make_content, four_trials):
-        found, sure = verdict_sentences(make_content(four_trials))
+    def test_of_the_search_alone_says_what_recipes_are_worth(self, make_content, four_trials):
+        content = make_content(four_trials)
+        found, sure = verdict_sentences(content)
+        told = content.recommendation
+        best, default = told.value_of(told.best), told.value_of(told.default)
+        assert default.mean < best.mean < 82.5
         assert "paper-best (trial 1: 2 new layers" in found
-        assert "82.50 %" in found
-        assert "7.50 points (30 images) above the default recipe's 75.00 %" in found
-        assert "one run each, chosen on these 400 validation images" in sure
+        assert f"{best.mean:.2f} % [{best.low:.2f}, {best.high:.2f}], 1 run" in found
+        assert f"against the default recipe's {default.mean:.2f} %" in found
+        assert found.endswith("and so a tie."), "one run of each, and four degrees of freedom"
+        assert "drawn towards that of all recipes" in sure
         assert "test images were not read" in sure
 
-    def test_of_the_search_alone_calls_few_images_a_tie(self, make_content, make_trial):
+    def test_of_the_search_alone_a_large_gain_is_none_of_luck(self, make_content, make_trial):
+        trials = [make_trial(0, value=60.0, name="default"), make_trial(1, value=80.0)]
+        found, _ = verdict_sentences(make_content(trials))
+        assert "above the default recipe's" in found
+        assert "a tie" not in found
+
+    def test_less_than_an_image_is_no_gain(self, make_content, make_trial):
         trials = [make_trial(0, value=75.0, name="default"), make_trial(1, value=75.25)]
         found, _ = verdict_sentences(make_content(trials))
-        assert found.endswith("+0.25 points, which is 1 image and so a tie.")
+        assert found.startswith("No recipe was better than the default")
 
     def test_of_the_search_alone_where_the_default_is_best(self, make_content, make_trial):
         trials = [make_trial(0, value=75.0, name="default"), make_trial(1, value=70.0)]
         found, _ = verdict_sentences(make_content(trials))
-        assert found.startswith("No trial was better than the default recipe")
+        assert found.startswith("No recipe was better than the default")
 
     def test_without_a_default_there_is_no_comparison(self, make_content, make_trial):
         found, _ = verdict_sentences(make_content([make_trial(1, value=70.0)]))
@@ -204,7 +217,7 @@ class TestVerdict:
     def test_of_final_runs_under_way(self, make_content, four_trials):
         verdict = make_verdict(four_trials[:3], winner=1, tests=[[1.0], [1.0]], stage="confirm")
         found, sure = verdict_sentences(make_content(four_trials, verdict=verdict))
-        assert "82.50 %" in found
+        assert "paper-best" in found
         assert "under way" in sure
 
 
@@ -359,11 +372,16 @@ class TestImportances:
 
 class TestFigures:
     def test_optimal_against_default_has_whiskers_once_there_are_seeds(self, finalised):
-        bars = paper_figures.optimal_against_default(finalised.trials, finalised.verdict)
+        bars = paper_figures.optimal_against_default(finalised.recommendation, finalised.verdict)
         assert [round(std, 3) for std in bars.data[0].error_y.array] == [0.645, 0.913]
         assert list(bars.data[2].y) == [79.25, 83.25]
-        dots = paper_figures.optimal_against_default(finalised.trials, None)
-        assert [trace.y[0] for trace in dots.data] == [75.0, 82.5]
+        dots = paper_figures.optimal_against_default(finalised.recommendation, None)
+        told = finalised.recommendation
+        values = [told.value_of(told.default), told.value_of(told.best)]
+        assert [trace.y[0] for trace in dots.data] == [value.mean for value in values]
+        assert [trace.error_y.array[0] for trace in dots.data] == [
+            value.high - value.mean for value in values
+        ]
 
     def test_files_are_drawn_whatever_the_names_are(self, make_content, make_trial):
         trials = [make_trial(n + 1, value=70.0 + n, name=name) for n, name in enumerate(NAMES)]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nbtl_search.ledger.records import WorkerRecord, best_of, default_of
-from nbtl_search.reports.comparison import lead_of
+from nbtl_search.ledger.recommendation import recommend
+from nbtl_search.ledger.records import WorkerRecord
 from nbtl_search.reports.table import duration
 from nbtl_search.reports.terminal.status import (
     MAX_TRIALS,
@@ -22,7 +22,7 @@ from nbtl_search.study.store import StudySummary
 @pytest.fixture
 def make_report():
     def make(trials, **changes):
-        best, default = best_of(trials), default_of(trials)
+        found = recommend(trials, n_images=400)
         known: dict[str, Any] = {
             "study": "cats",
             "state": "running",
@@ -35,13 +35,18 @@ def make_report():
             "waiting": 35,
             "failed": 0,
             "best": None
-            if best is None
-            else {"trial": best.number, "name": best.name, "value": best.value, "params": {}},
-            "default": {
-                "trial": None if default is None else default.number,
-                "value": None if default is None else default.value,
+            if found.best is None
+            else {
+                "trial": found.best.number,
+                "name": found.best.name,
+                "params": {},
+                **worth(found.value_of(found.best)),
             },
-            "gain": lead_of(best, default, n_val=400),
+            "default": {
+                "trial": None if found.default is None else found.default.number,
+                **worth(found.value_of(found.default)),
+            },
+            "gain": None if found.gain is None else found.gain.plain(),
             "image_points": 0.25,
             "n_val": 400,
             "n_epochs": 8,
@@ -54,6 +59,12 @@ def make_report():
         return StatusReport(**known | changes)
 
     return make
+
+
+def worth(value):
+    if value is None:
+        return {"value": None, "low": None, "high": None, "n_runs": 0}
+    return {"value": value.mean, "low": value.low, "high": value.high, "n_runs": value.n}
 
 
 def worker(name):
@@ -78,13 +89,17 @@ def drawn(renderable, *, width=80, terminal=False):
 
 
 def test_status_says_what_a_person_needs(make_report, some_trials):
-    text = drawn(render(make_report(some_trials), some_trials))
+    report = make_report(some_trials)
+    text = drawn(render(report, some_trials))
     assert "study cats: running, 3 of 40 trials ended" in text
     assert "2 complete, 1 pruned, 2 running, 35 waiting" in text
     assert "1 h 07 min of training, about 2 h 02 min to go" in text
-    assert "best     82.50 %  trial 1 (paper-best)" in text
-    assert "default  75.00 %  trial 0" in text
-    assert "+7.50 points = 30 validation images" in text
+    best, default = report.best, report.default
+    assert f"best     {best['value']:.2f} % [" in text
+    assert "1 run  trial 1 (paper-best)" in text
+    assert f"default  {default['value']:.2f} % [" in text
+    assert f"gain     {report.gain['mean']:+.2f} points [" in text
+    assert "mean over seeds, 95 % interval; one of 400 images" in text
     assert "14@1e-3" in text
     assert "5x0.2" in text
     assert "node1-1234-0 cuda:0 training" in text
@@ -120,8 +135,10 @@ def test_every_line_fits_however_long_the_names(make_report, make_trial):
 
 
 def test_a_tie_is_called_a_tie(make_report, make_trial):
-    trials = [make_trial(0, value=75.0, name="default"), make_trial(1, value=76.0)]
-    assert "+1.00 points = 4 validation images, a tie" in drawn(render(make_report(trials), trials))
+    trials = [make_trial(0, value=75.0, name="default"), make_trial(1, value=79.0)]
+    assert "]: a tie" in drawn(render(make_report(trials), trials))
+    trials = [make_trial(0, value=60.0, name="default"), make_trial(1, value=80.0)]
+    assert "]: better" in drawn(render(make_report(trials), trials))
 
 
 def test_final_runs_are_shown_with_how_far_they_are(make_report, some_trials):
@@ -201,9 +218,9 @@ def test_plain_is_json_with_what_scripts_were_promised(make_report, some_trials)
         *("best", "default", "workers", "epochs_spent", "seconds_spent", "eta_s"),
     }
     assert plain["best"].keys() >= {"trial", "value", "params"}
-    assert plain["default"] == {"trial": 0, "value": 75.0}
+    assert plain["default"].keys() == {"trial", "value", "low", "high", "n_runs"}
+    assert plain["gain"].keys() >= {"n", "mean", "low", "high"}
     assert plain["workers"][0]["worker"] == "node1-1234-0"
-    assert plain["gain"] == {"points": 7.5, "n_images": 30, "is_tie": False}
 
 
 def test_list_of_studies(some_trials):

@@ -18,6 +18,7 @@ from nbtl_search.spec import (
     with_settings,
     write_toml,
 )
+from nbtl_search.spec.verdict import Estimate, Interval
 
 PLAIN = {"name": "cats", "data": {"dataset": "dtd"}}
 FACTS = Facts(
@@ -208,3 +209,12 @@ class TestTrainingOnValidationToo:
         old = StudySpec.parse(with_settings(PLAIN, [*rungs, "data.train_on=train"]))
         assert old.fingerprint() == "fe8169c4b15cd0d1"
         assert "train_on" not in said.model_dump_json()
+
+
+def test_values_and_gains_in_words():
+    value = Estimate(n=1, mean=81.2, low=78.9, high=83.5)
+    assert value.describe() == "81.20 % [78.90, 83.50], 1 run"
+    assert value.replace(n=3).describe().endswith(", 3 runs")
+    gain = Interval(n=2, mean=1.5, low=-0.25, high=3.25)
+    assert gain.describe() == "+1.50 points [-0.25, +3.25]: a tie"
+    assert gain.replace(low=0.5).describe() == "+1.50 points [+0.50, +3.25]: better"

@@ -1,15 +1,8 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 
-from nbtl_search.ledger.records import Totals, best_of, default_of
-from nbtl_search.reports.comparison import (
-    MIN_IMAGES,
-    lead_of,
-)
+from nbtl_search.ledger.records import Totals, default_of
 from nbtl_search.reports.cost import time_left_s
 from nbtl_search.spec import Budget
 
@@ -30,49 +23,9 @@ def totals(**changes):
     return Totals(**known | changes)
 
 
-@given(values=st.lists(st.sampled_from([None, 10.0, 50.0, 50.25, 90.0]), max_size=12))
-def test_best_is_the_highest_and_of_equal_ones_the_earliest(make_trial, values):
-    trials = [make_trial(number, value=value) for number, value in enumerate(values)]
-    best = best_of(list(reversed(trials)))
-    known = [value for value in values if value is not None]
-    if not known:
-        assert best is None
-        return
-    assert best is not None
-    assert best.value == max(known)
-    assert best.number == values.index(max(known))
-
-
-def test_only_a_complete_trial_can_be_the_best(make_trial):
-    trials = [make_trial(0, state="pruned", value=99.0), make_trial(1, value=1.0)]
-    assert best_of(trials) == trials[1]
-    assert best_of(trials[:1]) is None
-
-
 def test_default_is_found_by_its_name(some_trials):
     assert default_of(some_trials) == some_trials[0]
     assert default_of(some_trials[1:]) is None
-
-
-@pytest.mark.parametrize(
-    ("best", "n_images", "is_tie"), [(75.25, 1, True), (76.25, 5, True), (76.5, 6, False)]
-)
-def test_gain_is_counted_in_images(make_trial, best, n_images, is_tie):
-    gain = lead_of(make_trial(1, value=best), make_trial(0, value=75.0), n_val=400)
-    assert gain is not None
-    assert (gain.n_images, gain.is_tie) == (n_images, is_tie)
-    assert ("a tie" in gain.describe()) == is_tie
-
-
-def test_fewer_images_than_the_limit_never_pass_a_sign_test():
-    assert binomtest(MIN_IMAGES, MIN_IMAGES).pvalue < 0.05
-    assert binomtest(MIN_IMAGES - 1, MIN_IMAGES - 1).pvalue > 0.05
-
-
-def test_no_gain_without_two_different_complete_trials(make_trial):
-    done, pruned = make_trial(0, value=75.0), make_trial(1, value=80.0, state="pruned")
-    for best, default in ((None, done), (done, None), (done, done), (done, pruned)):
-        assert lead_of(best, default, n_val=400) is None
 
 
 def test_time_left_counts_what_trials_have_cost(make_trial):
