@@ -179,6 +179,8 @@ def besiege(siege, n_workers, events):
         siege.replace_the_dead()
         time.sleep(0.02)
     siege.thaw(float("inf"))
+    time.sleep(0.1)
+    siege.replace_the_dead()  # also whoever was struck as the study ended
     for worker in siege.workers:
         worker.join(DEADLINE_S)
         assert worker.exitcode == 0, siege.log()
