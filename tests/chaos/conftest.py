@@ -94,7 +94,7 @@ def plain(url):
     return url.render_as_string(hide_password=False)
 
 
-def make_study(url, *, n_trials, epochs, budget_epochs=None, name="chaos"):
+def make_study(url, *, n_trials, epochs, budget_epochs=None, rungs=(0.34, 0.67), name="chaos"):
     """Store a study for the stub trainer; return it with its open storage."""
     opened = connect(plain(url), home=None, answer_s=10)
     spec = StudySpec(
@@ -103,8 +103,9 @@ def make_study(url, *, n_trials, epochs, budget_epochs=None, name="chaos"):
         train=TrainSettings(epochs=epochs),
         search=SearchSettings(
             n_startup=3,
+            repeats=0.4,
             pruning=Pruning(
-                min_epochs=1, min_updates=1, rungs=(0.34, 0.67), min_peers=2, reduction=2
+                min_epochs=1, min_updates=1, rungs=rungs, min_peers=2, reduction=2
             ),
             known=(
                 KnownRecipe(name="default", reason="the usual practice"),

@@ -175,7 +175,24 @@ def wishes(study):
             yield f"trial {trial['number']} was to be cancelled, and paused"
 
 
-CHECKS = (budget, leases, attempts, failures, curves, grants, notified, wishes)
+def repeats(study):
+    """A repeat has the recipe of a trial that ran to its end, and a seed that no other run has."""
+    first = {trial["number"]: trial for trial in trials_of(study)}
+    seen = set()
+    for trial in first.values():
+        number, recipe = trial["number"], trial["recipe"]
+        origin = first.get(trial["repeat_of"], trial)
+        if trial["repeat_of"] is not None and origin["state"] != "complete":
+            yield f"trial {number} repeats trial {origin['number']}, which is {origin['state']}"
+        if recipe["dials"] != origin["recipe"]["dials"]:
+            yield f"trial {number} repeats trial {origin['number']} with other dials"
+        run = (origin["number"], recipe["train"]["seed"])
+        if run in seen:
+            yield f"trial {number} has the seed {run[1]} of another run of its recipe"
+        seen.add(run)
+
+
+CHECKS = (budget, leases, attempts, failures, curves, grants, notified, wishes, repeats)
 
 
 def violations(study):

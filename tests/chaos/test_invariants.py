@@ -47,6 +47,9 @@ PLANTED = {
     "a cancellation that was forgotten": (
         "wishes", "UPDATE nbtl_trial SET desired = 'cancel' WHERE state = 'pruned'",
     ),
+    "a repeat of another recipe": (
+        "repeats", "UPDATE nbtl_trial SET repeat_of = 0 WHERE number = 1",
+    ),
     "another end in Optuna": ("notified", "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
     "another value in Optuna": ("notified", "UPDATE trial_values SET value = 1"),
 }  # fmt: skip

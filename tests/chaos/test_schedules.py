@@ -44,20 +44,24 @@ class Plan:
     epochs: int
     n_trials: int
     budget_epochs: int | None
+    rungs: tuple[float, ...]
     epoch_s: float
     events: tuple[tuple[float, str], ...]
 
 
 def plan_of(seed):
     chance = random.Random(seed)
-    epochs, n_trials = chance.randint(4, 7), chance.randint(5, 8)
+    epochs, n_trials = chance.randint(4, 7), chance.randint(5, 12)
     budget_epochs = chance.choice([None, chance.randint(epochs, epochs * n_trials)])
+    rungs = chance.choice([(0.34, 0.67), (0.34,), ()])
+    if not rungs:
+        budget_epochs = None  # then enough recipes are whole for repeats
     epoch_s = chance.uniform(0.06, 0.2)
     times = sorted(chance.uniform(0.2, 3.0) for _ in range(chance.randint(3, 7)))
     events = tuple((at, chance.choice(KINDS)) for at in times)
     return Plan(
         chance=chance, epochs=epochs, n_trials=n_trials, budget_epochs=budget_epochs,
-        epoch_s=epoch_s, events=events,
+        rungs=rungs, epoch_s=epoch_s, events=events,
     )  # fmt: skip
 
 
@@ -200,7 +204,11 @@ def check(siege):
 def test_no_schedule_of_kills_changes_a_result(server, database, home, seed, record_property):
     plan = plan_of(seed)
     study = make_study(
-        database, n_trials=plan.n_trials, epochs=plan.epochs, budget_epochs=plan.budget_epochs
+        database,
+        n_trials=plan.n_trials,
+        epochs=plan.epochs,
+        budget_epochs=plan.budget_epochs,
+        rungs=plan.rungs,
     )
     job = workers.Job(url=plain(database), study=study.name, home=home, epoch_s=plan.epoch_s)
     siege = Siege(server, study, job, plan.chance)
@@ -208,6 +216,7 @@ def test_no_schedule_of_kills_changes_a_result(server, database, home, seed, rec
     try:
         besiege(siege, 2, list(plan.events))
         check(siege)
+        n_repeats = sum(t["repeat_of"] is not None for t in invariants.trials_of(study))
     finally:
         for worker in siege.workers:
             worker.kill()
@@ -216,7 +225,9 @@ def test_no_schedule_of_kills_changes_a_result(server, database, home, seed, rec
             trainer.kill()
         study.storage.close()
     record_property("kills", len(siege.done))
-    print(f"seed {seed}: {time.monotonic() - started:.1f} s, {' '.join(siege.done) or 'nothing'}")
+    record_property("repeats", n_repeats)
+    told = f"{n_repeats} repeats, {' '.join(siege.done) or 'nothing'}"
+    print(f"seed {seed}: {time.monotonic() - started:.1f} s, {told}")
 
 
 def test_the_first_schedules_have_every_kind_of_kill():
