@@ -24,6 +24,8 @@ RESULTS = frozenset(
         "test_top1",
         "spent",
         "regret",
+        "bias",
+        "covered",
     }
 )
 """What a line has beside its plan."""

@@ -45,6 +45,10 @@ class Values(Generic[Key]):
 
     by: Mapping[Key, RecipeValue]
     noise: SeedNoise
+    centre: float
+    """Mean of the recipes."""
+    spread: float
+    """Their variance; infinite where there is one alone."""
 
     def estimate(self, key: Key, *, confidence: float = 0.95) -> Estimate:
         """Return a recipe's value with its interval.
@@ -102,6 +106,13 @@ class Values(Generic[Key]):
             confidence=confidence,
         )
 
+    def gain_of_a_new_one(self) -> float:
+        """Return by how much one run of a further recipe like these raises the best on average."""
+        run_variance = self.noise.variance(self.centre)
+        prior = RecipeValue(n=0, mean=self.centre, variance=self.spread, run_variance=run_variance)
+        best = max(value.mean for value in self.by.values())
+        return _expected_gain(prior, rival=best, n_pending=0)
+
     def most_telling(self, pending: Mapping[Key, int]) -> tuple[Key, float] | None:
         """Return the recipe that should run once more, and the points that are expected of it.
 
@@ -153,6 +164,8 @@ def values_of(
             for key, runs in (known | added).items()
         },
         noise=noise,
+        centre=centre,
+        spread=spread,
     )
 
 

@@ -57,6 +57,8 @@ class Asked:
     recipe: Recipe
     repeat_of: int | None = None
     """The number of the trial whose recipe it trains with another seed."""
+    audited: bool = False
+    """It runs to its end whatever a rung says."""
 
 
 Ask = Callable[[int, int | None], Asked]
@@ -188,7 +190,7 @@ class Leases:
     def _promote(self, connection: Connection, worker: str, choice: Choice) -> Lease:
         trial, paused = schema.trial, choice.promoted
         assert paused is not None, "grant() sends nobody else here"  # noqa: S101
-        stop = self._ladder.stop_after(paused.granted, protected=paused.protected)
+        stop = self._ladder.stop_after(paused.granted, protected=paused.protected or paused.audited)
         row = connection.execute(
             update(trial)
             .where(trial.c.trial_id == paused.trial_id)
@@ -234,10 +236,13 @@ class Leases:
                 protected=asked.protected,
                 recipe=asked.recipe,
                 repeat_of=asked.repeat_of,
+                audited=asked.audited,
                 state="running",
                 worker=worker,
                 lease_expires=ledger.NOW + self._lease,
-                granted=choice.room.at_most(self._ladder.stop_after(0, protected=asked.protected)),
+                granted=choice.room.at_most(
+                    self._ladder.stop_after(0, protected=asked.protected or asked.audited)
+                ),
             )
             .returning(schema.trial)
         ).one()

@@ -49,6 +49,8 @@ class Standing:
     state: str
     protected: bool
     """It never pauses, and so takes nothing of what a rung promotes."""
+    audited: bool = False
+    """It does not pause either, but counts at the rung like others."""
     granted: int
     """Epochs that it was given to train."""
     best_at: tuple[float | None, ...]
@@ -101,7 +103,9 @@ def choose(standings: Sequence[Standing], room: Room, ladder: Ladder) -> int | N
     """
     if room.epochs == 0:
         return None
-    cut_short = (one for one in standings if one.protected and one.state == "paused")
+    cut_short = (
+        one for one in standings if (one.protected or one.audited) and one.state == "paused"
+    )
     promoted = next(cut_short, None) or _promotable(standings, ladder)
     if promoted is not None:
         return promoted.trial_id
@@ -126,16 +130,20 @@ def _is_enough(room: Room, ladder: Ladder, *, is_first: bool) -> bool:
     return room.epochs is None or is_first or room.epochs >= ladder.stop_after(0)
 
 
+def best_at(index: int, standings: Sequence[Standing], ladder: Ladder) -> list[Standing]:
+    """Return the trials that a rung promotes, the best first, as far as trials have come there."""
+    reached = [one for one in standings if one.best_at[index] is not None and not one.protected]
+    if len(reached) < ladder.pruning.min_peers:
+        return []
+    # 33 / 1.1 is 30 to whoever wrote 1.1, and just below it in floating point.
+    n_promoted = math.floor(len(reached) / ladder.pruning.reduction + 1e-9)
+    return sorted(reached, key=lambda one: (-(one.best_at[index] or 0.0), one.number))[:n_promoted]
+
+
 def _promotable(standings: Sequence[Standing], ladder: Ladder) -> Standing | None:
     """Return the best paused trial that the highest possible rung promotes."""
     for index, rung in reversed(list(enumerate(ladder.rungs))):
-        reached = [one for one in standings if one.best_at[index] is not None and not one.protected]
-        if len(reached) < ladder.pruning.min_peers:
-            continue
-        # 33 / 1.1 is 30 to whoever wrote 1.1, and just below it in floating point.
-        n_promoted = math.floor(len(reached) / ladder.pruning.reduction + 1e-9)
-        reached.sort(key=lambda one: (-(one.best_at[index] or 0.0), one.number))
-        for one in reached[:n_promoted]:
+        for one in best_at(index, standings, ladder):
             if one.state == "paused" and one.granted <= rung:
                 return one
     return None

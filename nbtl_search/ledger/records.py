@@ -46,6 +46,8 @@ class TrialRecord:
     dials: Dials
     repeat_of: int | None = None
     """The number of the trial whose recipe it trains with another seed."""
+    audited: bool = False
+    """It ran to its end whatever a rung said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,7 @@ def _trial(row: Any) -> TrialRecord:
         finished_at=row.finished_at,
         dials=Dials.parse(row.dials),
         repeat_of=row.repeat_of,
+        audited=row.audited,
     )
 
 

@@ -3,8 +3,9 @@
 The best of a search's single runs is partly lucky, and what is recommended in the end should not
 be. So a share of the epochs goes to further seeds of the recipes of which they tell most
 (`evidence.values`), all along and not only at the end: then what is recommended is known as well as
-it can be whenever one looks, and no kind of budget has to be foreseen. Where seeds hardly differ
-nothing is expected of another run, and less than the share is spent.
+it can be whenever one looks, and no kind of budget has to be foreseen. A run is granted where more
+is expected of it, for its epochs, than of a new recipe: where seeds hardly differ, or recipes
+differ much, less than the share is spent.
 """
 
 from collections import Counter
@@ -16,9 +17,6 @@ from nbtl_search.ledger.promotion import Ladder, Room, Standing
 
 MIN_RECIPES: Final = 4
 """That have run to their end: fewer do not tell how far recipes lie apart."""
-
-MIN_GAIN: Final = 0.1
-"""Points that are expected of a run; for less a new recipe is the better use of it."""
 
 
 def worth_repeating(standings: Sequence[Standing], room: Room, ladder: Ladder) -> Standing | None:
@@ -44,7 +42,12 @@ def worth_repeating(standings: Sequence[Standing], room: Room, ladder: Ladder) -
         for one in repeats
         if one.state in {"running", "waiting"} and one.repeat_of is not None
     )
-    telling = values_of(runs, n_images=ladder.n_images).most_telling(pending)
-    if telling is None or telling[1] < MIN_GAIN:
+    values = values_of(runs, n_images=ladder.n_images)
+    telling = values.most_telling(pending)
+    # Per epoch: a new recipe costs the rung for as many as one in so many of them goes on from.
+    rung = ladder.stop_after(0)
+    n_begun = ladder.pruning.reduction if rung < n_epochs else 1.0
+    of_new = values.gain_of_a_new_one() / (n_begun * rung + n_epochs - rung)
+    if telling is None or telling[1] / n_epochs < of_new:
         return None
     return next(one for one in standings if one.number == telling[0])

@@ -35,7 +35,7 @@ from nbtl_search.spec import Recipe
 
 VERSION: Final = 7
 """2: diagnoses; 3: lost attempts, jobs, notifications; 4: recipes and plans as JSONB; 5: averages
-of weights; 6: granted epochs; 7: repeats."""
+of weights; 6: granted epochs; 7: repeats and audits."""
 
 # What a version changes in tables that exist; tables that are missing are made afterwards, as they
 # are now. A step must do with whatever an older version may lack: hence IF EXISTS. A column may be
@@ -77,7 +77,10 @@ _STEPS: Final = {
             " ELSE (recipe #>> '{train,epochs}')::integer END"
         ),
     ),
-    7: ("ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS repeat_of integer",),
+    7: (
+        "ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS repeat_of integer",
+        "ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS audited boolean NOT NULL DEFAULT false",
+    ),
 }
 
 metadata = MetaData()
@@ -143,6 +146,8 @@ trial = Table(
     Column("recipe", StoredRecipe, nullable=False),
     # The number of the trial whose recipe it trains with another seed.
     Column("repeat_of", Integer),
+    # It runs to its end whatever a rung says, so that one sees what rungs stop.
+    Column("audited", Boolean, nullable=False, server_default=false()),
     Column("state", Text, nullable=False),
     # "run", or "cancel": see `cancellation`.
     Column("desired", Text, nullable=False, server_default="run"),

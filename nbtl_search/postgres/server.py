@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 WAIT_S: Final = 60.0
 POLL_S: Final = 0.02
-_LAUNCHES: Final = 5
+_LAUNCHES: Final = 7
 # The shell ends at once, so the server is nobody's child; its arguments are never parsed again.
 _DETACH: Final = '"$@" >&2 & echo $!'
 

@@ -27,6 +27,7 @@ from nbtl_search.space import Space
 from nbtl_search.spec import Diagnosis, Epoch, Facts, StudySpec
 from nbtl_search.spec.verdict import Verdict
 from nbtl_search.study import diagnoses, store
+from nbtl_search.study.audit import Audit, audit, pooled
 from nbtl_search.study.store import Study
 
 _PACKAGES: Final = (
@@ -81,6 +82,8 @@ class Content:
     """By the trial's number."""
     verdict: Verdict | None
     """None where the study was never finalised."""
+    audits: tuple[Audit, Audit]
+    """Of early stopping: in this study, and in all of the database."""
     diagnosis: Diagnosis | None
     """The latest of these images and weights; None where there is none."""
     importances: Importances
@@ -124,6 +127,7 @@ def gather(study: Study, verdict: Verdict | None) -> Content:
         recommendation=recommend(trials, n_images=study.facts.n_val),
         curves=records.curves(engine, study.id),
         verdict=verdict,
+        audits=(audit(study), pooled(study.storage)),
         diagnosis=diagnoses.latest(study.storage, study.spec),
         importances=importances(trials, searched),
         provenance=provenance(study),

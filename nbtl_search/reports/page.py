@@ -115,6 +115,7 @@ def _tables(content: Content) -> dict[str, Table]:
         "best": best,
         "measures": tables.measures(content),
         "cost": tables.cost(content),
+        "audit": tables.audits(content),
         "paper": tables.paper(content, whole=False),
         "paper_whole": replace(tables.paper(content), name="paper-whole"),
     }

@@ -31,6 +31,7 @@ def all_tables(content: Content) -> tuple[Table, ...]:
         trials(content),
         importance(content),
         cost(content),
+        audits(content),
         runs(content),
         readings(content),
         paper(content),
@@ -282,6 +283,39 @@ def paper(content: Content, *, whole: bool = True) -> Table:
     )
     title = "Test top-1 in percent: the paper, and this study"
     return Table(name="paper", title=title, rows=tuple(rows), columns=columns)
+
+
+def audits(content: Content) -> Table:
+    """Return what early stopping saved, and what became of the trials that were audited."""
+    rows: list[Row] = []
+    for where, one in zip(("this study", "all studies"), content.audits, strict=True):
+        found = one.probability() or (None, None, None)
+        rows.append(
+            {
+                "studies": where,
+                "epochs_saved": one.epochs_saved,
+                "share_saved": 100 * one.saved,
+                "n_stopped": one.n_stopped,
+                "n_best": one.n_best,
+                **{
+                    key: None if value is None else 100 * value
+                    for key, value in zip(
+                        ("probability", "probability_low", "probability_high"), found, strict=True
+                    )
+                },
+            }
+        )
+    columns = (
+        text("", "studies"),
+        count("epochs saved", "epochs_saved"),
+        number("% of all", "share_saved", ".0f"),
+        count("audited", "n_stopped"),
+        count("were the best", "n_best"),
+        interval("probability in % (95 % interval)", "probability"),
+    )
+    title = "Early stopping, and trials run to their end although a rung would have stopped them"
+    is_used = any(one.n_stopped or one.epochs_saved for one in content.audits)
+    return Table(name="audit", title=title, rows=tuple(rows) if is_used else (), columns=columns)
 
 
 def measures(content: Content) -> Table:

@@ -120,6 +120,9 @@ class Row(Value):
     fixed: SettingValue | None = None
 
 
+AUDIT: Final = 0.1
+
+
 class Pruning(Value):
     """Asynchronous successive halving (promotion type), at fixed fractions of the schedule."""
 
@@ -130,6 +133,11 @@ class Pruning(Value):
     min_epochs: Count = Field(3, description="no rung before this epoch")
     min_updates: Count = Field(20, description="no rung before this many updates")
     min_peers: int = Field(3, ge=1, description="none goes on while fewer trials are at its rung")
+    audit: Fraction = Field(
+        AUDIT,
+        description="share of the trials that run to their end whatever a rung says, drawn by lot",
+        exclude_if=lambda share: share == AUDIT,
+    )
 
 
 REPEATS: Final = 0.25

@@ -105,7 +105,7 @@ def make_study(url, *, n_trials, epochs, budget_epochs=None, rungs=(0.34, 0.67),
             n_startup=3,
             repeats=0.4,
             pruning=Pruning(
-                min_epochs=1, min_updates=1, rungs=rungs, min_peers=2, reduction=2
+                min_epochs=1, min_updates=1, rungs=rungs, audit=0.25, min_peers=2, reduction=2
             ),
             known=(
                 KnownRecipe(name="default", reason="the usual practice"),

@@ -8,7 +8,10 @@ from nbtl_search.ledger import schema
 from nbtl_search.study.finals import Plan
 
 _BACK = {
-    7: ("ALTER TABLE nbtl_trial DROP COLUMN repeat_of",),
+    7: (
+        "ALTER TABLE nbtl_trial DROP COLUMN repeat_of",
+        "ALTER TABLE nbtl_trial DROP COLUMN audited",
+    ),
     6: (
         "ALTER TABLE nbtl_study DROP COLUMN closed",
         "ALTER TABLE nbtl_trial DROP COLUMN granted",

@@ -26,7 +26,8 @@ def over(db, spec):
             spec.replace(
                 train=TrainSettings(epochs=WHOLE, batch_size=2),
                 search=SearchSettings(
-                    n_startup=4, pruning=Pruning(rungs=(0.25,), reduction=3, min_epochs=RUNG)
+                    n_startup=4,
+                    pruning=Pruning(rungs=(0.25,), reduction=3, min_epochs=RUNG, audit=0),
                 ),
                 budget=Budget(**{"n_trials": 2} | budget),
             ),

@@ -11,6 +11,7 @@ from nbtl_search.errors import SpecError, StudyExistsError, StudyNotFoundError
 from nbtl_search.ledger import records
 from nbtl_search.ledger.leases import TrialOutcome
 from nbtl_search.ledger.ledger import Ledger
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.reports.dashboard.pages import AnnotatedStorage, Pages
 from nbtl_search.reports.terminal.status import status_of
 from nbtl_search.spec import Budget, Row, SearchSettings, TrainSettings
@@ -31,7 +32,7 @@ def past(spec):
         train=TrainSettings(epochs=WHOLE, batch_size=2),
         search=SearchSettings(
             n_startup=N_DESIGN,
-            pruning=Pruning(rungs=(0.25,), reduction=3, min_epochs=RUNG),
+            pruning=Pruning(rungs=(0.25,), reduction=3, min_epochs=RUNG, audit=0),
             known=tuple(  # inside the space
                 one.replace(dials={**one.dials, "beta": 1e-3}) for one in spec.search.known
             ),
@@ -222,7 +223,8 @@ def test_a_longer_schedule_takes_over_recipes_and_no_accuracies(source, past):
     assert (default.user_attrs[store.NAME], paper.user_attrs[store.NAME]) == ("default", "paper")
     for trial, theirs in zip(first, expected, strict=False):
         assert json.loads(trial.user_attrs[store.DIALS]) == theirs.dials.model_dump(mode="json")
-        assert f"{theirs.value:.2f}" in trial.user_attrs[store.REASON]
+        worth = recommend(trials_of(source), n_images=400).value_of(theirs)
+        assert f"{worth.mean:.2f}" in trial.user_attrs[store.REASON]
     assert len(first) == N_DESIGN, "the source's recipes count among the start-up points"
     assert store.SOURCE not in first[0].user_attrs
 

@@ -40,7 +40,7 @@ def searched(spec):
     return spec.replace(
         train=TrainSettings(epochs=WHOLE, batch_size=2),
         search=SearchSettings(
-            n_startup=4, pruning=Pruning(rungs=(0.25,), reduction=3, min_epochs=RUNG)
+            n_startup=4, pruning=Pruning(rungs=(0.25,), reduction=3, min_epochs=RUNG, audit=0)
         ),
         budget=Budget(n_trials=7),
     )
@@ -309,3 +309,24 @@ def test_trials_of_an_older_program_go_on_to_their_end(db, searched):
     assert spent(study) == WHOLE + WHOLE
     again = worker.take()
     assert (again.number, again.until, again.n_recorded) == (1, WHOLE, 1)
+
+
+def test_audited_trials_run_to_their_end_and_take_their_place_at_the_rung(db, searched):
+    pruning = searched.search.pruning.replace(audit=0.5)
+    spec = searched.replace(
+        search=searched.search.replace(pruning=pruning, repeats=0.0), budget=Budget(n_trials=12)
+    )
+    worker = Worker(store.create(db, spec))
+    grants = worker.work()
+    trials = records.trials(db.engine, worker.study.id)
+    audited = {trial.number for trial in trials if trial.audited}
+    assert 2 <= len(audited) <= 9, "by lot"
+    assert 0 not in audited or trials[0].name == "default"
+    assert all((number, WHOLE) in grants and (number, RUNG) not in grants for number in audited)
+    # Later trials are weaker: a third of the eleven others is promoted, audited or not.
+    whole = {trial.number for trial in trials if trial.state == "complete"}
+    assert whole == {0, 1, 2, 3} | audited
+    again = store.create(db, spec.replace(name="again"))
+    Worker(again).work()
+    ours = records.trials(db.engine, again.id)
+    assert {trial.number for trial in ours if trial.audited} == audited, "the same lot"

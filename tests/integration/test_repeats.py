@@ -11,7 +11,7 @@ from nbtl_search.spec.study import Pruning
 from nbtl_search.study import finals, sampling, store
 from tests.integration.test_grants import WHOLE, Worker, epoch, spent
 
-VALUES = [70.0, 80.0, 79.0, 66.0, 60.0, 61.0]
+VALUES = [75.0, 80.0, 79.0, 76.0, 60.0, 61.0]
 
 
 @pytest.fixture
@@ -72,22 +72,21 @@ def test_a_lucky_run_is_not_recommended(db, searched):
     study = store.create(db, searched)
     trained(study, 5)
     found = recommend(records.trials(db.engine, study.id), n_images=study.facts.n_val)
-    assert [one.number for one, _ in found.ranked] == [2, 1, 0, 3], "one entry for each recipe"
-    trial, value = found.ranked[1]
+    numbers = [one.number for one, _ in found.ranked]
+    assert numbers[0] == 2
+    assert sorted(numbers) == [0, 1, 2, 3], "one entry for each recipe"
+    trial, value = found.ranked[numbers.index(1)]
     assert (trial.number, value.n) == (1, 2)
-    assert value.low < value.mean < 76.0
+    assert value.low < value.mean < 77.0
 
 
 def test_budgets_are_exact_with_repeats(db, searched):
-    study = store.create(db, searched.replace(budget=Budget(n_trials=40, epochs=61)))
-    leases = []
-    while (lease := trained(study, 1)[0]) is not None:
-        leases.append(lease)
-        if lease.until < WHOLE:
-            break
-    assert spent(study) <= 61
-    n_repeats = sum(trial.repeat_of is not None for trial in records.trials(db.engine, study.id))
-    assert 0 < n_repeats * WHOLE <= 0.25 * 61
+    study = store.create(db, searched.replace(budget=Budget(n_trials=40, epochs=7 * WHOLE)))
+    leases = [lease for lease in trained(study, 9) if lease is not None]
+    assert len(leases) == 7
+    assert spent(study) == 7 * WHOLE
+    trials = records.trials(db.engine, study.id)
+    assert sum(trial.repeat_of is not None for trial in trials) == 1, "a quarter at most"
 
 
 def test_an_asker_that_dies_leaves_a_repeat_that_another_adopts(db, searched):

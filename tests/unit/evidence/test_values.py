@@ -143,3 +143,16 @@ def test_probabilities_of_a_pair_add_up_to_one():
     assert found.probability_better(1, 2) > 0.5
     total = found.probability_better(1, 2) + found.probability_better(2, 1)
     assert total == pytest.approx(1.0)
+
+
+def test_the_gain_of_a_new_recipe_is_the_expected_rise_of_the_best():
+    """Against numerical integration over the outcome of its one run."""
+    found = values_of({1: [70.0, 74.0], 2: [71.0], 3: [60.0, 61.0]}, n_images=100)
+    best = max(value.mean for value in found.by.values())
+    run_variance = found.noise.variance(found.centre)
+    shift = found.spread / np.sqrt(found.spread + run_variance)
+    rise, _ = scipy.integrate.quad(
+        lambda z: max(found.centre + shift * z - best, 0.0) * scipy.stats.norm.pdf(z),
+        -8, 8, limit=200,
+    )  # fmt: skip
+    assert found.gain_of_a_new_one() == pytest.approx(rise, abs=1e-6)

@@ -1,6 +1,7 @@
 """Which recipe runs once more, as a pure function."""
 
 from collections import Counter
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -34,14 +35,28 @@ def chosen(standings, *, room=FREE, ladder=LADDER):
     return None if found is None else found.number
 
 
+RIVALS = (75.0, 80.0, 79.0, 76.0)
+
+
 def test_the_recipes_that_could_be_the_best_run_again():
-    assert chosen(whole(60.0, 78.0, 80.0, 50.0)) in {1, 2}
+    assert chosen(whole(*RIVALS)) == 1
+
+
+def test_where_recipes_differ_much_a_new_one_is_the_better_use():
+    assert chosen(whole(70.0, 80.0, 79.0, 40.0)) is None
+
+
+def test_where_few_of_many_go_on_from_a_rung_a_new_recipe_costs_more():
+    every = whole(79.0, 80.0, 79.5, 78.0)
+    ladder = Ladder(rungs=(3,), n_epochs=8, pruning=Pruning(), repeats=0.25, n_images=400)
+    assert chosen(every, ladder=ladder) == 1
+    assert chosen(every, ladder=replace(ladder, rungs=())) is None
 
 
 def test_not_before_a_few_recipes_are_whole():
     paused = [standing(number, state="paused", granted=3) for number in range(10, 30)]
-    assert chosen([*whole(60.0, 78.0, 80.0), *paused]) is None
-    assert chosen([*whole(60.0, 78.0, 80.0, 70.0), *paused]) is not None
+    assert chosen([*whole(*RIVALS[:3]), *paused]) is None
+    assert chosen([*whole(*RIVALS), *paused]) is not None
 
 
 def test_not_where_seeds_hardly_differ():
@@ -64,16 +79,16 @@ def test_not_where_seeds_hardly_differ():
     ],
 )
 def test_only_where_a_whole_run_has_room(room, is_granted):
-    assert (chosen(whole(60.0, 78.0, 80.0, 50.0), room=room) is not None) == is_granted
+    assert (chosen(whole(*RIVALS), room=room) is not None) == is_granted
 
 
 def test_without_a_share_there_are_none():
     ladder = Ladder(rungs=(), n_epochs=8, pruning=Pruning(), n_images=100)
-    assert chosen(whole(60.0, 78.0, 80.0, 50.0), ladder=ladder) is None
+    assert chosen(whole(*RIVALS), ladder=ladder) is None
 
 
 def test_a_repeat_that_runs_counts_before_it_has_a_value():
-    every = whole(60.0, 79.0, 80.0, 50.0, 55.0, 56.0, 57.0)
+    every = whole(*RIVALS, 76.5, 77.0, 75.5)
     first = chosen(every)
     running = [standing(20 + n, state="running", repeat_of=first) for n in range(2)]
     ladder = Ladder(rungs=(), n_epochs=8, pruning=Pruning(), repeats=0.9, n_images=100)
@@ -81,7 +96,7 @@ def test_a_repeat_that_runs_counts_before_it_has_a_value():
 
 
 def test_a_recipe_that_could_not_be_trained_again_is_left_alone():
-    every = whole(60.0, 78.0, 80.0, 79.0, 50.0, 40.0)
+    every = whole(*RIVALS, 79.5, 76.0)
     best = chosen(every)
     broken = standing(20, state="pruned", granted=0, repeat_of=best)
     assert chosen([*every, broken]) not in {None, best}

@@ -24,6 +24,7 @@ from nbtl_search.reports.page import page
 from nbtl_search.reports.prose import verdict_sentences
 from nbtl_search.reports.tables import all_tables
 from nbtl_search.spec import DataSettings
+from nbtl_search.study.audit import Audit
 from tests.plausible_study import make_spec
 from tests.plausible_verdict import make_verdict
 
@@ -46,9 +47,21 @@ def totals(trials):
     )
 
 
+NOTHING = Audit(n_stopped=0, n_best=0, epochs_trained=0, epochs_saved=0)
+
+
 @pytest.fixture
 def make_content(make_curve):
-    def make(trials, *, verdict=None, spec=None, paper=(), devices=(), diagnosis=None):
+    def make(
+        trials,
+        *,
+        verdict=None,
+        spec=None,
+        paper=(),
+        devices=(),
+        diagnosis=None,
+        audits=(NOTHING, NOTHING),
+    ):
         spec = spec or make_spec()
         searched = space.build(spec.search, n_blocks=22)
         return Content(
@@ -61,6 +74,7 @@ def make_content(make_curve):
             recommendation=recommend(trials, n_images=400),
             curves={t.number: make_curve(20.0, t.value or 30.0) for t in trials},
             verdict=verdict,
+            audits=audits,
             diagnosis=diagnosis,
             importances=importances(trials, searched),
             provenance=Provenance(
@@ -219,6 +233,21 @@ class TestVerdict:
         found, sure = verdict_sentences(make_content(four_trials, verdict=verdict))
         assert "paper-best" in found
         assert "under way" in sure
+
+
+class TestAudit:
+    def test_what_early_stopping_threw_away_is_told(self, make_content, four_trials):
+        ours = Audit(n_stopped=4, n_best=1, epochs_trained=60, epochs_saved=40)
+        content = make_content(four_trials, audits=(ours, dataclasses.replace(ours, n_stopped=20)))
+        text = page(content)
+        assert "drawn by lot" in text
+        assert "25.00 (0.63 to 80.59)" in text, "Clopper and Pearson, from printed tables"
+        assert "5.00 (0.13 to 24.87)" in text
+        (row, _) = next(one for one in all_tables(content) if one.name == "audit").rows
+        assert (row["epochs_saved"], row["share_saved"]) == (40, 40.0)
+
+    def test_without_any_there_is_no_table(self, make_content, four_trials):
+        assert "drawn by lot" not in page(make_content(four_trials))
 
 
 class TestPage:
