@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbtl_search.api import (
+        ablate,
+        ablation,
         best,
         cancel,
         create,
@@ -44,6 +46,8 @@ __all__ = [
     "Recipe",
     "StudySpec",
     "Workspace",
+    "ablate",
+    "ablation",
     "best",
     "cancel",
     "create",

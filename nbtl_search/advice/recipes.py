@@ -13,9 +13,9 @@ from itertools import chain, zip_longest
 from typing import Final
 
 from nbtl_search.advice.regime import WARNING, conclude
-from nbtl_search.advice.warm_start import EarlierStudy, effective, ranked
+from nbtl_search.advice.warm_start import EarlierStudy, ranked
 from nbtl_search.errors import SpecError
-from nbtl_search.space import CONDITIONS, Space, idle, known_dials, outside
+from nbtl_search.space import CONDITIONS, Space, effective, idle, known_dials, outside
 from nbtl_search.space.regimes import effective_rate
 from nbtl_search.spec import Advised, Diagnosis, Dials, KnownRecipe, Prior, Regime, SettingValue
 

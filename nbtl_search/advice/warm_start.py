@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Final
 
 from nbtl_search.errors import SpecError
-from nbtl_search.space import idle
+from nbtl_search.space import effective
 from nbtl_search.spec import Diagnosis, Dials, KnownRecipe, SettingValue
 
 DELTA_UNIT: Final = 30.0
@@ -102,16 +102,6 @@ def ranked(
         names.add(recipe.name)
         recipes.append(recipe)
     return tuple(recipes)
-
-
-def effective(dials: Dials) -> Dials:
-    """Return the dials with those that have no effect at their defaults.
-
-    The low rate's ratio has none without low blocks, for example, nor has alpha without L2-SP
-    blocks, nor a block count without blocks that learn (`space.idle`).
-    """
-    usual = dict(Dials())
-    return Dials.parse({**dict(dials), **{name: usual[name] for name in idle(dials)}})
 
 
 def _read(recipe: KnownRecipe) -> Dials | None:

@@ -21,6 +21,8 @@ from nbtl_search.api.machine import (
     tell_test,
 )
 from nbtl_search.api.results import (
+    ablate,
+    ablation,
     export,
     finalize,
     predict,
@@ -50,6 +52,8 @@ from nbtl_search.api.search import (
 from nbtl_search.workspace.workspace import default_home
 
 __all__ = [
+    "ablate",
+    "ablation",
     "backup",
     "best",
     "best_slots",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nbtl_search.exports.export import Export
     from nbtl_search.reports.reproduction import Reproduction
     from nbtl_search.spec import Epoch, Progress, Recipe
+    from nbtl_search.spec.ablation import Ablation
     from nbtl_search.spec.verdict import Verdict
     from nbtl_search.workspace.models import Predictions, Which
     from nbtl_search.workspace.results import Format, Tick
@@ -55,7 +56,7 @@ def finalize(
         on_tick: called about once a second with the stage that is being trained.
 
     Raises:
-        SpecError: the search is not over, or was finalised otherwise.
+        SpecError: the search is not over, was finalised otherwise, or its ablation is at work.
         DataError: there are no test images.
         StudyNotFoundError: no such study, or no trial of it ran to its end.
     """
@@ -71,6 +72,64 @@ def finalize(
         options=options,
         on_tick=on_tick,
     )
+
+
+def ablate(
+    name: str,
+    *,
+    trial: int | None = None,
+    seeds: int | None = None,
+    output: Path | None = None,
+    workers: int | None = None,
+    gpus: Sequence[str] | None = None,
+    home: Path | None = None,
+    storage: str | None = None,
+    options: Sequence[str] = (),
+    on_tick: Tick | None = None,
+) -> Ablation:
+    """Find out what each group of a recipe's hyperparameters is worth, over new seeds.
+
+    The recipe, the same without one group at a time, and the default are trained with the same
+    seeds and judged on validation; the test images are not opened. One that was interrupted goes
+    on; one that has ended is only looked at, unless another recipe or more seeds are asked for.
+
+    Args:
+        name: of the study, whose search is over or stopped.
+        trial: whose recipe it is; by default the recommended one.
+        seeds: runs of each variant at most; 4. All have 2, then those that cannot be told yet.
+        output: file for the picture, .svg or .png, or for its numbers, .csv; None for none.
+        workers: on this machine, as in `launch`; 0 for none: other machines' workers do it.
+        gpus: as in `launch`.
+        home: of the workspace; by default the user's data folder.
+        storage: URL of the workspace's database; by default the embedded one.
+        options: further options of `nbtl-search worker`.
+        on_tick: called about once a second with the stage that is being trained.
+
+    Raises:
+        SpecError: the search is not over, final runs are at work, the recipe is the default, or
+            an ablation of another recipe has not ended.
+        StudyNotFoundError: no such study, or no trial of it ran to its end.
+        NbtlError: the file cannot be written.
+    """
+    return Workspace(home, storage).results.ablate(
+        name,
+        trial=trial,
+        seeds=seeds,
+        output=output,
+        workers=workers,
+        gpus=gpus,
+        options=options,
+        on_tick=on_tick,
+    )
+
+
+def ablation(name: str, *, home: Path | None = None, storage: str | None = None) -> Ablation | None:
+    """Return where the latest ablation of a study stands; None if there is none.
+
+    Raises:
+        StudyNotFoundError: no such study.
+    """
+    return Workspace(home, storage).results.ablation(name)
 
 
 def verdict(name: str, *, home: Path | None = None, storage: str | None = None) -> Verdict | None:

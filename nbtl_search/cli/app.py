@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "best": ("search", "Print the best recipe as TOML, for `train`."),
     "dashboard": ("search", "Show all studies in a browser."),
     "finalize": ("results", "Confirm the best recipes over several seeds; read the test set once."),
+    "ablate": ("results", "Find out which hyperparameters of the best recipe are needed."),
     "report": ("results", "Write what a study found as one HTML page."),
     "export": ("results", "Write the final model for timm, or as ONNX."),
     "predict": ("predictions", "Classify images with an exported model."),

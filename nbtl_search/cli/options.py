@@ -44,7 +44,7 @@ def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def launch_options(command: F) -> F:
-    """Add what `launch` and `finalize` share: how workers run on this machine."""
+    """Add what `launch`, `finalize` and `ablate` share: how workers run on this machine."""
     for option in (
         click.option("--quiet", is_flag=True, help="No progress bar."),
         click.option(
@@ -61,7 +61,7 @@ def launch_options(command: F) -> F:
 
 
 def worker_options(beat_s: float | None) -> list[str]:
-    """Return the options of `worker` that `launch` and `finalize` pass on."""
+    """Return the options of `worker` that `launch`, `finalize` and `ablate` pass on."""
     return [] if beat_s is None else ["--beat-s", str(beat_s)]
 
 

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 DECODING: Final = "decoding images"
 _PATIENCE_S: Final = 2.0
-_STAGES = {"confirm": "runs on validation", "test": "runs on test"}
+_STAGES = {
+    "confirm": "runs on validation",
+    "test": "runs on test",
+    "ablation": "runs of the ablation",
+}
 
 
 def echo_json(value: Any) -> None:

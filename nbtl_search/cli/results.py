@@ -104,6 +104,71 @@ def finalize_command(
         console().print(render(verdict, name=study))
 
 
+@click.command("ablate")
+@click.argument("study")
+@click.option("--trial", type=int, help="Whose recipe it is; by default the recommended one.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=2, max=100),
+    help="Runs of each variant at most; by default 4. All have 2, then those in doubt more.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for the picture, .svg or .png, or for its numbers, .csv.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="By default one per GPU or core; 0 leaves it to workers on other machines.",
+)
+@launch_options
+@storage_option
+@json_option
+def ablate_command(
+    *,
+    workspace: Workspace,
+    study: str,
+    trial: int | None,
+    seeds: int | None,
+    output: Path | None,
+    workers: int | None,
+    gpus: list[str] | None,
+    beat_s: float | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Find out what each group of hyperparameters in the best recipe of STUDY is worth.
+
+    The recipe, the same without one group at a time, and the default run with the same new seeds,
+    judged on validation. The runs may be killed, and go on with the same command.
+
+    \b
+    nbtl-search ablate dtd
+    nbtl-search ablate dtd --trial 17 --seeds 6 -o ablation.svg
+    """
+    from nbtl_search.reports.terminal.ablation import render
+
+    with search_progress(quiet=quiet) as tick:
+        found = workspace.results.ablate(
+            study,
+            trial=trial,
+            seeds=seeds,
+            output=output,
+            workers=workers,
+            gpus=gpus,
+            options=worker_options(beat_s),
+            on_tick=tick,
+        )
+    if as_json:
+        echo_json(found.model_dump())
+        return
+    console().print(render(found, name=study))
+    if output is not None:
+        click.echo(f"picture: {output}")
+
+
 _FORMATS = ("html", "md", "csv", "json")
 
 

@@ -33,9 +33,9 @@ from nbtl_search.errors import UPGRADE_COMMAND, SchemaError
 from nbtl_search.ledger import locks
 from nbtl_search.spec import Recipe
 
-VERSION: Final = 7
+VERSION: Final = 8
 """2: diagnoses; 3: lost attempts, jobs, notifications; 4: recipes and plans as JSONB; 5: averages
-of weights; 6: granted epochs; 7: repeats and audits."""
+of weights; 6: granted epochs; 7: repeats and audits; 8: ablations."""
 
 # What a version changes in tables that exist; tables that are missing are made afterwards, as they
 # are now. A step must do with whatever an older version may lack: hence IF EXISTS. A column may be
@@ -242,12 +242,26 @@ final = Table(
     ),
 )
 
+# An ablation of a study's recipe: a study of its own, whose trials are its runs.
+ablation = Table(
+    "nbtl_ablation",
+    metadata,
+    Column("parent_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("plan", JSONB, nullable=False),
+    Column(
+        "study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False, unique=True
+    ),
+    _time("created_at", now=True),
+)
+
 # What the slots of such a study train; the ledger's trial has the same slot.
 final_run = Table(
     "nbtl_final_run",
     metadata,
     Column("study_id", ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
     Column("slot", Integer, primary_key=True),
+    # A trial of the search; of an ablation, a variant of its plan.
     Column("candidate", Integer, nullable=False),
     # The trials of an average of weights, the candidate first; null for a run that trains.
     Column("averaged", JSONB(none_as_null=True)),

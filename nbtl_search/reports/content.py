@@ -25,8 +25,9 @@ from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.reports.importance import Importances, importances
 from nbtl_search.space import Space
 from nbtl_search.spec import Diagnosis, Epoch, Facts, StudySpec
+from nbtl_search.spec.ablation import Ablation
 from nbtl_search.spec.verdict import Verdict
-from nbtl_search.study import diagnoses, store
+from nbtl_search.study import ablations, diagnoses, store
 from nbtl_search.study.audit import Audit, audit, pooled
 from nbtl_search.study.store import Study
 
@@ -91,6 +92,8 @@ class Content:
     paper: tuple[PaperRow, ...]
     """The rows of the paper's tables 2-6 for this dataset; none where it has no such dataset."""
     made_at: datetime
+    ablation: Ablation | None = None
+    """The latest; None where there is none."""
 
     @property
     def best(self) -> TrialRecord | None:
@@ -133,6 +136,7 @@ def gather(study: Study, verdict: Verdict | None) -> Content:
         provenance=provenance(study),
         paper=paper_rows(dataset) if dataset in KEYS else (),
         made_at=datetime.now(UTC),
+        ablation=ablations.ablation_of(study),
     )
 
 

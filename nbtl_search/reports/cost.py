@@ -8,6 +8,7 @@ from typing import Final
 from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.ledger.records import Totals, TrialRecord
 from nbtl_search.spec import Budget
+from nbtl_search.spec.ablation import Ablation
 from nbtl_search.spec.verdict import Verdict
 
 _AT_REST: Final = (*TERMINAL, "paused")
@@ -29,9 +30,11 @@ class Part:
     n_retried: int
 
 
-def spending(trials: Sequence[TrialRecord], verdict: Verdict | None) -> tuple[Part, ...]:
+def spending(
+    trials: Sequence[TrialRecord], verdict: Verdict | None, ablation: Ablation | None = None
+) -> tuple[Part, ...]:
     """Return the parts that had any runs, and their sum."""
-    parts = [part for part in _parts(trials, verdict) if part.n_runs]
+    parts = [part for part in _parts(trials, verdict, ablation) if part.n_runs]
     total = Part(
         name="all",
         n_runs=sum(part.n_runs for part in parts),
@@ -42,7 +45,9 @@ def spending(trials: Sequence[TrialRecord], verdict: Verdict | None) -> tuple[Pa
     return (*parts, total)
 
 
-def _parts(trials: Sequence[TrialRecord], verdict: Verdict | None) -> Iterator[Part]:
+def _parts(
+    trials: Sequence[TrialRecord], verdict: Verdict | None, ablation: Ablation | None
+) -> Iterator[Part]:
     for state, name in _STATES.items():
         chosen = [trial for trial in trials if trial.state == state]
         yield _part(name, ((t.n_epochs, t.seconds, t.n_attempts) for t in chosen))
@@ -52,6 +57,8 @@ def _parts(trials: Sequence[TrialRecord], verdict: Verdict | None) -> Iterator[P
         runs = [] if verdict is None else verdict.runs
         chosen_runs = [run for run in runs if run.stage == stage]
         yield _part(name, ((r.n_epochs, r.seconds, r.n_attempts) for r in chosen_runs))
+    ablated = () if ablation is None else ablation.runs
+    yield _part("ablation", ((r.n_epochs, r.seconds, r.n_attempts) for r in ablated))
 
 
 def _part(name: str, runs: Iterable[tuple[int, float, int]]) -> Part:

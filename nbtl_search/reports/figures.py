@@ -9,12 +9,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from nbtl_search.ledger.records import TrialRecord, default_of
-from nbtl_search.reports import paper_figures, traces
+from nbtl_search.reports import ablation, paper_figures, traces
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.importance import NAMES, Importances
 from nbtl_search.reports.traces import AXIS, BLUE, FAINT, GREEN, NEW_LAYERS, ORANGE, TOP1
 from nbtl_search.space import CONDITIONS
 from nbtl_search.spec import Epoch
+from nbtl_search.spec.ablation import Ablation
 
 _FAINT_POINTS: Final = 5000  # above, faint lines answer no pointer: each move would search them all
 _SYMBOLS: Final = {"no L2-SP": "circle", "L2-SP on some": "diamond", "L2-SP on all": "square"}
@@ -239,6 +240,19 @@ def importance_bars(found: Importances) -> go.Figure:
     return figure.update_layout(showlegend=False)
 
 
+def of_ablation(found: Ablation) -> Figure:
+    """Return the figure of an ablation."""
+    return Figure(
+        name="ablation",
+        title="What each group is worth",
+        caption="Points of validation top-1 that the recipe loses without a group of dials, with "
+        "95 % intervals. Green is needed, orange does harm, grey is neither, or cannot be told.",
+        plot=ablation.bars(found),
+        height_px=110 + 30 * (len(found.groups) + 1),
+        has_heading=False,
+    )
+
+
 def figures_of(content: Content) -> tuple[Figure, ...]:
     """Return every figure that has anything to show, in the order of the page."""
     return tuple(figure for figure in _all(content) if figure.plot.data)
@@ -268,6 +282,8 @@ def _all(content: Content) -> Iterator[Figure]:
             plot=importance_bars(content.importances),
             height_px=110 + 30 * len(content.importances.shares),
         )
+    if content.ablation is not None:
+        yield of_ablation(content.ablation)
     panels = dials(trials).update_layout(showlegend=False)
     yield Figure(
         name="dials",

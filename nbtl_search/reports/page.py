@@ -17,6 +17,7 @@ from nbtl_search import escaping
 from nbtl_search.advice import conclude
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports import tables
+from nbtl_search.reports.ablation import sentences
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.figures import Figure, figures_of
 from nbtl_search.reports.prose import mean_std, verdict_sentences
@@ -33,6 +34,7 @@ _TITLES: Final = {
     "history": "The search",
     "curves": "Learning curves",
     "importance": "Which dials mattered",
+    "ablation": "Which of them are needed",
     "non-binary": "Not binary: the paper's figures for this study",
     "cost": "Cost",
     "provenance": "Provenance",
@@ -97,6 +99,7 @@ def _titles(content: Content, figures: Mapping[str, Figure]) -> dict[str, str]:
     missing = {
         "fit": content.diagnosis is None and content.spec.advice is None,
         "curves": "curves" not in figures,
+        "ablation": content.ablation is None,
         "non-binary": not any(name in figures for name in _OF_PAPER),
         "paper": not tables.paper(content, whole=False).rows,
     }
@@ -114,6 +117,7 @@ def _tables(content: Content) -> dict[str, Table]:
         "space": tables.searched(content),
         "best": best,
         "measures": tables.measures(content),
+        "ablation": tables.ablation(content),
         "cost": tables.cost(content),
         "audit": tables.audits(content),
         "paper": tables.paper(content, whole=False),
@@ -131,7 +135,10 @@ def _said(content: Content) -> dict[str, Any]:
     """Return what the template says in words that depend on more than one value."""
     verdict, diagnosis = content.verdict, content.diagnosis
     runs = () if verdict is None else verdict.runs
+    ablation = content.ablation
+    ablated = () if ablation is None else ablation.runs
     seconds = content.totals.seconds_spent + sum(run.seconds for run in runs)
+    seconds += sum(run.seconds for run in ablated)
     return {
         "sentences": verdict_sentences(content),
         "key_numbers": [*_key_numbers(content)],
@@ -143,6 +150,7 @@ def _said(content: Content) -> dict[str, Any]:
         "failures": [trial for trial in content.trials if trial.cause],
         "spent": duration(seconds),
         "seeds": _seeds(content),
+        "ablation_says": () if ablation is None else tuple(sentences(ablation)),
     }
 
 
@@ -206,6 +214,9 @@ def _seeds(content: Content) -> str:
     for stage in ("confirm", "test"):
         seeds = sorted({run.seed for run in runs if run.stage == stage})
         said += f"; final runs, {stage}: {', '.join(map(str, seeds))}" if seeds else ""
+    if content.ablation is not None:
+        seeds = sorted({run.seed for run in content.ablation.runs})
+        said += f"; ablation: {', '.join(map(str, seeds))}"
     return said
 
 

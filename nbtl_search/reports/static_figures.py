@@ -43,7 +43,7 @@ def points(plot: go.Figure) -> str:
     writer.writerow(["trace", "panel", "x", "y", "std", "text"])
     for trace in plot.data:
         x, y, texts = _values(trace.x), _values(trace.y), _texts(trace)
-        spread = list(trace.error_y.array or ()) or [None] * len(x)
+        spread = _spread(trace) or [None] * len(x)
         for row in zip(x, y, spread, texts, strict=True):
             if row[0] is not None:
                 where = _label(plot, trace.xaxis or "x")
@@ -156,13 +156,14 @@ def _bar(axes: "Axes", trace: Any, index: int, n_bars: int) -> None:
     x, y = _values(trace.x), _values(trace.y)
     if trace.orientation == "h":
         names = [_plain(name) for name in y]
-        axes.barh(range(len(names)), x, color=trace.marker.color)
+        color = trace.marker.color
+        axes.barh(range(len(names)), x, xerr=_spread(trace), color=color, capsize=3)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         return
     width = 0.8 / n_bars
     places = [place + (index - (n_bars - 1) / 2) * width for place in range(len(x))]
-    spread = list(trace.error_y.array or ()) or None
+    spread = _spread(trace)
     heights = [math.nan if value is None else value for value in y]
     label = _plain(trace.name or "")
     color = trace.marker.color
@@ -170,6 +171,12 @@ def _bar(axes: "Axes", trace: Any, index: int, n_bars: int) -> None:
     ticks = axes.set_xticks(range(len(x)), [_plain(str(name)) for name in x])
     for tick in ticks:
         tick.label1.set_parse_math(False)
+
+
+def _spread(trace: Any) -> list[Any] | None:
+    """Return the lengths of a trace's whiskers; None where it has none."""
+    is_flat = trace.type == "bar" and trace.orientation == "h"
+    return list((trace.error_x if is_flat else trace.error_y).array or ()) or None
 
 
 def _colour_scale(canvas: "Canvas", axes: "Axes", drawn: Any, bar: Any) -> None:

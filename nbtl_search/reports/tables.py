@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from nbtl_search import space
 from nbtl_search.ledger.records import TrialRecord
+from nbtl_search.reports import ablation as ablations
 from nbtl_search.reports.content import Content
 from nbtl_search.reports.cost import spending
 from nbtl_search.reports.importance import NAMES
@@ -30,6 +31,7 @@ def all_tables(content: Content) -> tuple[Table, ...]:
         searched(content),
         trials(content),
         importance(content),
+        ablation(content),
         cost(content),
         audits(content),
         runs(content),
@@ -111,6 +113,13 @@ def importance(content: Content) -> Table:
     return Table(name="importances", title="Importance of the dials", rows=rows, columns=columns)
 
 
+def ablation(content: Content) -> Table:
+    """Return what each group of the recommended recipe's dials is worth."""
+    if content.ablation is None:
+        return Table(name="ablation", title="Ablation", rows=(), columns=())
+    return ablations.table(content.ablation)
+
+
 def cost(content: Content) -> Table:
     """Return what the search and the final runs have cost."""
     rows: tuple[Row, ...] = tuple(
@@ -121,7 +130,7 @@ def cost(content: Content) -> Table:
             "slot_seconds": round(part.seconds, 1),
             "retried": part.n_retried,
         }
-        for part in spending(content.trials, content.verdict)
+        for part in spending(content.trials, content.verdict, content.ablation)
     )
     columns = (
         text("part", "part"),

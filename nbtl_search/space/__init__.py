@@ -1,6 +1,16 @@
 """The non-binary search space, as data."""
 
-from nbtl_search.space.conditions import CONDITIONS, AllOf, AnyOf, Condition, Is, When, idle
+from nbtl_search.space.conditions import (
+    CONDITIONS,
+    AllOf,
+    AnyOf,
+    Condition,
+    Is,
+    When,
+    effective,
+    idle,
+)
+from nbtl_search.space.groups import GROUPS, Removal, removals
 from nbtl_search.space.named import SPACES, build, build_for
 from nbtl_search.space.points import (
     design,
@@ -28,6 +38,7 @@ from nbtl_search.space.rows import (
 
 __all__ = [
     "CONDITIONS",
+    "GROUPS",
     "MAX_WEIGHT",
     "SPACES",
     "AllOf",
@@ -39,6 +50,7 @@ __all__ = [
     "Int",
     "Is",
     "Limit",
+    "Removal",
     "Space",
     "SpaceRow",
     "Suggests",
@@ -49,11 +61,13 @@ __all__ = [
     "design",
     "dials_of",
     "dials_outside",
+    "effective",
     "idle",
     "impossible",
     "known_dials",
     "outside",
     "params_of",
+    "removals",
     "suggest",
     "suggest_row",
     "value_at",

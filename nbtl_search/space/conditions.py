@@ -164,3 +164,13 @@ def idle(dials: Dials) -> tuple[str, ...]:
             found.append(name)
             values[name] = usual[name]
     return tuple(found)
+
+
+def effective(dials: Dials) -> Dials:
+    """Return the dials with those that have no effect at their defaults.
+
+    The low rate's ratio has none without low blocks, for example, nor has alpha without L2-SP
+    blocks, nor a block count without blocks that learn (`idle`).
+    """
+    usual = dict(Dials())
+    return Dials.parse({**dict(dials), **{name: usual[name] for name in idle(dials)}})

@@ -8,7 +8,7 @@ from nbtl_search.ledger import ledger, locks
 from nbtl_search.ledger.ledger import Spent
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Budget
-from nbtl_search.study import finals
+from nbtl_search.study import finals, stages
 from nbtl_search.study.store import SPEC, Study
 
 
@@ -40,9 +40,7 @@ def extend(
             "an extension needs a limit, got none; give --trials, --epochs, --gpu-h, --deadline"
         )
         raise SpecError(message)
-    if study.stage is not None:
-        message = f"a search is extended, got the final runs {study.name!r}; name its study"
-        raise SpecError(message)
+    stages.check_is_search(study, verb="extended")
 
     def decide(spent: Spent) -> Budget:
         changes: dict[str, Any] = {"n_trials": n_trials, "epochs": epochs, "gpu_h": gpu_h}

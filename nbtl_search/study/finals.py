@@ -18,8 +18,7 @@ In the ledger a finalisation is a row (`nbtl_final`), and its rounds are numbere
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import Field
@@ -35,15 +34,14 @@ from nbtl_search.spec import Recipe, Value
 from nbtl_search.spec.verdict import Candidate
 from nbtl_search.study import averages, judgement, stages
 from nbtl_search.study.judgement import Judgement
-from nbtl_search.study.store import Study, clear_half_made, make_optuna_study
+from nbtl_search.study.stages import PlannedRun
+from nbtl_search.study.store import Study
 
 _SEEDS_OF_A_ROUND: Final = 1000
 """More than two stages of 100 have: no two rounds share a seed."""
 
 _N_FIRST_SEEDS: Final = 2
 """Runs that every candidate of the first stage has, and by which averages are chosen."""
-
-Enter = Callable[[Connection, int], None]
 
 
 class Plan(Value):
@@ -58,20 +56,6 @@ class Plan(Value):
         True,
         description="whether averages of their weights are candidates too",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """A run to be planned."""
-
-    candidate: TrialRecord
-    recipe: Recipe
-    averaged: tuple[TrialRecord, ...] = ()
-
-    @property
-    def name(self) -> str:
-        trials = self.averaged or (self.candidate,)
-        return f"{stages.name_of_candidate(trials)}, seed {self.recipe.train.seed}"
 
 
 def begin(study: Study, changes: Mapping[str, int], *, again: str | None = None) -> Plan:
@@ -204,22 +188,14 @@ def is_done(study: Study, row: Any) -> bool:
 
 
 def _check(study: Study) -> None:
-    if study.stage is not None:
-        message = f"a search is finalised, got the final runs {study.name!r}; name its study"
-        raise SpecError(message)
+    stages.check_is_search(study, verb="finalised")
     if study.facts.n_test == 0:
         message = (
             f"finalising needs test images, and study {study.name!r} has none; make a study with "
             "a test/ folder, or with data.test_fraction above 0"
         )
         raise DataError(message)
-    ledger = Ledger(study.storage.engine, study.id)
-    if ledger.desired() != "stop" and not ledger.is_over():
-        message = (
-            f"a search is over before it is finalised, and study {study.name!r} is not; go on "
-            f"with: nbtl-search launch {study.name}, or end it: nbtl-search stop {study.name}"
-        )
-        raise SpecError(message)
+    stages.check_is_over(study, verb="finalised")
 
 
 def _check_same(study: Study, latest: Any, wanted: Plan, plan: Plan) -> None:
@@ -249,7 +225,7 @@ def _open_confirm(study: Study, plan: Plan, number: int, reason: str, *, lock: C
     def enter(connection: Connection, stage_id: int) -> None:
         connection.execute(insert(schema.final).values(row | {"confirm_id": stage_id}))
 
-    _open(study, stages.stage_name(study, "confirm", number), runs, enter, lock=lock)
+    stages.make(study, stages.stage_name(study, "confirm", number), runs, enter, lock=lock)
 
 
 def _is_to_go_on(study: Study, latest: Any) -> bool:
@@ -262,12 +238,12 @@ def _is_to_go_on(study: Study, latest: Any) -> bool:
 def _go_on(study: Study, latest: Any, *, lock: Connection) -> None:
     runs = _runs_to_add(study, latest)
     if runs:
-        _add(stages.stage_of(study, latest), runs, lock=lock)
+        stages.add(stages.stage_of(study, latest), runs, lock=lock)
     else:
         _open_test(study, latest, lock=lock)
 
 
-def _runs_to_add(study: Study, row: Any) -> list[_Run]:
+def _runs_to_add(study: Study, row: Any) -> list[PlannedRun]:
     """Return the runs that come next in a stage whose runs have all ended."""
     plan = Plan.parse(row.plan)
     rows = stages.runs_of(study, row.confirm_id if row.test_id is None else row.test_id)
@@ -295,16 +271,12 @@ def _averaged(
     trials: Mapping[int, TrialRecord],
     seeds: Sequence[int],
     wanted: Sequence[Sequence[int]],
-) -> list[_Run]:
+) -> list[PlannedRun]:
     """Return averages that are wanted with these seeds and can be made, and are not planned yet."""
     trained = {(run.candidate, run.recipe.train.seed): run for run in rows if not run.averaged}
     planned = {(stages.trials_of(run), run.recipe.train.seed) for run in rows}
     return [
-        _Run(
-            candidate=trials[average[0]],
-            averaged=tuple(trials[number] for number in average),
-            recipe=trained[average[0], seed].recipe,
-        )
+        _run([trials[number] for number in average], trained[average[0], seed].recipe)
         for seed in seeds
         for average in wanted
         if (tuple(average), seed) not in planned
@@ -355,7 +327,7 @@ def _open_test(study: Study, latest: Any, *, lock: Connection) -> None:
             )
         )
 
-    _open(study, stages.stage_name(study, "test", latest.round), runs, enter, lock=lock)
+    stages.make(study, stages.stage_name(study, "test", latest.round), runs, enter, lock=lock)
 
 
 def _seeds(study: Study, number: int, n_before: int, n: int) -> range:
@@ -366,7 +338,7 @@ def _seeds(study: Study, number: int, n_before: int, n: int) -> range:
 
 def _runs(
     study: Study, chosen: Sequence[TrialRecord], seeds: range, *, train_on: str = "train"
-) -> Iterator[_Run]:
+) -> Iterator[PlannedRun]:
     """Yield all candidates with one seed before any with the next, so that they get on alike."""
     recipes = [
         (trial, records.recipe(study.storage.engine, study.id, trial.number)) for trial in chosen
@@ -377,51 +349,14 @@ def _runs(
             seeded = recipe.replace(
                 train=recipe.train.replace(seed=seed), data=recipe.data.replace(train_on=train_on)
             )
-            yield _Run(candidate=trial, recipe=seeded)
+            yield _run([trial], seeded)
 
 
-def _open(study: Study, name: str, runs: Sequence[_Run], enter: Enter, *, lock: Connection) -> None:
-    """Make the study of a stage; it exists from the one transaction that enters it everywhere."""
-    storage = study.storage
-    clear_half_made(storage, name)
-    stage_id = make_optuna_study(storage, name, study.spec)
-    row = {
-        "study_id": stage_id,
-        "name": name,
-        "fingerprint": study.spec.fingerprint(),
-        "n_trials": len(runs),
-    }
-    # Optuna's study has been made outside our transaction. Without the lock by now, another may
-    # have cleared it as half-made, and would make its own; so nothing of ours is written then.
-    locks.make_sure(lock)
-    with storage.engine.begin() as connection:
-        connection.execute(insert(schema.study).values(row))
-        connection.execute(insert(schema.final_run), _rows(stage_id, runs, first_slot=1))
-        enter(connection, stage_id)
-
-
-def _add(stage: Study, runs: Sequence[_Run], *, lock: Connection) -> None:
-    """Add runs to a stage."""
-    study = schema.study
-    _, n_before = stages.counts(stage)
-    locks.make_sure(lock)
-    with stage.storage.engine.begin() as connection:
-        connection.execute(insert(schema.final_run), _rows(stage.id, runs, first_slot=n_before + 1))
-        # With the rows: a slot that is open has its run.
-        connection.execute(
-            update(study).where(study.c.study_id == stage.id).values(n_trials=n_before + len(runs))
-        )
-
-
-def _rows(stage_id: int, runs: Sequence[_Run], *, first_slot: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "study_id": stage_id,
-            "slot": slot,
-            "candidate": run.candidate.number,
-            "averaged": [trial.number for trial in run.averaged] or None,
-            "name": run.name,
-            "recipe": run.recipe,
-        }
-        for slot, run in enumerate(runs, start=first_slot)
-    ]
+def _run(trials: Sequence[TrialRecord], recipe: Recipe) -> PlannedRun:
+    """Return a run of one trial's recipe, or of the average of several trials' weights."""
+    return PlannedRun(
+        candidate=trials[0].number,
+        averaged=tuple(trial.number for trial in trials) if len(trials) > 1 else (),
+        name=f"{stages.name_of_candidate(trials)}, seed {recipe.train.seed}",
+        recipe=recipe,
+    )

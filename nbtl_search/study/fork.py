@@ -15,13 +15,13 @@ from typing import Any, Final
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from nbtl_search import space
-from nbtl_search.advice.warm_start import effective
 from nbtl_search.errors import SpecError
 from nbtl_search.ledger import records
 from nbtl_search.ledger.ledger import INFEASIBLE
 from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.ledger.records import DEFAULT, TrialRecord
 from nbtl_search.postgres.connection import storage_errors
+from nbtl_search.space import effective
 from nbtl_search.space.rows import COUNTS
 from nbtl_search.spec import Dials, Epoch, Fork, KnownRecipe, SettingValue, StudySpec
 from nbtl_search.spec.verdict import Estimate

@@ -1,19 +1,111 @@
-"""Stages of finalisations as the database has them: rounds, planned runs, and how they stand."""
+"""Stages of final runs as the database has them: rounds, planned runs, and how they stand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, insert, select, update
 
-from nbtl_search.ledger import schema
-from nbtl_search.ledger.ledger import TERMINAL
+from nbtl_search.errors import SpecError
+from nbtl_search.ledger import locks, schema
+from nbtl_search.ledger.ledger import TERMINAL, Ledger
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
+from nbtl_search.spec import Recipe
 from nbtl_search.spec.verdict import Candidate
 from nbtl_search.study import store
 from nbtl_search.study.averages import start_of
 from nbtl_search.study.store import FINAL_MARK, Study
+
+Enter = Callable[[Connection, int], None]
+"""Enters a stage's id where else it must stand, in the transaction that makes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """What a slot of a stage trains."""
+
+    candidate: int
+    """A trial of the search; in an ablation, a recipe of its plan."""
+    averaged: tuple[int, ...] = ()
+    """The trials whose weights it averages; () if it trains."""
+    name: str
+    recipe: Recipe
+
+
+def check_is_search(study: Study, *, verb: str) -> None:
+    """Refuse final runs.
+
+    Raises:
+        SpecError: the study is no search.
+    """
+    if study.stage is not None:
+        message = f"a search is {verb}, got the final runs {study.name!r}; name its study"
+        raise SpecError(message)
+
+
+def check_is_over(study: Study, *, verb: str) -> None:
+    """Refuse a search that goes on.
+
+    Raises:
+        SpecError: it is neither over nor told to stop.
+    """
+    ledger = Ledger(study.storage.engine, study.id)
+    if ledger.desired() != "stop" and not ledger.is_over():
+        message = (
+            f"a search is over before it is {verb}, and study {study.name!r} is not; go on "
+            f"with: nbtl-search launch {study.name}, or end it: nbtl-search stop {study.name}"
+        )
+        raise SpecError(message)
+
+
+def make(
+    study: Study, name: str, runs: Sequence[PlannedRun], enter: Enter, *, lock: Connection
+) -> None:
+    """Make the study of a stage; it exists from the one transaction that enters it everywhere."""
+    storage = study.storage
+    store.clear_half_made(storage, name)
+    stage_id = store.make_optuna_study(storage, name, study.spec)
+    row = {
+        "study_id": stage_id,
+        "name": name,
+        "fingerprint": study.spec.fingerprint(),
+        "n_trials": len(runs),
+    }
+    # Optuna's study has been made outside our transaction. Without the lock by now, another may
+    # have cleared it as half-made, and would make its own; so nothing of ours is written then.
+    locks.make_sure(lock)
+    with storage.engine.begin() as connection:
+        connection.execute(insert(schema.study).values(row))
+        connection.execute(insert(schema.final_run), _rows(stage_id, runs, first_slot=1))
+        enter(connection, stage_id)
+
+
+def add(stage: Study, runs: Sequence[PlannedRun], *, lock: Connection) -> None:
+    """Add runs to a stage."""
+    study = schema.study
+    _, n_before = counts(stage)
+    locks.make_sure(lock)
+    with stage.storage.engine.begin() as connection:
+        connection.execute(insert(schema.final_run), _rows(stage.id, runs, first_slot=n_before + 1))
+        # With the rows: a slot that is open has its run.
+        connection.execute(
+            update(study).where(study.c.study_id == stage.id).values(n_trials=n_before + len(runs))
+        )
+
+
+def _rows(stage_id: int, runs: Sequence[PlannedRun], *, first_slot: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "study_id": stage_id,
+            "slot": slot,
+            "candidate": run.candidate,
+            "averaged": list(run.averaged) or None,
+            "name": run.name,
+            "recipe": run.recipe,
+        }
+        for slot, run in enumerate(runs, start=first_slot)
+    ]
 
 
 def latest_round(study: Study) -> Any:
@@ -145,6 +237,8 @@ def task_of(stage: Study, number: int) -> FinalTask:
         members = tuple(numbers[trial] for trial in mine.averaged)
         # Averages of the first stage are made of its runs, never of one another.
         return FinalTask(members=members, is_kept=stage.stage == "test")
+    if stage.stage == "ablation":
+        return FinalTask()
     start = start_of(mine.recipe.dials)
     n_alike = sum(start_of(run.recipe.dials) == start for run in same_seed)
     return FinalTask(is_kept=stage.stage == "test" or (n_alike > 1 and _averages(stage)))

@@ -11,19 +11,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, case, exists, func, null, select, text
 from sqlalchemy import delete as delete_from
 
 from nbtl_search import space
-from nbtl_search.advice.warm_start import effective
 from nbtl_search.errors import SpecError, StorageError, StudyExistsError, StudyNotFoundError
 from nbtl_search.ledger import ledger, locks, schema
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.promotion import Ladder, ladder_of
 from nbtl_search.ledger.records import DEFAULT
 from nbtl_search.postgres.connection import storage_errors
+from nbtl_search.space import effective
 from nbtl_search.spec import (
     Advised,
     Dials,
@@ -33,7 +33,6 @@ from nbtl_search.spec import (
     SearchSettings,
     StudySpec,
 )
-from nbtl_search.spec.verdict import FinalStage
 from nbtl_search.study.note import write_note
 
 if TYPE_CHECKING:
@@ -59,6 +58,9 @@ SOURCE: Final = "nbtl:source"
 """The attribute of a trial that another study trained, and says which; our ledger has no such."""
 _DELETIONS: Final = 5
 
+Stage = Literal["confirm", "test", "ablation"]
+"""What final runs are for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -72,7 +74,7 @@ class Study:
     uid: str
     spec: StudySpec
     storage: Storage
-    stage: FinalStage | None = None
+    stage: Stage | None = None
 
     @cached_property
     def optuna(self) -> "OptunaStudy":
@@ -371,6 +373,7 @@ def _stage() -> ColumnElement[str | None]:
     return case(
         (exists().where(final.confirm_id == study_id), "confirm"),
         (exists().where(final.test_id == study_id), "test"),
+        (exists().where(schema.ablation.c.study_id == study_id), "ablation"),
         else_=null(),
     )
 

@@ -251,7 +251,8 @@ class Attempt:
         """End a trial that ran to its end; what its value is depends on the stage.
 
         The search takes the best epoch. The first stage of a finalisation takes the last, which
-        is what the second will have: there no validation images are left to choose one by.
+        is what the second will have: there no validation images are left to choose one by. So
+        does an ablation: the best of many epochs is a little lucky.
         """
         result = report.result
         match self._context.study.stage:
@@ -259,7 +260,7 @@ class Attempt:
                 self._finish("complete")
             case "confirm" if self._members:
                 self._end(TrialOutcome(state="complete", value=report.val_top1))
-            case "confirm":
+            case "confirm" | "ablation":
                 self._end(_outcome("complete", self._history[-1:]))
             case "test":
                 assert result is not None, "the trainer was told where to leave it"  # noqa: S101

@@ -4,8 +4,8 @@ The arguments of the methods are explained at the functions of `nbtl_search.api`
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -17,8 +17,9 @@ from nbtl_search.ledger.ledger import Ledger
 from nbtl_search.paper.tables import paper_study
 from nbtl_search.reports.reproduction import Reproduction, reproduction_of
 from nbtl_search.spec import Progress, StudySpec
+from nbtl_search.spec.ablation import Ablation
 from nbtl_search.spec.verdict import Verdict
-from nbtl_search.study import finals, store
+from nbtl_search.study import ablations, finals, store, work
 from nbtl_search.study.store import Study
 from nbtl_search.study.verdicts import verdict_of
 from nbtl_search.workspace.drafts import drafted
@@ -34,6 +35,7 @@ OnStep = Callable[[str, int, int], None]
 
 Format = Literal["html", "md", "csv", "json"]
 _STEPS: Final = 3
+_PICTURES: Final = (".svg", ".png", ".csv")
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,11 @@ class Results:
         }
         changes = {key: n for key, n in given.items() if n is not None}
         with self.workspace.open_study(name) as study:
+            work.check_alone(study, "finalize")
             finals.begin(study, changes, again=again)
-            stage = finals.open_stage(study)
-            if stage is not None:
-                # Where it was stopped before, to call again is to go on.
-                Ledger(study.storage.engine, stage.id).want("run")
-        if stage is not None and workers != 0:
-            self.workspace.workers.launch(
-                name,
-                workers=workers,
-                gpus=gpus,
-                options=options,
-                on_tick=None if on_tick is None else lambda study: _tick(study, on_tick),
-            )
+            is_open = _go_on(study, finals.open_stage(study))
+        if is_open:
+            self._launch(name, workers=workers, gpus=gpus, options=options, on_tick=on_tick)
         found = self.verdict(name)
         assert found is not None, "begin() has planned it"  # noqa: S101
         return found
@@ -86,6 +80,38 @@ class Results:
         """Return where the latest finalisation of a study stands; None if there is none."""
         with self.workspace.open_study(name) as study:
             return verdict_of(study)
+
+    def ablate(
+        self,
+        name: str,
+        *,
+        trial: int | None = None,
+        seeds: int | None = None,
+        output: Path | None = None,
+        workers: int | None = None,
+        gpus: Sequence[str] | None = None,
+        options: Sequence[str] = (),
+        on_tick: Tick | None = None,
+    ) -> Ablation:
+        """Find out what each group of a recipe's hyperparameters is worth, over new seeds."""
+        _check_folder_of(output)
+        _check_picture(output)
+        with self.workspace.open_study(name) as study:
+            work.check_alone(study, "ablate")
+            ablations.begin(study, trial=trial, n_seeds=seeds)
+            is_open = _go_on(study, ablations.open_stage(study))
+        if is_open:
+            self._launch(name, workers=workers, gpus=gpus, options=options, on_tick=on_tick)
+        found = self.ablation(name)
+        assert found is not None, "begin() has planned it"  # noqa: S101
+        if output is not None:
+            _draw(found, output)
+        return found
+
+    def ablation(self, name: str) -> Ablation | None:
+        """Return where the latest ablation of a study stands; None if there is none."""
+        with self.workspace.open_study(name) as study:
+            return ablations.ablation_of(study)
 
     def report(
         self,
@@ -139,6 +165,25 @@ class Results:
             trials = records.trials(study.storage.engine, study.id)
             return reproduction_of(study.spec, trials, verdict_of(study), dataset=dataset)
 
+    def _launch(
+        self,
+        name: str,
+        *,
+        workers: int | None,
+        gpus: Sequence[str] | None,
+        options: Sequence[str],
+        on_tick: Tick | None,
+    ) -> None:
+        """Run workers here until what is open has ended; none where other machines have them."""
+        if workers != 0:
+            self.workspace.workers.launch(
+                name,
+                workers=workers,
+                gpus=gpus,
+                options=options,
+                on_tick=None if on_tick is None else lambda study: _tick(study, on_tick),
+            )
+
     def _exists(self, name: str) -> bool:
         with self.workspace.open_database_of_any_version() as database:
             return name in {summary.name for summary in store.names(database)}
@@ -170,9 +215,17 @@ def draft_reproduction(
 
 def _tick(study: Study, on_tick: Tick) -> None:
     with suppress(StorageLostError):  # workers wait for it, and so do we
-        stage = finals.open_stage(study)
+        stage = work.open_stage(study)
         if stage is not None:
             on_tick(stage)
+
+
+def _go_on(study: Study, stage: Study | None) -> bool:
+    """Let a stage run that is open, and tell whether one is."""
+    if stage is not None:
+        # Where it was stopped before, to call again is to go on.
+        Ledger(study.storage.engine, stage.id).want("run")
+    return stage is not None
 
 
 def _gathered(study: Study) -> "Content":
@@ -201,18 +254,40 @@ def _write(content: "Content", text: str, output: Path | None, figures: Path | N
     from nbtl_search.reports.figures import figures_of
     from nbtl_search.reports.static_figures import files_of
 
-    try:
+    with _writing("the report"):
         if figures is not None:
             figures.mkdir(exist_ok=True)
             for name, data in files_of(figures_of(content)):
                 write_durably(figures / name, data)
         if output is not None:
             write_durably(output, text.encode())
+
+
+@contextmanager
+def _writing(what: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        message = (
-            f"the report must go to a file that can be written, got {error}; name another file"
-        )
+        message = f"{what} must go to a file that can be written, got {error}; name another file"
         raise NbtlError(message) from error
+
+
+def _draw(found: Ablation, output: Path) -> None:
+    from nbtl_search.reports.figures import of_ablation
+    from nbtl_search.reports.static_figures import files_of
+
+    contents = {Path(name).suffix: data for name, data in files_of([of_ablation(found)])}
+    with _writing("the picture"):
+        write_durably(output, contents[output.suffix.lower()])
+
+
+def _check_picture(path: Path | None) -> None:
+    if path is not None and path.suffix.lower() not in _PICTURES:
+        message = (
+            f"a picture is a file that ends in {', '.join(_PICTURES)} (its numbers), got "
+            f"{str(path)!r}; name another file"
+        )
+        raise NbtlError(message)
 
 
 def _check_folder_of(path: Path | None) -> None:

@@ -23,7 +23,7 @@ from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.reports.terminal.status import Queue, StatusReport, status_of
 from nbtl_search.spec import Advised, Budget, Diagnosis, Fork, Progress, Recipe, StudySpec
 from nbtl_search.spec.verdict import Estimate
-from nbtl_search.study import diagnoses, extension, finals, store, warm_start
+from nbtl_search.study import diagnoses, extension, store, warm_start, work
 from nbtl_search.study.store import Evidence, Study, StudySummary
 from nbtl_search.workspace.drafts import draft, forked, with_starts, with_threads
 from nbtl_search.workspace.workspace import Workspace
@@ -178,9 +178,9 @@ class Studies:
             return store.names(database)
 
     def steer(self, name: str, wish: Wish) -> None:
-        """Pause, resume or stop a study, or the final runs that it is at."""
+        """Pause, resume or stop a study, or the final runs or ablation that it is at."""
         with self.workspace.open_study(name) as study:
-            at_work = finals.open_stage(study) or study
+            at_work = work.open_stage(study) or study
             Ledger(study.storage.engine, at_work.id).want(_DESIRED[wish])
 
     def extend(

@@ -21,7 +21,7 @@ from nbtl_search.ledger.ledger import Ledger, record_job
 from nbtl_search.postgres import server
 from nbtl_search.postgres.connection import wait_for
 from nbtl_search.restart_policy import DATABASE_PATIENCE_S
-from nbtl_search.study import finals
+from nbtl_search.study import work
 from nbtl_search.study.store import Study
 from nbtl_search.worker.metrics import MetricsServer
 from nbtl_search.worker.settings import Timing, WorkerSettings
@@ -134,7 +134,7 @@ class Workers:
         keep_best: int = 0,
         metrics_port: int | None = None,
     ) -> None:
-        """Be one worker: train trials and final runs until all are over, or SIGTERM."""
+        """Be one worker: train trials and other runs until all are over, or SIGTERM."""
         settings = WorkerSettings(
             home=self.workspace.home,
             cache=cache,
@@ -218,11 +218,11 @@ def _serve_metrics(supervisor: Supervisor, settings: WorkerSettings, stack: Exit
 
 
 def _stage(study: Study) -> Study | None:
-    """Return what has work left: the search, else its final runs where they are wanted."""
+    """Return what has work left: the search, else final runs or an ablation that is wanted."""
     ledger = Ledger(study.storage.engine, study.id)
     if ledger.desired() != "stop" and not ledger.is_over():
         return study
-    return finals.next_stage(study)
+    return work.next_stage(study)
 
 
 def _later() -> float:

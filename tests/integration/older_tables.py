@@ -8,6 +8,7 @@ from nbtl_search.ledger import schema
 from nbtl_search.study.finals import Plan
 
 _BACK = {
+    8: ("DROP TABLE nbtl_ablation",),
     7: (
         "ALTER TABLE nbtl_trial DROP COLUMN repeat_of",
         "ALTER TABLE nbtl_trial DROP COLUMN audited",

@@ -28,7 +28,7 @@ from nbtl_search.reports.table import (
     text,
 )
 from nbtl_search.spec.verdict import Estimate, Interval
-from nbtl_search.study import stages
+from nbtl_search.study import ablations, stages
 from nbtl_search.study.store import Study, StudySummary
 
 MAX_TRIALS: Final = 30
@@ -83,7 +83,7 @@ class Default(Worth):
 
 
 class FinalRuns(TypedDict):
-    """How far the latest finalisation is."""
+    """How far the latest finalisation or ablation is."""
 
     stage: str
     n_done: int
@@ -128,6 +128,8 @@ class StatusReport:
     workers: tuple[WorkerRecord, ...]
     final: FinalRuns | None
     """None where the study was never finalised."""
+    ablation: FinalRuns | None = None
+    """None where no recipe of the study was ablated."""
     queue: Queue | None = None
     """None where no job of a cluster was submitted for it."""
 
@@ -169,6 +171,7 @@ def status_of(study: Study, trials: Sequence[TrialRecord] | None = None) -> Stat
         ),
         workers=tuple(workers),
         final=_final(study),
+        ablation=_ablation(study),
     )
 
 
@@ -280,13 +283,25 @@ def _final(study: Study) -> FinalRuns | None:
     return {"stage": stage.stage or "", "n_done": n_done, "n_runs": n_runs}
 
 
+def _ablation(study: Study) -> FinalRuns | None:
+    row = ablations.latest_round(study)
+    if row is None:
+        return None
+    n_done, n_runs = stages.counts(ablations.stage_of(study, row))
+    return {"stage": "ablation", "n_done": n_done, "n_runs": n_runs}
+
+
 def _finalised(report: StatusReport) -> list[RenderableType]:
-    """Return the line about the final runs, where there are any."""
-    final = report.final
-    if final is None:
-        return []
-    told = f"final    stage {final['stage']!r}: {final['n_done']} of {final['n_runs']} runs ended"
-    return [Text(f"{told}; nbtl-search finalize {escaping.terminal(report.study)}")]
+    """Return a line about the final runs and one about the ablation, where there are any."""
+    lines = []
+    for found, told, verb in (
+        (report.final, "final    stage '{stage}'", "finalize"),
+        (report.ablation, "ablation", "ablate"),
+    ):
+        if found is not None:
+            ended = f"{told.format(**found)}: {found['n_done']} of {found['n_runs']} runs ended"
+            lines.append(f"{ended}; nbtl-search {verb} {escaping.terminal(report.study)}")
+    return list(map(Text, lines))
 
 
 def worth_a_look(trials: Sequence[TrialRecord], *, default: int | None) -> list[TrialRecord]:

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 
 from nbtl_search import space
 from nbtl_search.advice import WARNING, EarlierRecipe, EarlierStudy, advise, prior, table7
-from nbtl_search.advice.warm_start import effective
+from nbtl_search.space import effective
 from nbtl_search.spec import Advised, Dials, KnownRecipe, Prior, Row, SearchSettings, StudySpec
 from nbtl_search.spec.study import shipped_study
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from nbtl_search.advice import EarlierRecipe, EarlierStudy, closeness, ranked
-from nbtl_search.advice.warm_start import effective
+from nbtl_search.space import effective
 from nbtl_search.spec import Dials, Measured
 
 

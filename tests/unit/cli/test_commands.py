@@ -36,7 +36,7 @@ def test_each_help_has_an_example_and_explains_each_option(verb):
     "verb",
     [
         "create", "status", "list", "best", "train", "prepare",
-        "finalize", "export", "predict", "reproduce",
+        "finalize", "ablate", "export", "predict", "reproduce",
     ],
 )  # fmt: skip
 def test_scripts_can_ask_for_json(verb):

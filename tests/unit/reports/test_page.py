@@ -25,6 +25,7 @@ from nbtl_search.reports.prose import verdict_sentences
 from nbtl_search.reports.tables import all_tables
 from nbtl_search.spec import DataSettings
 from nbtl_search.study.audit import Audit
+from tests.plausible_ablation import make_ablation
 from tests.plausible_study import make_spec
 from tests.plausible_verdict import make_verdict
 
@@ -317,8 +318,26 @@ class TestPage:
         assert 'id="table-paper"' in page(content)
         assert 'id="table-paper"' not in page(make_content(four_trials))
 
+    def test_an_ablation_has_a_section(self, make_content, four_trials):
+        without = make_content(four_trials)
+        content = dataclasses.replace(without, ablation=make_ablation(name=NASTY))
+        reader = read(page(content))
+        assert "Needed: new layers." in reader.texts
+        assert "+20.00 (+17.00 to +23.00)" in reader.texts
+        assert any(NASTY in text for text in reader.texts)
+        assert ("id", "ablation") in reader.attributes
+        assert ("id", "ablation") not in read(page(without)).attributes
+        assert len(reader.json) == len(read(page(without)).json) + 1
+        assert "; ablation: 2000000" in page(content)
+
 
 class TestFormats:
+    def test_an_ablation_is_a_table_of_every_format(self, make_content, four_trials):
+        content = dataclasses.replace(make_content(four_trials), ablation=make_ablation())
+        assert "| new layers | 2 | 61.00" in formats.markdown(content)
+        assert "ablation,1,gain,20.0" in formats.comma_separated(content)
+        assert json.loads(formats.as_json(content))["tables"]["ablation"][2]["need"] == "harmful"
+
     def test_csv_and_json_hold_the_same_cells(self, finalised):
         plain = json.loads(formats.as_json(finalised))["tables"]
         rows = list(csv.DictReader(io.StringIO(formats.comma_separated(finalised))))

@@ -19,6 +19,8 @@ from nbtl_search.workspace.workers import Workers
 from nbtl_search.workspace.workspace import default_home
 
 STANDS_FOR = {
+    "ablate": Results.ablate,
+    "ablation": Results.ablation,
     "backup": Backups.write,
     "best": Studies.best,
     "best_slots": machine.best_slots,
