@@ -107,7 +107,7 @@ def shape(engine):
     }
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7])
 def test_older_tables_are_upgraded_with_all_that_they_hold(db, finalised, version):
     before, made = content(finalised), shape(db.engine)
     as_version(db.engine, version)
