@@ -8,9 +8,10 @@ Nelder 1989, section 4.5). That of a new study is taken to be `PRIOR_DISPERSION`
 `PRIOR_FREE` degrees of freedom; its own runs take over from there (Smyth 2004, "Linear models and
 empirical Bayes methods", equation for the moderated variance).
 
-`benchmarks/seed_noise.py` has the recorded dispersions: 0.13 to 2.35 in 17 sets of runs; the prior
-that fits them best has 0.7 and 9 degrees of freedom. Ours is more careful, since it must hold for
-networks and images that were not among them.
+`benchmarks/end_game.py noise` has the recorded dispersions: 0.13 to 2.34 in 14 sets of runs; the
+prior that fits them best has 0.58 and 6.5 degrees of freedom. Ours is more careful, since it must
+hold for networks and images that were not among them. By it 95 % intervals held 146 of 154 runs
+that were to be foretold.
 """
 
 import math

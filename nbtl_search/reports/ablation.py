@@ -6,8 +6,8 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from nbtl_search.ledger.ledger import TERMINAL
 from nbtl_search.reports import traces
-from nbtl_search.reports.comparison import ENDED
 from nbtl_search.reports.prose import isolated, mean_std
 from nbtl_search.reports.table import Row, Table, count, interval, remark, spread, text
 from nbtl_search.spec import SettingValue
@@ -88,7 +88,7 @@ def sentences(found: Ablation) -> Iterator[str]:
         f"images over {found.recipe.n} {seeds}, the default {mean_std(found.total.without)} %."
     )
     if not found.is_done:
-        n_ended = sum(run.state in ENDED for run in found.runs)
+        n_ended = sum(run.state in TERMINAL for run in found.runs)
         yield f"{n_ended} of {len(found.runs)} runs planned so far have ended."
     if len(found.groups) == 1:
         yield (

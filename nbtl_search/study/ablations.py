@@ -29,6 +29,7 @@ from nbtl_search.evidence import noise
 from nbtl_search.evidence.noise import SeedNoise
 from nbtl_search.ledger import locks, records, schema
 from nbtl_search.ledger.ledger import TERMINAL, Ledger
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.ledger.records import TrialRecord
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Dials, Recipe, Value
@@ -229,8 +230,9 @@ def _plan(study: Study, trial: int | None, n_seeds: int) -> Plan:
 def _chosen(study: Study, number: int | None) -> tuple[TrialRecord, TrialRecord]:
     """Return the trial whose recipe is looked into, and that of the default."""
     trials = records.trials(study.storage.engine, study.id)
-    default = records.default_of(trials)
-    found = [trial for trial, _ in records.recommended(trials, n_images=study.facts.n_val)]
+    recommendation = recommend(trials, n_images=study.facts.n_val)
+    default = recommendation.default
+    found = [trial for trial, _ in recommendation.ranked]
     firsts = {trial.number: trial.repeat_of for trial in trials if trial.repeat_of is not None}
     wanted = [one for one in found if number is None or one.number == firsts.get(number, number)]
     if default is None or not wanted:
