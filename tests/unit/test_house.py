@@ -76,7 +76,7 @@ class TestSizes:
     def test_modules_are_subjects_not_fragments(self) -> None:
         """Few enough to know them all, and a typical one that is read at one sitting."""
         sizes = [_lines(module) for module in MODULES if module.name != "__init__.py"]
-        assert len(sizes) <= 195
+        assert len(sizes) <= 200
         assert 60 <= statistics.median(sizes) <= 180
 
     def test_no_function_is_above_60_lines(self) -> None:

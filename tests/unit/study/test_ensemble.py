@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from nbtl_search.study.ensemble import ensemble_top1
+from nbtl_search.study.verdicts import ensemble_top1
 
 
 def top1_by_loops(arrays, labels):
