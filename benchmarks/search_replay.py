@@ -6,9 +6,10 @@
 A table has recipes on one dataset, and every epoch of each. A replayed search has 70 % of them,
 drawn anew for each search seed and given to all engines alike; it proposes points, the nearest
 recipe not tried yet takes a point's place, and an epoch gives what it gave when it was recorded.
-`now` is the engine itself: its sampler and design, and `ledger.promotion`, which decides who trains
-next. `before` is the rule that it had until 8e76a62, with the settings of then. The others are
-random search and Optuna's TPE as it comes, with its successive halving and its Hyperband.
+`now` is the engine itself: its sampler and design, and `ledger.promotion` and `ledger.repeats`,
+which decide who trains next, with its audits; `now, no repeats` has neither repeats nor audits.
+`before` is the rule that it had until 8e76a62, with the settings of then. The others are random
+search and Optuna's TPE as it comes, with its successive halving and its Hyperband.
 
 Counted are the epochs until a recipe within half a point of the best one has run to its end, and
 what the recipe that an engine would recommend after so many epochs lacks, as the mean over the
@@ -35,7 +36,9 @@ import optuna
 import recordings
 
 from nbtl_search import space as spaces
+from nbtl_search.evidence.values import values_of
 from nbtl_search.ledger.promotion import NEW, Ladder, Room, Standing, choose, ladder_of
+from nbtl_search.ledger.repeats import worth_repeating
 from nbtl_search.spec import (
     DataSettings,
     Dials,
@@ -45,7 +48,7 @@ from nbtl_search.spec import (
     TrainSettings,
 )
 from nbtl_search.spec.study import Pruning
-from nbtl_search.study.sampling import sampler
+from nbtl_search.study.sampling import is_drawn, sampler
 
 TABLES = ("dtd10", "flowers", "caltech20")
 SHARE = 0.7
@@ -64,6 +67,9 @@ class Task:
     curves: tuple[Curve, ...]
     worth: tuple[float, ...]
     """Of each recipe, the mean over the training seeds of its best epoch."""
+    others: tuple[tuple[float, ...], ...]
+    """Of each recipe, what its runs with the other training seeds gave."""
+    n_images: int
     space: spaces.Space
     n_updates: int
     seed: int
@@ -102,6 +108,12 @@ class Engine:
     def untried(self) -> list[int]:
         """Return the recipes that no trial has had."""
         return [row for row in range(len(self.task.curves)) if row not in self.granted]
+
+    def recommended(self) -> int:
+        """Return the recipe with the best whole trial; without one, with the best of the others."""
+        rows = [row for row, epoch in self.done.items() if epoch == self.task.n_epochs]
+        rows = rows or list(self.done)
+        return max(rows, key=lambda row: self.task.best_until(row, self.done[row]))
 
     def stopped(self) -> Job | None:
         """Return a recipe that was stopped, now that there is no other, to be trained anew."""
@@ -221,47 +233,99 @@ class Ours(Proposing):
 
 
 class Now(Ours):
-    """Trials pause at a rung, and the best are promoted."""
+    """Trials pause at a rung, the best are promoted, some are audited, and recipes run again.
 
-    def __init__(self, task: Task) -> None:
+    A recipe can run again as often as it was recorded with other training seeds.
+    """
+
+    def __init__(self, task: Task, *, is_plain: bool = False) -> None:
         super().__init__(task)
-        self.ladder: Ladder = ladder_of(self.spec, n_updates=task.n_updates)
+        if is_plain:
+            pruning = self.spec.search.pruning.replace(audit=0.0)
+            search = self.spec.search.replace(repeats=0.0, pruning=pruning)
+            self.spec = self.spec.replace(search=search)
+        self.ladder: Ladder = ladder_of(self.spec, n_updates=task.n_updates, n_images=task.n_images)
+        self.repeats: dict[int, int] = {}  # by a number beyond all rows
+        self.audited: set[int] = set()
 
     def take(self) -> Job | None:
         """Do what a worker is granted."""
         # Without another recipe: as if the epochs left were too few for a new trial.
         room = Room(has_slot=True, epochs=None if self.untried() else 1)
-        chosen = choose(self._standings(), room, self.ladder)
+        standings = self._standings()
+        chosen = choose(standings, room, self.ladder)
+        if chosen == NEW:
+            again = worth_repeating(standings, Room(has_slot=True), self.ladder)
+            if again is not None and (job := self._repeat(again.trial_id)) is not None:
+                return job
         row = self.propose() if chosen == NEW else chosen
         if row is None:
             return None
         before = self.granted.get(row, 0)
-        self.granted[row] = self.ladder.stop_after(before)
+        if not before and is_drawn(self.spec, len(self.granted)):
+            self.audited.add(row)
+        self.granted[row] = self.ladder.stop_after(before, protected=row in self.audited)
         return row, before, self.granted[row]
+
+    def _repeat(self, row: int) -> Job | None:
+        n_before = sum(first == row for first in self.repeats.values())
+        if n_before == len(self.task.others[row]):
+            return None
+        number = len(self.task.curves) + len(self.repeats)
+        self.repeats[number] = row
+        self.granted[number] = self.task.n_epochs
+        return number, 0, self.task.n_epochs
 
     def end(self, row: int, epoch: int) -> None:
         """Report the rung or the end."""
         super().end(row, epoch)
+        if row in self.repeats:
+            return
         self.report(row, epoch)
         if epoch == self.task.n_epochs:
             self.tell(row, is_whole=True)
 
+    def recommended(self) -> int:
+        """Return the most valuable recipe."""
+        runs: dict[int, list[float]] = defaultdict(list)
+        for row, epoch in self.done.items():
+            if epoch == self.task.n_epochs:
+                runs[self.repeats.get(row, row)].append(self._value(row))
+        if not runs:
+            return super().recommended()
+        return values_of(runs, n_images=self.task.n_images).ranked(list(runs))[0]
+
+    def _value(self, row: int) -> float:
+        if row not in self.repeats:
+            return self.task.final(row)
+        first = self.repeats[row]
+        n_before = sum(one == first for number, one in self.repeats.items() if number < row)
+        return self.task.others[first][n_before]
+
     def _standings(self) -> list[Standing]:
-        return [
-            Standing(
-                trial_id=row,
-                number=number,
-                state="running" if self.done.get(row, 0) < granted
-                else "complete" if granted == self.task.n_epochs else "paused",
-                protected=False,
-                granted=granted,
-                best_at=tuple(
-                    self.task.best_until(row, rung) if self.done.get(row, 0) >= rung else None
-                    for rung in self.ladder.rungs
-                ),
+        n_epochs = self.task.n_epochs
+        found = []
+        for row, granted in self.granted.items():
+            done = self.done.get(row, 0)
+            is_repeat = row in self.repeats
+            is_whole = done == granted == n_epochs
+            found.append(
+                Standing(
+                    trial_id=row,
+                    number=row,
+                    state="running" if done < granted else "complete" if is_whole else "paused",
+                    protected=is_repeat,
+                    audited=row in self.audited,
+                    granted=granted,
+                    value=self._value(row) if is_whole else None,
+                    repeat_of=self.repeats.get(row),
+                    best_at=tuple(
+                        self.task.best_until(row, rung) if not is_repeat and done >= rung else None
+                        for rung in self.ladder.rungs
+                    ),
+                )
             )
-            for number, (row, granted) in enumerate(self.granted.items())
-        ]  # fmt: skip
+        return found
 
 
 class Before(Ours, Stopping):
@@ -295,6 +359,7 @@ ENGINES = {
         task, optuna.pruners.HyperbandPruner(max_resource=task.n_epochs)
     ),
     "before": Before,
+    "now, no repeats": lambda task: Now(task, is_plain=True),
     "now": Now,
 }
 
@@ -322,7 +387,8 @@ def replayed(engine: Engine, n_workers: int) -> dict[str, Any]:
             if spent > budget and budget not in regrets:
                 regrets[budget] = ceiling - _recommended(engine)
         engine.end(row, until)
-        if found is None and until == task.n_epochs and task.final(row) >= goal:
+        is_new = row < len(task.curves)
+        if found is None and is_new and until == task.n_epochs and task.final(row) >= goal:
             found = spent
     rest = {budget: ceiling - _recommended(engine) for budget in BUDGETS if budget not in regrets}
     return {
@@ -332,13 +398,12 @@ def replayed(engine: Engine, n_workers: int) -> dict[str, Any]:
 
 
 def _recommended(engine: Engine) -> float:
-    """Return what the best whole trial is worth; without one, the best of the others."""
-    task = engine.task
-    rows = [row for row, epoch in engine.done.items() if epoch == task.n_epochs]
-    rows = rows or list(engine.done)
-    if not rows:
-        return statistics.fmean(task.worth)
-    return task.worth[max(rows, key=lambda row: task.best_until(row, engine.done[row]))]
+    """Return what the recommended recipe is worth."""
+    return (
+        engine.task.worth[engine.recommended()]
+        if engine.done
+        else statistics.fmean(engine.task.worth)
+    )
 
 
 def tasks_of(name: str, training_seed: int, search_seed: int) -> Task:
@@ -351,6 +416,11 @@ def tasks_of(name: str, training_seed: int, search_seed: int) -> Task:
         dials=tuple(Dials.parse(row["dials"]) for row in rows),
         curves=tuple(tuple(row["val_top1"][training_seed]) for row in rows),
         worth=tuple(statistics.fmean(max(curve) for curve in row["val_top1"]) for row in rows),
+        others=tuple(
+            tuple(max(curve) for seed, curve in enumerate(row["val_top1"]) if seed != training_seed)
+            for row in rows
+        ),
+        n_images=about["n_val"],
         space=spaces.build(SearchSettings(space="paper"), n_blocks=about["n_blocks"]),
         n_updates=max(1, about["n_train"] // about["batch_size"]),
         seed=search_seed,

@@ -79,8 +79,8 @@ NEW: Final = -1
 """Chosen in place of a paused trial's id: a new trial."""
 
 
-def ladder_of(spec: StudySpec, *, n_updates: int) -> Ladder:
-    """Return the rungs of a study whose epochs have so many updates."""
+def ladder_of(spec: StudySpec, *, n_updates: int, n_images: int = 1) -> Ladder:
+    """Return the rungs of a study whose epochs have so many updates, judged by so many images."""
     n_epochs, pruning = spec.train.epochs, spec.search.pruning
     floor = max(1, pruning.min_epochs, math.ceil(pruning.min_updates / n_updates))
     wanted = {max(floor, math.ceil(fraction * n_epochs)) for fraction in pruning.rungs}
@@ -90,7 +90,7 @@ def ladder_of(spec: StudySpec, *, n_updates: int) -> Ladder:
         n_epochs=n_epochs,
         pruning=pruning,
         repeats=spec.search.repeats,
-        n_images=1 if spec.facts is None else spec.facts.n_val,
+        n_images=n_images,
     )
 
 

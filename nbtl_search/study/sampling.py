@@ -100,11 +100,11 @@ def _ask(study: Study, slot: int, repeat_of: int | None) -> Asked:
         name=trial.user_attrs.get(NAME, ""),
         protected=bool(trial.user_attrs.get(PROTECTED, False)),
         recipe=study.spec.recipe(dials),
-        audited=_is_drawn(study.spec, slot),
+        audited=is_drawn(study.spec, slot),
     )
 
 
-def _is_drawn(spec: StudySpec, slot: int) -> bool:
+def is_drawn(spec: StudySpec, slot: int) -> bool:
     """Tell whether the trial of a slot is audited: by lot, and the same for the same slot."""
     digest = hashlib.sha256(f"audit/{spec.search.seed}/{slot}".encode()).digest()
     return int.from_bytes(digest[:4], "big") < spec.search.pruning.audit * 2**32

@@ -96,7 +96,7 @@ class Study:
     def ladder(self) -> Ladder:
         """Where its trials pause, and what repeats may take; final runs do neither."""
         n_updates = self.spec.train.updates_per_epoch(self.facts.n_train)
-        ladder = ladder_of(self.spec, n_updates=n_updates)
+        ladder = ladder_of(self.spec, n_updates=n_updates, n_images=self.facts.n_val)
         return ladder if self.stage is None else replace(ladder, rungs=(), repeats=0.0)
 
     @property
