@@ -31,6 +31,8 @@ class Ladder:
     pruning: Pruning
     repeats: float = 0.0
     """Share of the epochs that may go to further seeds of recipes."""
+    n_first: int = 0
+    """Recipes that are tried before one runs again: those that wait from the start."""
     n_images: int = 1
     """By which trials are judged."""
 
@@ -82,6 +84,7 @@ NEW: Final = -1
 def ladder_of(spec: StudySpec, *, n_updates: int, n_images: int = 1) -> Ladder:
     """Return the rungs of a study whose epochs have so many updates, judged by so many images."""
     n_epochs, pruning = spec.train.epochs, spec.search.pruning
+    n_advised = 0 if spec.advice is None else len(spec.advice.recipes)
     floor = max(1, pruning.min_epochs, math.ceil(pruning.min_updates / n_updates))
     wanted = {max(floor, math.ceil(fraction * n_epochs)) for fraction in pruning.rungs}
     rungs = tuple(sorted(epoch for epoch in wanted if epoch < n_epochs))
@@ -90,6 +93,7 @@ def ladder_of(spec: StudySpec, *, n_updates: int, n_images: int = 1) -> Ladder:
         n_epochs=n_epochs,
         pruning=pruning,
         repeats=spec.search.repeats,
+        n_first=len(spec.search.known) + max(spec.search.n_startup, n_advised),
         n_images=n_images,
     )
 

@@ -23,6 +23,8 @@ def worth_repeating(standings: Sequence[Standing], room: Room, ladder: Ladder) -
     """Return the first trial of the recipe that is to run once more; None for a new recipe."""
     n_epochs, share = ladder.n_epochs, ladder.repeats
     repeats = [one for one in standings if one.repeat_of is not None]
+    if len(standings) - len(repeats) < ladder.n_first:
+        return None
     spent = n_epochs + sum(one.granted for one in standings)
     if n_epochs + sum(one.granted for one in repeats) > share * spent:
         return None

@@ -108,7 +108,7 @@ def test_the_study_page_shows_our_figures_and_the_verdict(browser, address, stud
         "Learning rate, by number of new layers",
         "Blocks at the low rate",
         "L2-SP against L2",
-        "Best found against default: one run each",
+        "Best found against default: means over seeds",
     }
 
     def drawn(opened):

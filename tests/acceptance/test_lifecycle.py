@@ -142,8 +142,11 @@ def test_weak_trials_pause_for_good_and_the_default_never(program, tiny):
     assert {trial.n_attempts for trial in trials} == {1}, "a promotion is no new attempt"
     printed = json.loads(program.ok("status", "tiny", "--json"))
     assert printed["complete"] + printed["pruned"] == printed["n_trials"] == 14
-    assert printed["best"]["value"] == max(t.value for t in trials if t.state == "complete")
-    assert printed["default"] == {"trial": 0, "value": trials[0].value}
+    best, default = printed["best"], printed["default"]
+    assert {trial.number: trial.state for trial in trials}[best["trial"]] == "complete"
+    assert best["low"] < best["value"] < best["high"]
+    assert (default["trial"], trials[0].name) == (0, "default")
+    assert best["value"] >= default["value"] or best["trial"] == 0
     assert not list((program.home / "checkpoints").rglob("*.ckpt")), "ended trials leave none"
     again = tomllib.loads(program.ok("best", "tiny"))
     assert again["dials"]["lr_high"] == printed["best"]["params"]["lr_high"]
@@ -159,7 +162,7 @@ def test_train_takes_what_best_prints_and_resumes_from_its_checkpoints(program, 
     arguments = ("train", recipe, "--json", "--checkpoints", tmp_path / "run")
     first = json.loads(program.ok(*arguments))
     best = json.loads(program.ok("best", "tiny", "--json"))
-    assert first["best"]["val_top1"] == best["value"]
+    assert first["best"]["val_top1"] == best["search_top1"] == best["value"]["mean"]
     assert json.loads(program.ok(*arguments)) == first
     assert program.run("delete", "tiny").returncode != 0, "it asks, and nobody answered"
     assert [study["name"] for study in json.loads(program.ok("list", "--json"))] == ["tiny"]
@@ -185,8 +188,10 @@ def test_workers_refuse_images_other_than_those_of_the_study(program, tiny, imag
 
 @pytest.mark.timeout(600)
 def test_every_method_is_searched_in_one_study(program, tiny, tmp_path):
-    space = ("--set", "search.space='extended'", "--set", "methods.delta_batches=1")
-    program.ok(*tiny, *space, "--epochs", 2, "--trials", 14, "--set", "search.seed=5")
+    space = ("search.space='extended'", "methods.delta_batches=1")
+    # Every trial is to be another recipe.
+    settings = [part for one in (*space, "search.repeats=0") for part in ("--set", one)]
+    program.ok(*tiny, *settings, "--epochs", 2, "--trials", 14, "--set", "search.seed=5")
     program.ok("launch", "tiny", "--workers", 2, "--quiet", *FAST, timeout_s=500)
     trials, _, recipes = check_invariants(program, "tiny", n_trials=14)
     for trial in trials:

@@ -102,7 +102,7 @@ def make_study(url, *, n_trials, epochs, budget_epochs=None, rungs=(0.34, 0.67),
         data=DataSettings(dataset="textures"),
         train=TrainSettings(epochs=epochs),
         search=SearchSettings(
-            n_startup=3,
+            n_startup=2,
             repeats=0.4,
             pruning=Pruning(
                 min_epochs=1, min_updates=1, rungs=rungs, audit=0.25, min_peers=2, reduction=2

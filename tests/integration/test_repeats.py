@@ -18,7 +18,7 @@ VALUES = [75.0, 80.0, 79.0, 76.0, 60.0, 61.0]
 def searched(spec):
     return spec.replace(
         train=spec.train.replace(epochs=WHOLE, batch_size=2),
-        search=SearchSettings(n_startup=8, pruning=Pruning(rungs=())),
+        search=SearchSettings(n_startup=3, pruning=Pruning(rungs=())),
         budget=Budget(n_trials=12),
     )
 

@@ -82,6 +82,12 @@ def test_only_where_a_whole_run_has_room(room, is_granted):
     assert (chosen(whole(*RIVALS), room=room) is not None) == is_granted
 
 
+def test_not_before_all_that_waits_from_the_start():
+    ladder = replace(LADDER, n_first=5)
+    assert chosen(whole(*RIVALS), ladder=ladder) is None
+    assert chosen(whole(*RIVALS, 74.0), ladder=ladder) == 1
+
+
 def test_without_a_share_there_are_none():
     ladder = Ladder(rungs=(), n_epochs=8, pruning=Pruning(), n_images=100)
     assert chosen(whole(*RIVALS), ladder=ladder) is None
