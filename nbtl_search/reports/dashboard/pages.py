@@ -51,6 +51,10 @@ def trial_note(trial: TrialRecord, *, n_epochs: int) -> str:
         lines[-1] += f"; best {trial.value:.2f} % at epoch {trial.best_epoch}"
     if trial.state == "paused":
         lines[-1] += ": it goes on if it is among the best"
+    if trial.repeat_of is not None:
+        lines[-1] += f"; the recipe of trial {trial.repeat_of} with another seed"
+    if trial.audited:
+        lines[-1] += "; drawn by lot to run to its end, whatever early stopping says"
     if trial.n_attempts > 1:
         lines[-1] += f"; {trial.n_attempts} attempts"
     if trial.cause or trial.message:
