@@ -71,7 +71,7 @@ class Search:
         n_epochs = plain["about"]["epochs"]
         self.ladder = Ladder(
             rungs=(RUNG,), n_epochs=n_epochs, pruning=Pruning(),
-            repeats=share, n_first=N_FIRST, n_images=self.n_images,
+            repeats=share, n_images=self.n_images,
         )  # fmt: skip
         self.standings: list[Standing] = []
         self.recipes: dict[int, int] = {}
@@ -87,7 +87,7 @@ class Search:
         left = n_epochs
         while True:
             n_recipes = sum(one.repeat_of is None for one in self.standings)
-            room = Room(has_slot=n_recipes < len(self.worth), epochs=left)
+            room = Room(has_slot=n_recipes < len(self.worth), epochs=left, n_first=N_FIRST)
             chosen = choose(self.standings, room, self.ladder)
             if chosen is None:
                 return

@@ -255,7 +255,9 @@ class Now(Ours):
         standings = self._standings()
         chosen = choose(standings, room, self.ladder)
         if chosen == NEW:
-            again = worth_repeating(standings, Room(has_slot=True), self.ladder)
+            again = worth_repeating(
+                standings, Room(has_slot=True, n_first=1 + N_STARTUP), self.ladder
+            )
             if again is not None and (job := self._repeat(again.trial_id)) is not None:
                 return job
         row = self.propose() if chosen == NEW else chosen

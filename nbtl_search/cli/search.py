@@ -350,7 +350,10 @@ def cancel_command(*, workspace: Workspace, study: str, trial: int, as_json: boo
         echo_json(asdict(cancelled))
         return
     if cancelled.state == "running":
-        answer = "ends with the next heartbeat of its worker"
+        answer = (
+            "ends with the next heartbeat of its worker; if that is gone, in a minute, when it is "
+            "cancelled again or the study runs"
+        )
     elif cancelled.value is None:
         answer = "is cancelled; it has no result"
     else:

@@ -42,9 +42,11 @@ def room(connection: Connection, study_id: int) -> Room | None:
     """Return what the budget still has; None where it is spent or the study is not to run."""
     study = schema.study
     has_slot = study.c.started < study.c.n_trials
-    query = select(has_slot.label("has_slot"), ledger.epochs_left(study_id).label("epochs"))
-    row = connection.execute(query.where(*ledger.has_budget(study_id))).one_or_none()
-    return None if row is None else Room(has_slot=row.has_slot, epochs=row.epochs)
+    query = select(
+        has_slot.label("has_slot"), ledger.epochs_left(study_id).label("epochs"), study.c.n_first
+    )
+    row = connection.execute(query.where(*ledger.has_budget(study_id))).mappings().one_or_none()
+    return None if row is None else Room(**row)
 
 
 def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> list[Standing]:
@@ -66,6 +68,7 @@ def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> li
             trial.c.granted,
             trial.c.value,
             trial.c.repeat_of,
+            trial.c.cause,
             func.coalesce(func.max(epoch.c.epoch), 0).label("reached"),
             *best_at,
         )
@@ -84,6 +87,7 @@ def standings(connection: Connection, study_id: int, rungs: Sequence[int]) -> li
             granted=row.granted,
             value=row.value,
             repeat_of=row.repeat_of,
+            cause=row.cause,
             best_at=tuple(
                 best if rung <= row.reached else None
                 for rung, best in zip(rungs, row[-len(rungs) :] if rungs else (), strict=True)

@@ -186,12 +186,13 @@ def epochs_spent(study_id: int) -> ColumnElement[int]:
     return granted.scalar_subquery() + repeated.scalar_subquery()
 
 
-def register(engine: Engine, study_id: int, spec: StudySpec) -> None:
-    """Insert the study's row: from here on the study exists."""
+def register(engine: Engine, study_id: int, spec: StudySpec, *, n_first: int) -> None:
+    """Insert the study's row: from here on the study exists; so many recipes wait in it."""
     row = {
         "study_id": study_id,
         "name": spec.name,
         "fingerprint": spec.fingerprint(),
+        "n_first": n_first,
         **_columns_of(spec.budget),
     }
     with storage_errors(), engine.begin() as connection:

@@ -31,8 +31,6 @@ class Ladder:
     pruning: Pruning
     repeats: float = 0.0
     """Share of the epochs that may go to further seeds of recipes."""
-    n_first: int = 0
-    """Recipes that are tried before one runs again: those that wait from the start."""
     n_images: int = 1
     """By which trials are judged."""
 
@@ -61,6 +59,8 @@ class Standing:
     """Of one that has ended."""
     repeat_of: int | None = None
     """The number of the trial whose recipe it trains with another seed."""
+    cause: str | None = None
+    """Why it ended, where that was not for its accuracy: it could not be trained, say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,8 @@ class Room:
     """A new trial may begin."""
     epochs: int | None = None
     """That may still be granted; None without a limit."""
+    n_first: int = 0
+    """Recipes that are tried before one runs again: those that wait from the start."""
 
     def at_most(self, n_epochs: int) -> int:
         """Return so many epochs, or those that are left."""
@@ -84,7 +86,6 @@ NEW: Final = -1
 def ladder_of(spec: StudySpec, *, n_updates: int, n_images: int = 1) -> Ladder:
     """Return the rungs of a study whose epochs have so many updates, judged by so many images."""
     n_epochs, pruning = spec.train.epochs, spec.search.pruning
-    n_advised = 0 if spec.advice is None else len(spec.advice.recipes)
     floor = max(1, pruning.min_epochs, math.ceil(pruning.min_updates / n_updates))
     wanted = {max(floor, math.ceil(fraction * n_epochs)) for fraction in pruning.rungs}
     rungs = tuple(sorted(epoch for epoch in wanted if epoch < n_epochs))
@@ -93,7 +94,6 @@ def ladder_of(spec: StudySpec, *, n_updates: int, n_images: int = 1) -> Ladder:
         n_epochs=n_epochs,
         pruning=pruning,
         repeats=spec.search.repeats,
-        n_first=len(spec.search.known) + max(spec.search.n_startup, n_advised),
         n_images=n_images,
     )
 
@@ -141,7 +141,9 @@ def best_at(index: int, standings: Sequence[Standing], ladder: Ladder) -> list[S
         return []
     # 33 / 1.1 is 30 to whoever wrote 1.1, and just below it in floating point.
     n_promoted = math.floor(len(reached) / ladder.pruning.reduction + 1e-9)
-    return sorted(reached, key=lambda one: (-(one.best_at[index] or 0.0), one.number))[:n_promoted]
+    # What was cancelled, or cannot be trained, takes no place of those that can.
+    able = [one for one in reached if one.cause is None]
+    return sorted(able, key=lambda one: (-(one.best_at[index] or 0.0), one.number))[:n_promoted]
 
 
 def _promotable(standings: Sequence[Standing], ladder: Ladder) -> Standing | None:

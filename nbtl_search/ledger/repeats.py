@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from nbtl_search.evidence.values import values_of
+from nbtl_search.ledger.ledger import INFEASIBLE
 from nbtl_search.ledger.promotion import Ladder, Room, Standing
 
 MIN_RECIPES: Final = 4
@@ -23,7 +24,7 @@ def worth_repeating(standings: Sequence[Standing], room: Room, ladder: Ladder) -
     """Return the first trial of the recipe that is to run once more; None for a new recipe."""
     n_epochs, share = ladder.n_epochs, ladder.repeats
     repeats = [one for one in standings if one.repeat_of is not None]
-    if len(standings) - len(repeats) < ladder.n_first:
+    if len(standings) - len(repeats) < room.n_first:
         return None
     spent = n_epochs + sum(one.granted for one in standings)
     if n_epochs + sum(one.granted for one in repeats) > share * spent:
@@ -31,7 +32,7 @@ def worth_repeating(standings: Sequence[Standing], room: Room, ladder: Ladder) -
     if not room.has_slot or room.at_most(n_epochs) < n_epochs:
         return None
     # A recipe that could not be trained with another seed is not repeated, nor recommended.
-    broken = {one.repeat_of for one in repeats if one.state in {"pruned", "failed"}}
+    broken = {one.repeat_of for one in repeats if one.cause in INFEASIBLE}
     runs: dict[int, list[float]] = {}
     for one in standings:
         recipe = one.number if one.repeat_of is None else one.repeat_of

@@ -80,6 +80,12 @@ _STEPS: Final = {
     7: (
         "ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS repeat_of integer",
         "ALTER TABLE nbtl_trial ADD COLUMN IF NOT EXISTS audited boolean NOT NULL DEFAULT false",
+        # A study that was planned without repeats has none.
+        (
+            "ALTER TABLE nbtl_study ADD COLUMN IF NOT EXISTS n_first integer NOT NULL"
+            " DEFAULT 2147483647"
+        ),
+        "ALTER TABLE nbtl_study ALTER COLUMN n_first SET DEFAULT 0",
     ),
 }
 
@@ -126,6 +132,8 @@ study = Table(
     Column("budget_slot_s", Float),
     Column("budget_wall_s", Float),
     Column("started", Integer, nullable=False, server_default="0"),
+    # Recipes that waited when it was made; none runs again before all of them were tried.
+    Column("n_first", Integer, nullable=False, server_default="0"),
     Column("desired", Text, nullable=False, server_default="run"),
     # What is left of the budget is of no use: too few epochs for another trial.
     Column("closed", Boolean, nullable=False, server_default=false()),

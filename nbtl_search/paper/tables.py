@@ -321,7 +321,6 @@ def paper_study(dataset: str) -> dict[str, Any]:
     plain["name"] = f"paper-{dataset}"
     plain["description"] = f"Tables 2-6 of arXiv 2107.08585 for {dataset}: every recipe, once"
     plain["search"] = {
-        "repeats": 0.0,  # one run of each, as the paper has
         "space": "paper",
         "n_startup": 0,
         "pruning": {"rungs": []},

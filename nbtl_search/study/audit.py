@@ -70,7 +70,7 @@ def audit_of(standings: Sequence[Standing], ladder: Ladder) -> Audit:
         for one in standings
         if one.audited and one.state == "complete" and _is_stopped(one, standings, ladder)
     ]
-    cut = [one for one in standings if one.state == "pruned" and one.granted in ladder.rungs]
+    cut = [one for one in standings if one.state == "pruned" and one.cause is None]
     return Audit(
         n_stopped=len(stopped),
         n_best=sum(_is_best(one, standings) for one in stopped),
@@ -109,6 +109,10 @@ def _is_best(one: Standing, every: Sequence[Standing]) -> bool:
     others = [
         other.value
         for other in every
-        if other.number != one.number and other.state == "complete" and other.value is not None
+        # First runs with first runs: who is among the best runs again, and is the luckier for it.
+        if other.number != one.number
+        and other.repeat_of is None
+        and other.state == "complete"
+        and other.value is not None
     ]
     return one.value is not None and one.value > max(others, default=-math.inf)

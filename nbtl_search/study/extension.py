@@ -8,7 +8,7 @@ from nbtl_search.ledger import ledger, locks
 from nbtl_search.ledger.ledger import Spent
 from nbtl_search.postgres.connection import storage_errors
 from nbtl_search.spec import Budget
-from nbtl_search.study import finals, stages
+from nbtl_search.study import stages, work
 from nbtl_search.study.store import SPEC, Study
 
 
@@ -57,10 +57,12 @@ def extend(
     storage = study.storage
     with storage_errors(), locks.holding_name(storage.engine, study.name) as lock:
         # Under the lock that a finalisation begins under, too.
-        if finals.open_stage(study) is not None:
+        stage = work.open_stage(study)
+        if stage is not None:
+            verb = "ablate" if stage.stage == "ablation" else "finalize"
             message = (
-                f"a search is extended before or after its final runs, and those of study "
-                f"{study.name!r} are at work; finish them first: nbtl-search finalize {study.name}"
+                "a search is extended before or after its final runs and ablations, and "
+                f"{stage.name!r} has not ended; let it end: nbtl-search {verb} {study.name}"
             )
             raise SpecError(message)
         budget = ledger.set_budget(storage.engine, study.id, decide)

@@ -106,18 +106,25 @@ def next_stage(study: Study) -> Study | None:
     """
     with storage_errors():
         latest = stages.latest_round(study)
-        if latest is None:
+        if latest is None or _is_stopped(study, latest):
             return None
         while _is_to_go_on(study, latest):
             with locks.holding_name(study.storage.engine, study.name) as lock:
                 # Again, now that nobody else can do it: all idle workers come here at once.
                 latest = stages.latest_round(study)
-                if _is_to_go_on(study, latest):
+                if _is_to_go_on(study, latest) and not _is_stopped(study, latest):
                     _go_on(study, latest, lock=lock)
             latest = stages.latest_round(study)
+            if _is_stopped(study, latest):
+                return None
         stage = stages.stage_of(study, latest)
-    ledger = Ledger(study.storage.engine, stage.id)
-    return None if ledger.desired() == "stop" or is_done(study, latest) else stage
+    return None if _is_stopped(study, latest) or is_done(study, latest) else stage
+
+
+def _is_stopped(study: Study, row: Any) -> bool:
+    """Tell whether the stage that a finalisation is at was told to stop."""
+    stage = stages.stage_of(study, row)
+    return Ledger(study.storage.engine, stage.id).desired() == "stop"
 
 
 def candidates(study: Study, *, n: int) -> list[TrialRecord]:

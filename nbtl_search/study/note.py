@@ -21,9 +21,9 @@ _READING = """\
 the epochs it trained; higher is better. A trial's own page shows its learning curve. *Pruned*
 trials were stopped early or cancelled, or could not be trained: out of memory, diverged, or
 infeasible, which says what the network lacks for the recipe (`nbtl:cause`). One that *runs* may be
-paused at a rung: its own page says so. A name such as *trial 7, run 2* is the recipe of trial 7 with
-another seed: the best single run is partly lucky, so what a recipe is worth is shown on the study's
-page, and may be below the highest trial here. The trial `default` is what would be trained
+paused at a rung: its own page says so. A name such as *trial 7, run 2* is the recipe of trial 7
+with another seed: the best single run is partly lucky, so what a recipe is worth is shown on the
+study's page, and may be below the highest trial here. The trial `default` is what would be trained
 without a search: every other is to be compared with it. No test image has been looked at."""
 
 _DIAGNOSIS: Final = "### How well the weights fit"

@@ -167,7 +167,8 @@ def create(storage: Storage, spec: StudySpec, *, evidence: Evidence | None = Non
         # The row makes it exist. Written without the lock it could stand for an Optuna study that
         # another process has cleared meanwhile.
         locks.make_sure(connection)
-        ledger.register(storage.engine, study_id, spec)
+        n_waiting = sum(trial.state.name == "WAITING" for trial in trials)
+        ledger.register(storage.engine, study_id, spec, n_first=n_waiting)
     logger.info("study created", extra={"action": "create", "study": spec.name})
     return open_study(storage, spec.name)
 

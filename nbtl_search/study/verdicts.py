@@ -50,7 +50,14 @@ def verdict_of(study: Study) -> Verdict | None:
     unmade: Candidate = ()
     if winner is not None and len(winner) > 1 and is_done and not is_made:
         unmade, winner = winner, winner[:1]
-    contenders = _contenders(study, confirm, trials, winner=winner)
+    # By what was known when the winner was chosen: the search may have gone on since.
+    known = [
+        trial
+        for trial in trials.values()
+        if row.test_opened_at is None
+        or (trial.finished_at is not None and trial.finished_at <= row.test_opened_at)
+    ]
+    contenders = _contenders(study, confirm, trials, known, winner=winner)
     entries = _entries(study, row.test_id, test, trials, winner=winner)
     stage: Literal["confirm", "test", "done"] = "confirm" if row.test_id is None else "test"
     return Verdict(
@@ -101,6 +108,7 @@ def _contenders(
     study: Study,
     runs: Sequence[FinalRun],
     trials: dict[int, TrialRecord],
+    known: Sequence[TrialRecord],
     *,
     winner: Candidate | None,
 ) -> tuple[Contender, ...]:
@@ -111,9 +119,7 @@ def _contenders(
         judgement.Run(candidate=run.trials, seed=run.seed, state=run.state, value=run.val_top1)
         for run in runs
     ]
-    judged = judgement.judge(
-        planned, trials.values(), default=default[0], n_images=study.facts.n_val
-    )
+    judged = judgement.judge(planned, known, default=default[0], n_images=study.facts.n_val)
     return tuple(
         Contender(
             **_named(candidate, trials),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, final
 
 from nbtl_search.ledger import records
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.study import stages
 from nbtl_search.study.store import FINAL_MARK, Study
 from nbtl_search.worker.settings import WorkerSettings
@@ -55,6 +56,14 @@ class Retention:
         """Where they lie."""
         return checkpoints_of(self.study, self.settings.home)
 
+    def _best(self) -> list[int]:
+        """Return the first trials of the best recipes, of which the last checkpoint is kept."""
+        if self.settings.keep_best == 0:
+            return []
+        trials = records.trials(self.study.storage.engine, self.study.id)
+        found = recommend(trials, n_images=self.study.facts.n_val)
+        return [trial.number for trial, _ in found.ranked[: self.settings.keep_best]]
+
     def sweep(self) -> None:
         """Remove what the rules do not keep; any number of workers may do so at once."""
         if self.study.stage == "test":
@@ -64,8 +73,7 @@ class Retention:
         # is found ended cannot have a checkpoint that lives. The other way round it could.
         ended = records.finished(self.study.storage.engine, self.study.id)
         paused = {str(number) for number in self._paused()}
-        best = records.ranked(ended)[: self.settings.keep_best]
-        kept = {str(trial.number) for trial in best}
+        kept = {str(number) for number in self._best()}
         over = {str(trial.number) for trial in ended}
         for folder in self.folder.glob("[0-9]*"):
             if folder.name in kept | paused:

@@ -180,8 +180,13 @@ class Studies:
     def steer(self, name: str, wish: Wish) -> None:
         """Pause, resume or stop a study, or the final runs or ablation that it is at."""
         with self.workspace.open_study(name) as study:
-            at_work = work.open_stage(study) or study
-            Ledger(study.storage.engine, at_work.id).want(_DESIRED[wish])
+            ledger = Ledger(study.storage.engine, study.id)
+            # Extended beside runs that were told to stop, a search goes on, and is what is meant.
+            is_searching = ledger.desired() != "stop" and not ledger.is_over()
+            stage = None if is_searching else work.open_stage(study)
+            (ledger if stage is None else Ledger(study.storage.engine, stage.id)).want(
+                _DESIRED[wish]
+            )
 
     def extend(
         self,

@@ -12,6 +12,7 @@ _BACK = {
     7: (
         "ALTER TABLE nbtl_trial DROP COLUMN repeat_of",
         "ALTER TABLE nbtl_trial DROP COLUMN audited",
+        "ALTER TABLE nbtl_study DROP COLUMN n_first",
     ),
     6: (
         "ALTER TABLE nbtl_study DROP COLUMN closed",

@@ -273,3 +273,25 @@ def test_a_deleted_study_takes_its_final_runs_along(searched, db):
     with db.engine.connect() as connection:
         for table in ("study", "trial", "final", "final_run", "final_result"):
             assert connection.execute(text(f"SELECT count(*) FROM nbtl_{table}")).scalar() == 0
+
+
+def test_final_runs_that_were_stopped_between_the_stages_do_not_open_the_test_images(searched):
+    finals.begin(searched, PLAN)
+    stage = stage_of(searched)
+    run_all(stage, by_reinit)
+    ledger.Ledger(searched.storage.engine, stage.id).want("stop")
+    assert finals.next_stage(searched) is None
+    assert verdict_of(searched).readings == ()
+    ledger.Ledger(searched.storage.engine, stage.id).want("run")
+    assert stage_of(searched).stage == "test"
+
+
+def test_a_search_that_goes_on_afterwards_changes_nothing_of_how_the_winner_was_chosen(searched):
+    finals.begin(searched, PLAN)
+    run_all(stage_of(searched), by_reinit)
+    stage_of(searched)
+    before = verdict_of(searched).contenders
+    with searched.storage.engine.begin() as connection:
+        connection.execute(text("UPDATE nbtl_study SET n_trials = 8 WHERE name = 'cats'"))
+    run_all(searched, lambda _recipe: 99.0)
+    assert verdict_of(searched).contenders == before

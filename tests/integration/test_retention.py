@@ -21,14 +21,14 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture
 def study(db, spec, tmp_path):
-    """Trials 0 and 1 are complete (60, 61), 2 pruned, 3 runs, 4 waits; each has two checkpoints."""
+    """Trials 0 and 1 are complete (60, 70), 2 pruned, 3 runs, 4 waits; each has two checkpoints."""
     study = store.create(db, spec)
     leases = Leases(db.engine, study.id, ladder=study.ladder)
     held = [leases.grant("w", sampling.asking(study)) for _ in range(5)]
     for number in (0, 1):
         lease = held[number]
         assert lease is not None
-        leases.finish(lease, TrialOutcome(state="complete", value=60.0 + number, best_epoch=1))
+        leases.finish(lease, TrialOutcome(state="complete", value=60.0 + 10 * number, best_epoch=1))
     assert held[2] is not None
     assert held[4] is not None
     leases.finish(held[2], TrialOutcome(state="pruned", value=99.0, best_epoch=1))

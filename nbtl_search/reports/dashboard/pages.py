@@ -301,7 +301,7 @@ def _page(study: Study, stamp: tuple[Any, ...], give_way: GiveWay) -> _Page:
     give_way()
     trials = records.trials(study.storage.engine, study.id)
     curves = records.curves(study.storage.engine, study.id)
-    found = recommend(trials, n_images=study.facts.n_val)
+    found = recommend(trials if study.stage is None else (), n_images=study.facts.n_val)
     default = found.default
     n_epochs = study.spec.train.epochs
     attributes = {"dashboard:objective_names": [TOP1]} | _figures(

@@ -155,7 +155,8 @@ def status_of(study: Study, trials: Sequence[TrialRecord] | None = None) -> Stat
         trials = records.trials(engine, study.id)
     workers = records.workers(engine, study.id)
     totals = records.totals(engine, study.id, n_workers=len(workers))
-    found = recommend(trials, n_images=n_val)
+    # Final runs and ablations compare runs of a few recipes in tables of their own.
+    found = recommend(trials if study.stage is None else (), n_images=n_val)
     return StatusReport(
         study=study.name,
         measure="test top-1" if study.stage == "test" else "validation top-1",
@@ -304,12 +305,14 @@ def _finalised(report: StatusReport) -> list[RenderableType]:
     return list(map(Text, lines))
 
 
-def worth_a_look(trials: Sequence[TrialRecord], *, default: int | None) -> list[TrialRecord]:
-    """Return at most `MAX_TRIALS`, by number: the default, the best, open ones, the latest."""
-    best = ranked(trials)[:_N_BEST]
+def worth_a_look(
+    trials: Sequence[TrialRecord], *, default: int | None, best: int | None = None
+) -> list[TrialRecord]:
+    """Return at most `MAX_TRIALS`, by number: default, recommended, best, open ones, latest."""
+    highest = ranked(trials)[:_N_BEST]
     is_open = [trial for trial in trials if trial.finished_at is None]
-    baseline = [trial for trial in trials if trial.number == default]
-    wanted = [*baseline, *best, *reversed(is_open), *reversed(trials)]
+    compared = [trial for trial in trials if trial.number in {default, best}]
+    wanted = [*compared, *highest, *reversed(is_open), *reversed(trials)]
     kept = set(list(dict.fromkeys(trial.number for trial in wanted))[:MAX_TRIALS])
     return [trial for trial in trials if trial.number in kept]
 
@@ -323,7 +326,7 @@ def _trials(
     show_all: bool,
 ) -> RenderableType:
     """Return a line per trial with its dials; of many trials only those worth a look."""
-    shown = list(trials) if show_all else worth_a_look(trials, default=default)
+    shown = list(trials) if show_all else worth_a_look(trials, default=default, best=best)
 
     def emphasis(row: Row) -> str:
         return "bold" if row["trial"] == best else "dim" if row["state"] == "pruned" else ""

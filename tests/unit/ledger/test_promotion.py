@@ -1,5 +1,7 @@
 """Asynchronous successive halving that pauses and promotes, as pure functions."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
@@ -189,3 +191,9 @@ def test_who_runs_or_has_failed_counts_at_the_rung_and_is_not_chosen():
 def test_no_more_is_granted_than_is_left(n_epochs, wanted):
     assert Room(has_slot=True, epochs=n_epochs).at_most(wanted) == min(n_epochs, wanted)
     assert FULL.at_most(wanted) == wanted
+
+
+def test_what_was_cancelled_takes_no_place_of_those_that_can_go_on():
+    every = paused(90.0, 80.0, 70.0, 60.0)
+    cancelled = [replace(every[0], state="pruned", cause="cancelled"), *every[1:]]
+    assert choose(cancelled, FULL, LADDER) == 101

@@ -23,10 +23,10 @@ def whole(*values, first=0, repeat_of=None):
     ]
 
 
-def standing(number, *, state="complete", value=None, repeat_of=None, granted=8):
+def standing(number, *, state="complete", value=None, repeat_of=None, granted=8, cause=None):
     return Standing(
         trial_id=100 + number, number=number, state=state, protected=repeat_of is not None,
-        granted=granted, best_at=(), value=value, repeat_of=repeat_of,
+        granted=granted, best_at=(), value=value, repeat_of=repeat_of, cause=cause,
     )  # fmt: skip
 
 
@@ -83,9 +83,9 @@ def test_only_where_a_whole_run_has_room(room, is_granted):
 
 
 def test_not_before_all_that_waits_from_the_start():
-    ladder = replace(LADDER, n_first=5)
-    assert chosen(whole(*RIVALS), ladder=ladder) is None
-    assert chosen(whole(*RIVALS, 74.0), ladder=ladder) == 1
+    room = replace(FREE, n_first=5)
+    assert chosen(whole(*RIVALS), room=room) is None
+    assert chosen(whole(*RIVALS, 74.0), room=room) == 1
 
 
 def test_without_a_share_there_are_none():
@@ -104,8 +104,10 @@ def test_a_repeat_that_runs_counts_before_it_has_a_value():
 def test_a_recipe_that_could_not_be_trained_again_is_left_alone():
     every = whole(*RIVALS, 79.5, 76.0)
     best = chosen(every)
-    broken = standing(20, state="pruned", granted=0, repeat_of=best)
+    broken = standing(20, state="pruned", granted=0, repeat_of=best, cause="diverged")
     assert chosen([*every, broken]) not in {None, best}
+    cancelled = standing(20, state="pruned", granted=0, repeat_of=best, cause="cancelled")
+    assert chosen([*every, cancelled]) == best, "its owner's wish says nothing of the recipe"
 
 
 @given(values=st.lists(st.floats(50, 90), min_size=6, max_size=12), share=st.floats(0, 0.6))

@@ -1,5 +1,7 @@
 """What early stopping did, from where the trials of a search stand."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -41,6 +43,17 @@ def test_the_audited_that_a_rung_would_have_stopped_are_counted():
 def test_one_that_would_have_been_the_best_is_seen():
     late = [*SEARCH[:4], trial(4, 30.0, 81.0, audited=True), *SEARCH[5:]]
     assert audit_of(late, LADDER).n_best == 1
+
+
+def test_its_own_luckier_repeat_does_not_take_its_place():
+    late = [*SEARCH[:4], trial(4, 30.0, 81.0, audited=True), *SEARCH[5:]]
+    repeat = replace(trial(7, 30.0, 85.0, protected=True), repeat_of=4)
+    assert audit_of([*late, repeat], LADDER).n_best == 1
+
+
+def test_what_was_cancelled_or_diverged_was_not_saved_by_a_rung():
+    wanted_no_more = [*SEARCH[:6], replace(SEARCH[6], cause="cancelled")]
+    assert audit_of(wanted_no_more, LADDER).epochs_saved == 10
 
 
 def test_one_that_the_rung_would_have_promoted_tells_nothing():
