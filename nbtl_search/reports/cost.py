@@ -12,11 +12,14 @@ from nbtl_search.spec.ablation import Ablation
 from nbtl_search.spec.verdict import Verdict
 
 _AT_REST: Final = (*TERMINAL, "paused")
-_STATES: Final = {
-    "complete": "search: complete",
-    "pruned": "search: stopped early",
-    "failed": "search: failed",
-}
+_LINES: Final = (
+    "search: complete",
+    "search: repeats",
+    "search: stopped early",
+    "search: cancelled, or cannot be trained",
+    "search: failed",
+    "search: not ended",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +51,28 @@ def spending(
 def _parts(
     trials: Sequence[TrialRecord], verdict: Verdict | None, ablation: Ablation | None
 ) -> Iterator[Part]:
-    for state, name in _STATES.items():
-        chosen = [trial for trial in trials if trial.state == state]
+    for name in _LINES:
+        chosen = [trial for trial in trials if _line_of(trial) == name]
         yield _part(name, ((t.n_epochs, t.seconds, t.n_attempts) for t in chosen))
-    not_ended = [trial for trial in trials if trial.state not in _STATES]
-    yield _part("search: not ended", ((t.n_epochs, t.seconds, t.n_attempts) for t in not_ended))
     for stage, name in (("confirm", "final runs: confirm"), ("test", "final runs: test")):
         runs = [] if verdict is None else verdict.runs
         chosen_runs = [run for run in runs if run.stage == stage]
         yield _part(name, ((r.n_epochs, r.seconds, r.n_attempts) for r in chosen_runs))
     ablated = () if ablation is None else ablation.runs
     yield _part("ablation", ((r.n_epochs, r.seconds, r.n_attempts) for r in ablated))
+
+
+def _line_of(trial: TrialRecord) -> str:
+    complete, repeats, stopped, unable, failed, not_ended = _LINES
+    match trial.state:
+        case "complete":
+            return complete if trial.repeat_of is None else repeats
+        case "pruned":
+            return stopped if trial.cause is None else unable
+        case "failed":
+            return failed
+        case _:
+            return not_ended
 
 
 def _part(name: str, runs: Iterable[tuple[int, float, int]]) -> Part:

@@ -1,9 +1,10 @@
+import dataclasses
 from typing import Any
 
 import pytest
 
 from nbtl_search.ledger.records import Totals, default_of
-from nbtl_search.reports.cost import time_left_s
+from nbtl_search.reports.cost import spending, time_left_s
 from nbtl_search.spec import Budget
 
 
@@ -79,3 +80,22 @@ def test_no_guess_where_there_is_nothing_to_guess_from(changes, n_workers, expec
     budget = Budget(n_trials=10)
     left = time_left_s(totals(**changes), [], n_workers=n_workers, n_epochs=8, budget=budget)
     assert left == expected
+
+
+def test_the_bill_tells_repeats_and_cancelled_trials_from_others(make_trial):
+    trials = [
+        make_trial(0, value=75.0, n_epochs=8),
+        dataclasses.replace(make_trial(1, value=75.0, n_epochs=8), repeat_of=0),
+        make_trial(2, state="pruned", n_epochs=3),
+        dataclasses.replace(make_trial(3, state="pruned", n_epochs=2), cause="cancelled"),
+        make_trial(4, state="paused", n_epochs=3),
+    ]
+    found = {part.name: part.epochs for part in spending(trials, None)}
+    assert found == {
+        "search: complete": 8,
+        "search: repeats": 8,
+        "search: stopped early": 3,
+        "search: cancelled, or cannot be trained": 2,
+        "search: not ended": 3,
+        "all": 24,
+    }
