@@ -6,7 +6,8 @@ from sqlalchemy import text
 from nbtl_search import space
 from nbtl_search.advice import advise
 from nbtl_search.errors import SchemaError
-from nbtl_search.ledger import ledger, schema
+from nbtl_search.ledger import ledger, records, schema
+from nbtl_search.ledger.recommendation import recommend
 from nbtl_search.spec import Advised, Budget, Diagnosis, KnownRecipe, Measured, Prior
 from nbtl_search.study import diagnoses, store, warm_start
 from tests.integration.older_tables import as_version
@@ -150,11 +151,12 @@ class TestMemory:
         recipes = run_all(study, lambda _recipe: next(values))
         (found,) = warm_start.earlier_studies(db, spec.replace(name="new"))
         assert (found.study, found.diagnosis) == ("cats", diagnosis)
-        assert [(r.trial, r.top1, r.gain) for r in found.recipes] == [
-            (3, 70.0, 20.0),
-            (4, 65.0, 15.0),
-            (1, 61.0, 11.0),
-        ]
+        assert [r.trial for r in found.recipes] == [3, 4, 1]
+        ours = recommend(records.trials(db.engine, study.id), n_images=study.facts.n_val)
+        usual = ours.value_of(ours.default).mean
+        assert [r.top1 for r in found.recipes] == [value.mean for _, value in ours.ranked[:3]]
+        assert [r.gain for r in found.recipes] == [r.top1 - usual for r in found.recipes]
+        assert 69 < found.recipes[0].top1 < 70, "shrunken"
         assert dict(found.recipes[0].dials) == recipes[3].dials.model_dump()
         advised = advise(
             diagnosis.replace(n_images=2000),
