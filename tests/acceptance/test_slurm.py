@@ -93,7 +93,9 @@ def everything_written(program, cluster):
 
 @pytest.mark.timeout(900)
 def test_a_study_survives_what_a_cluster_does_to_it(program, cluster, settings, tiny, tmp_path):
-    program.ok(*tiny, "--epochs", 12, "--trials", N_TRIALS)
+    # Without rungs a task is nearly always in mid-trial, where it is to be struck.
+    rungs = ("--set", "search.pruning.rungs=[]")
+    program.ok(*tiny, *rungs, "--epochs", 12, "--trials", N_TRIALS)
     program.ok("db", "serve", "--host", "127.0.0.1", "--port", free_port())
     assert launch(program, cluster, settings, "--workers", 4)["n_after"] == 4
     wait_until(lambda: len(cluster.running()) == 4, timeout_s=120)

@@ -139,7 +139,7 @@ def test_a_half_made_study_is_not_there_and_is_made_anew(db, spec, monkeypatch, 
 
 
 def test_a_study_without_its_last_step_is_made_anew(db, spec, monkeypatch):
-    def dies(*_):
+    def dies(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
