@@ -17,6 +17,7 @@ from tests.acceptance.conftest import check_invariants, free_port, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres, pytest.mark.chaos, pytest.mark.slow]
 
+EPOCHS = 12
 N_TRIALS = 10
 BEAT = ("--beat-s", "1.5")  # a lease of 9 s: four workers on two cores may take seconds to leave
 SETTINGS = "gpus = 0\ncpus = 1\nmem_gb = 1.5\ntime_min = 60\nsignal_s = 30\n"
@@ -62,10 +63,24 @@ def training(program, cluster):
     return running if report["running"] >= len(running) > 0 else None
 
 
+def in_mid_trial(program):
+    """Tell whether every trial that runs has trained an epoch, and has several to go."""
+    opened = program.open()
+    query = (
+        "SELECT (SELECT count(*) FROM nbtl_epoch e WHERE e.trial_id = t.trial_id)"
+        " FROM nbtl_trial t WHERE state = 'running'"
+    )
+    with opened.engine.connect() as connection:
+        n_epochs = list(connection.execute(text(query)).scalars())
+    opened.close()
+    return bool(n_epochs) and all(1 <= n <= EPOCHS - 4 for n in n_epochs)
+
+
 def interrupt(program, cluster, *command):
     """Do this to a task in mid-trial; to another one where the first was between two trials."""
     before = causes(program).count("preempted")
     for task in sorted(cluster.running()):
+        wait_until(lambda: in_mid_trial(program), timeout_s=60)
         cluster.run(*command, task)
         for _ in range(20):
             if causes(program).count("preempted") > before:
@@ -95,7 +110,7 @@ def everything_written(program, cluster):
 def test_a_study_survives_what_a_cluster_does_to_it(program, cluster, settings, tiny, tmp_path):
     # Without rungs a task is nearly always in mid-trial, where it is to be struck.
     rungs = ("--set", "search.pruning.rungs=[]")
-    program.ok(*tiny, *rungs, "--epochs", 12, "--trials", N_TRIALS)
+    program.ok(*tiny, *rungs, "--epochs", EPOCHS, "--trials", N_TRIALS)
     program.ok("db", "serve", "--host", "127.0.0.1", "--port", free_port())
     assert launch(program, cluster, settings, "--workers", 4)["n_after"] == 4
     wait_until(lambda: len(cluster.running()) == 4, timeout_s=120)
