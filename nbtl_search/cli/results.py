@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from nbtl_search.workspace.results import Format
 
 
+_workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="By default one per GPU or core; 0 leaves it to workers on other machines.",
+)
+
+
 @click.command("finalize")
 @click.argument("study")
 @click.option(
@@ -52,11 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--again", metavar="REASON", help="Read the test images once more; the reason is recorded."
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    help="By default one per GPU or core; 0 leaves it to workers on other machines.",
-)
+@_workers_option
 @launch_options
 @storage_option
 @json_option
@@ -118,11 +121,7 @@ def finalize_command(
     type=click.Path(dir_okay=False, path_type=Path),
     help="File for the picture, .svg or .png, or for its numbers, .csv.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    help="By default one per GPU or core; 0 leaves it to workers on other machines.",
-)
+@_workers_option
 @launch_options
 @storage_option
 @json_option

@@ -18,7 +18,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from nbtl_search.spec.verdict import Interval, Summary
 
@@ -41,8 +41,8 @@ class SeedNoise:
         """Return the variance of a run, in squared points, at an accuracy in percent."""
         return self.dispersion * binomial_variance(accuracy, n_images=self.n_images)
 
-    def quantile(self, confidence: float, *, sides: Literal[1, 2] = 2) -> float:
-        """Return how many standard errors a bound lies from the mean (Student, 1908).
+    def quantile(self, confidence: float) -> float:
+        """Return how many standard errors an interval reaches from its mean (Student, 1908).
 
         Raises:
             ValueError: the confidence is not between 0 and 1.
@@ -52,7 +52,7 @@ class SeedNoise:
             raise ValueError(message)
         from scipy.special import stdtrit  # noqa: PLC0415  (most commands compare nothing)
 
-        return float(stdtrit(self.n_free, 1 - (1 - confidence) / sides))
+        return float(stdtrit(self.n_free, 1 - (1 - confidence) / 2))
 
     def probability_above(self, difference: float, *, variance: float) -> float:
         """Return the probability that a difference of means of this variance is above zero."""

@@ -190,7 +190,7 @@ class Leases:
     def _promote(self, connection: Connection, worker: str, choice: Choice) -> Lease:
         trial, paused = schema.trial, choice.promoted
         assert paused is not None, "grant() sends nobody else here"  # noqa: S101
-        stop = self._ladder.stop_after(paused.granted, protected=paused.protected or paused.audited)
+        stop = self._ladder.stop_after(paused.granted, protected=paused.never_pauses)
         row = connection.execute(
             update(trial)
             .where(trial.c.trial_id == paused.trial_id)

@@ -89,6 +89,14 @@ class Ledger:
         with storage_errors(), self._engine.connect() as connection:
             return connection.execute(query).scalar() or "stop"
 
+    def is_stopped(self) -> bool:
+        """Tell whether the study was told to stop."""
+        return self.desired() == "stop"
+
+    def goes_on(self) -> bool:
+        """Tell whether trials may still be trained: the study is neither over nor told to stop."""
+        return not self.is_stopped() and not self.is_over()
+
     def is_over(self) -> bool:
         """Tell whether no trial is open and the budget allows no new one."""
         trial, study = schema.trial, schema.study

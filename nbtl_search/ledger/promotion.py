@@ -62,6 +62,11 @@ class Standing:
     cause: str | None = None
     """Why it ended, where that was not for its accuracy: it could not be trained, say."""
 
+    @property
+    def never_pauses(self) -> bool:
+        """Tell whether no rung sets it aside."""
+        return self.protected or self.audited
+
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
@@ -107,9 +112,7 @@ def choose(standings: Sequence[Standing], room: Room, ladder: Ladder) -> int | N
     """
     if room.epochs == 0:
         return None
-    cut_short = (
-        one for one in standings if (one.protected or one.audited) and one.state == "paused"
-    )
+    cut_short = (one for one in standings if one.never_pauses and one.state == "paused")
     promoted = next(cut_short, None) or _promotable(standings, ladder)
     if promoted is not None:
         return promoted.trial_id

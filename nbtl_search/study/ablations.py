@@ -125,7 +125,7 @@ def next_stage(study: Study) -> Study | None:
                 if runs:
                     stages.add(stage_of(study, latest), runs, lock=lock)
         stage = open_stage(study)
-    if stage is None or Ledger(study.storage.engine, stage.id).desired() == "stop":
+    if stage is None or Ledger(study.storage.engine, stage.id).is_stopped():
         return None
     return stage
 
@@ -282,13 +282,15 @@ def _set_seeds(study: Study, latest: Any, n_seeds: int | None, *, lock: Connecti
 
 
 def _is_done(study: Study, row: Any) -> bool:
-    return stages.has_ended(stage_of(study, row)) and not _runs_to_add(study, row)
+    return stages.has_ended(stage_of(study, row)) and not _next_runs(study, row)
 
 
 def _runs_to_add(study: Study, row: Any) -> list[PlannedRun]:
     """Return the runs that come next; none before all that are planned have ended."""
-    if not stages.has_ended(stage_of(study, row)):
-        return []
+    return _next_runs(study, row) if stages.has_ended(stage_of(study, row)) else []
+
+
+def _next_runs(study: Study, row: Any) -> list[PlannedRun]:
     found = _compared(study, row)
     seeds = [run.recipe.train.seed for run in found.rows if run.candidate == 0]
     if len(seeds) >= found.plan.n_seeds or found.n_failed(0):
@@ -382,13 +384,8 @@ def _need(gain: Interval | None) -> Need:
 
 def _run(row: Any, plan: Plan) -> AblationRun:
     return AblationRun(
-        number=row.slot - 1 if row.number is None else row.number,
+        **stages.progress_of(row),
         variant=row.candidate,
         name=plan.variants[row.candidate].name,
-        seed=row.recipe.train.seed,
-        state=row.state or "waiting",
-        n_epochs=row.n_epochs or 0,
-        seconds=row.seconds or 0.0,
-        n_attempts=row.attempt or 0,
         val_top1=row.value if row.state == "complete" else None,
     )

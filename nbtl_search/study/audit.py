@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbtl_search.errors import StorageError
 from nbtl_search.ledger import grants
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.promotion import Ladder, Standing, best_at
@@ -85,12 +84,7 @@ def pooled(storage: Storage) -> Audit:
     Raises:
         StorageError: the database refuses.
     """
-    found = []
-    for summary in store.names(storage):
-        try:
-            found.append(audit(store.open_study(storage, summary.name)))
-        except (LookupError, StorageError):
-            continue  # deleted since the list was read, or half of it from outside: one less
+    found = [audit(study) for study in store.open_all(storage)]
     return Audit(
         n_stopped=sum(one.n_stopped for one in found),
         n_best=sum(one.n_best for one in found),

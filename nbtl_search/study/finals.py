@@ -124,7 +124,7 @@ def next_stage(study: Study) -> Study | None:
 def _is_stopped(study: Study, row: Any) -> bool:
     """Tell whether the stage that a finalisation is at was told to stop."""
     stage = stages.stage_of(study, row)
-    return Ledger(study.storage.engine, stage.id).desired() == "stop"
+    return Ledger(study.storage.engine, stage.id).is_stopped()
 
 
 def candidates(study: Study, *, n: int) -> list[TrialRecord]:
@@ -171,7 +171,6 @@ def _judgement(
     runs = [
         judgement.Run(
             candidate=stages.trials_of(row),
-            seed=row.recipe.train.seed,
             state=row.state,
             value=row.value,
         )

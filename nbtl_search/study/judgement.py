@@ -24,7 +24,6 @@ class Run:
     """A planned run of the confirm stage."""
 
     candidate: Candidate
-    seed: int
     state: str | None
     """None before it has begun."""
     value: float | None

@@ -50,8 +50,7 @@ def check_is_over(study: Study, *, verb: str) -> None:
     Raises:
         SpecError: it is neither over nor told to stop.
     """
-    ledger = Ledger(study.storage.engine, study.id)
-    if ledger.desired() != "stop" and not ledger.is_over():
+    if Ledger(study.storage.engine, study.id).goes_on():
         message = (
             f"a search is over before it is {verb}, and study {study.name!r} is not; go on "
             f"with: nbtl-search launch {study.name}, or end it: nbtl-search stop {study.name}"
@@ -202,6 +201,18 @@ def runs_of(study: Study, stage_id: int) -> Sequence[Any]:
     )
     with storage_errors(), study.storage.engine.connect() as connection:
         return connection.execute(query).all()
+
+
+def progress_of(row: Any) -> dict[str, Any]:
+    """Return how far a planned run is, as the values that show one have it."""
+    return {
+        "number": row.slot - 1 if row.number is None else row.number,
+        "seed": row.recipe.train.seed,
+        "state": row.state or "waiting",
+        "n_epochs": row.n_epochs or 0,
+        "seconds": row.seconds or 0.0,
+        "n_attempts": row.attempt or 0,
+    }
 
 
 def trials_of(row: Any) -> Candidate:

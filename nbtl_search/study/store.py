@@ -7,7 +7,7 @@ first. An Optuna study without that row is half-made: nobody sees it, the next `
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -94,7 +94,7 @@ class Study:
 
     @cached_property
     def ladder(self) -> Ladder:
-        """Where its trials pause, and what repeats may take; final runs do neither."""
+        """The rungs of its trials, and what repeats may take; final runs have neither."""
         n_updates = self.spec.train.updates_per_epoch(self.facts.n_train)
         ladder = ladder_of(self.spec, n_updates=n_updates, n_images=self.facts.n_val)
         return ladder if self.stage is None else replace(ladder, rungs=(), repeats=0.0)
@@ -235,6 +235,22 @@ def names(storage: Storage) -> list[StudySummary]:
     )
     with storage_errors(), storage.engine.connect() as connection:
         return [StudySummary(**row) for row in connection.execute(query).mappings()]
+
+
+def open_all(storage: Storage, *, without: Collection[str | None] = ()) -> Iterator[Study]:
+    """Open all studies but those of final runs and those named, the newest first.
+
+    Raises:
+        StorageError: the database refuses.
+    """
+    for summary in names(storage):
+        if summary.name in without:
+            continue
+        try:
+            study = open_study(storage, summary.name)
+        except (LookupError, StorageError):
+            continue  # deleted since the list was read, or half of it from outside: one less
+        yield study
 
 
 def delete(storage: Storage, name: str) -> None:

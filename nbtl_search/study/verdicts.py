@@ -89,15 +89,10 @@ def _runs(study: Study, stage_id: int, stage: FinalStage) -> list[FinalRun]:
 def _run(row: Any, stage: FinalStage) -> FinalRun:
     is_scored = row.digest is not None
     return FinalRun(
-        number=row.slot - 1 if row.number is None else row.number,
+        **stages.progress_of(row),
         stage=stage,
         candidate=row.candidate,
         averaged=tuple(row.averaged or ()),
-        seed=row.recipe.train.seed,
-        state=row.state or "waiting",
-        n_epochs=row.n_epochs or 0,
-        seconds=row.seconds or 0.0,
-        n_attempts=row.attempt or 0,
         val_top1=row.value if stage == "confirm" else None,
         test=TestScore.from_row(row) if is_scored else None,
         weights=FinalWeights.from_row(row) if is_scored else None,
@@ -116,8 +111,7 @@ def _contenders(
     values = {candidate: _validated(runs, candidate) for candidate in order}
     default = order[0]
     planned = [
-        judgement.Run(candidate=run.trials, seed=run.seed, state=run.state, value=run.val_top1)
-        for run in runs
+        judgement.Run(candidate=run.trials, state=run.state, value=run.val_top1) for run in runs
     ]
     judged = judgement.judge(planned, known, default=default[0], n_images=study.facts.n_val)
     return tuple(

@@ -4,7 +4,6 @@ from typing import Final
 
 from nbtl_search import space
 from nbtl_search.advice import EarlierRecipe, EarlierStudy
-from nbtl_search.errors import StorageError
 from nbtl_search.ledger import records
 from nbtl_search.ledger.database import Storage
 from nbtl_search.ledger.ledger import Ledger
@@ -30,22 +29,12 @@ def earlier_studies(
         StorageError: the database refuses.
     """
     found = []
-    for summary in store.names(storage):
-        if summary.name in {spec.name, source}:
-            continue
-        try:
-            study = store.open_study(storage, summary.name)
-        except (LookupError, StorageError):
-            continue  # deleted since the list was read, or half of it from outside: one less
-        if study.spec.model.name == spec.model.name and _is_over(study):
+    for study in store.open_all(storage, without={spec.name, source}):
+        is_ended = not Ledger(storage.engine, study.id).goes_on()
+        if study.spec.model.name == spec.model.name and is_ended:
             earlier = _earlier(study)
             found += [earlier] if earlier.recipes else []
     return found
-
-
-def _is_over(study: Study) -> bool:
-    ledger = Ledger(study.storage.engine, study.id)
-    return ledger.is_over() or ledger.desired() == "stop"
 
 
 def _earlier(study: Study) -> EarlierStudy:

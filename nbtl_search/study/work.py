@@ -49,4 +49,4 @@ def check_alone(study: Study, verb: Verb) -> None:
 
 
 def _is_stopped(stage: Study) -> bool:
-    return Ledger(stage.storage.engine, stage.id).desired() == "stop"
+    return Ledger(stage.storage.engine, stage.id).is_stopped()

@@ -182,8 +182,7 @@ class Studies:
         with self.workspace.open_study(name) as study:
             ledger = Ledger(study.storage.engine, study.id)
             # Extended beside runs that were told to stop, a search goes on, and is what is meant.
-            is_searching = ledger.desired() != "stop" and not ledger.is_over()
-            stage = None if is_searching else work.open_stage(study)
+            stage = None if ledger.goes_on() else work.open_stage(study)
             (ledger if stage is None else Ledger(study.storage.engine, stage.id)).want(
                 _DESIRED[wish]
             )

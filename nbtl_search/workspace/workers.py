@@ -220,7 +220,7 @@ def _serve_metrics(supervisor: Supervisor, settings: WorkerSettings, stack: Exit
 def _stage(study: Study) -> Study | None:
     """Return what has work left: the search, else final runs or an ablation that is wanted."""
     ledger = Ledger(study.storage.engine, study.id)
-    if ledger.desired() != "stop" and not ledger.is_over():
+    if ledger.goes_on():
         return study
     return work.next_stage(study)
 
